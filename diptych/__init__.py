@@ -1,0 +1,28 @@
+"""Diptych: compose, train, measure and serve vision-language models of your own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diptych.model.vlm import Vlm
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(name: str | Path) -> Vlm:
+    """A saved model, ready to ask: `diptych.load("runs/mine/model").chat("a.png").ask("?")`.
+
+    Args:
+        name: a model folder, a run folder, or a hub name.
+    """
+    from diptych.model.checkpoint import load_model
+
+    return load_model(name)
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"diptych has no attribute {name!r}; public names: {', '.join(__all__)}")

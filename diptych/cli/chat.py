@@ -1,0 +1,72 @@
+"""`diptych chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.shell import err, out, show_error
+from diptych.errors import DiptychError, MissingImage
+from diptych.model.checkpoint import load_model
+
+_HELP = "/image PATH shows a picture, /reset starts over, /quit leaves"
+
+
+def talk(
+    name: str,
+    image: Path | None,
+    question: str | None,
+    as_json: bool,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> dict[str, Any] | None:
+    """One question, or turns until the user leaves."""
+    if image is not None and not image.is_file():
+        raise MissingImage("there is no such picture", where=str(image))
+    model = load_model(name)
+    session = model.chat(
+        image, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
+    )
+    if question is not None:
+        answer = session.ask(question)
+        if not as_json:
+            out.print(answer, markup=False, highlight=False)
+        return {"question": question, "answer": answer}
+    interactive = sys.stdin.isatty()
+    if interactive:
+        err.print(f"[dim]{_HELP}[/]")
+    turns = []
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            break
+        if not line:
+            continue
+        if line in ("/quit", "/exit"):
+            break
+        try:
+            if line == "/reset":
+                session.reset()
+                err.print("[dim]forgotten[/]")
+            elif line.startswith("/image"):
+                session.show(Path(line.removeprefix("/image").strip()).expanduser())
+                err.print("[dim]picture added to the next question[/]")
+            elif line.startswith("/"):
+                err.print(f"[dim]unknown command; {_HELP}[/]")
+            else:
+                pieces = []
+                for piece in session.stream(line):
+                    pieces.append(piece)
+                    if not as_json:
+                        sys.stdout.write(piece)
+                        sys.stdout.flush()
+                if not as_json:
+                    sys.stdout.write("\n")
+                turns.append({"question": line, "answer": "".join(pieces)})
+        except DiptychError as error:
+            # One bad picture or an overlong question must not end the conversation.
+            show_error(error)
+    return {"turns": turns} if as_json else None

@@ -1,0 +1,420 @@
+"""`diptych`: the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diptych import __version__
+from diptych.cli.shell import Debug, Json, Set, command, err, out
+
+app = typer.Typer(
+    name="diptych",
+    help="Compose, train, measure and use vision-language models of your own.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Check, convert and draw data sets.")
+app.add_typer(data_app, name="data")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"diptych {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit.")
+    ] = False,
+) -> None:
+    """Compose, train, measure and use vision-language models of your own."""
+
+
+Format = Annotated[str | None, typer.Option(help="Format by name; detected when left out.")]
+Images = Annotated[
+    str | None, typer.Option(help="Folder that image paths are relative to; default: the data's.")
+]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the run folders.")]
+
+
+@app.command()
+@command
+def quickstart(
+    data: Annotated[
+        str | None, typer.Option(help="Your own questions instead of drawn charts.")
+    ] = None,
+    images: Images = None,
+    runs: Runs = Path("runs"),
+    num: Annotated[int | None, typer.Option(min=20, help="Charts to draw.")] = None,
+    seed: Annotated[int, typer.Option(help="Of charts, weights and order.")] = 0,
+    set: Set = None,  # noqa: A002
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Draw charts, compose a small model, train it, measure it, and show what changed.
+
+    Needs about ten minutes on two cores. A run that was stopped goes on where it was.
+
+    Examples:
+
+        diptych quickstart
+
+        diptych quickstart --data questions.json --images photos/
+    """
+    from diptych.cli.quickstart import run_quickstart, show_summary
+
+    summary = run_quickstart(
+        data=data, images=images, runs=runs, num=num, seed=seed, overrides=set or []
+    )
+    if not json:
+        show_summary(summary)
+    return summary
+
+
+@app.command()
+@command
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe name, YAML or JSON file, or a run's recipe.json.")
+    ],
+    set: Set = None,  # noqa: A002
+    runs: Runs = Path("runs"),
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; default: name and fingerprint in --runs.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Run a recipe: compose, measure, train, measure again, write the report.
+
+    The same command resumes a run that was stopped.
+
+    Examples:
+
+        diptych train my-recipe.yaml
+
+        diptych train llava-debug --set stages.instruct.learning_rate=1e-4
+
+        diptych train runs/mine-0123456789ab/recipe.json
+    """
+    from diptych.cli.quickstart import show_summary
+    from diptych.cli.run import run_folder, run_recipe
+    from diptych.recipe import load
+    from diptych.train.progress import Progress
+
+    chosen = load(recipe).override(set or [])
+    folder = run or run_folder(chosen, runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    err.print(f"run folder: {folder}", highlight=False)
+    summary = run_recipe(chosen, folder, progress=Progress(folder / "train.log"))
+    if not json:
+        show_summary(summary)
+    return summary
+
+
+@app.command()
+@command
+def show(
+    recipe: Annotated[str, typer.Argument(help="Recipe name or file.")],
+    set: Set = None,  # noqa: A002
+    plan: Annotated[
+        bool, typer.Option("--plan", help="What the run will take, before any download.")
+    ] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Print a recipe with the meaning of every field, or its plan.
+
+    Examples:
+
+        diptych show llava15-7b
+
+        diptych show quickstart --plan
+    """
+    from diptych.cli import show as views
+    from diptych.recipe import load
+
+    chosen = load(recipe).override(set or [])
+    if plan:
+        from diptych.cli.plan import plan as make_plan
+
+        planned = make_plan(chosen)
+        if not json:
+            out.print(views.plan_table(planned))
+        return planned
+    if not json:
+        views.print_tree(chosen, out)
+    return chosen.to_dict()
+
+
+@app.command("list")
+@command
+def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
+    """List recipes and parts: connectors, objectives, formats, metrics, benchmarks, layouts.
+
+    Example:
+
+        diptych list
+    """
+    from diptych import parts
+    from diptych.cli.show import parts_table
+    from diptych.recipe import named
+
+    recipes = {n: (f.__doc__ or "").split("\n", 1)[0] for n, f in sorted(named().items())}
+    found = {"recipes": recipes}
+    for folder in (
+        "model.connectors",
+        "train.objectives",
+        "data.formats",
+        "eval.metrics",
+        "eval.benchmarks",
+        "convert.layouts",
+    ):
+        found[folder.rsplit(".", 1)[-1]] = parts.describe(folder)
+    if not json:
+        out.print(parts_table(found))
+    return found
+
+
+@app.command("eval")
+@command
+def eval_(
+    model: Annotated[str, typer.Argument(help="Model or run folder.")],
+    data: Annotated[str, typer.Argument(help="Questions with answers, in any format.")],
+    images: Images = None,
+    format: Format = None,  # noqa: A002
+    metric: Annotated[str, typer.Option(help="exact, relaxed, vqa_official ...")] = "exact",
+    train: Annotated[
+        str | None, typer.Option(help="Training data, for the majority answer.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions.")] = None,
+    how: Annotated[str, typer.Option(help="generate or likelihood.")] = "generate",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
+    choices: Annotated[
+        str | None, typer.Option(help="MMLU-style CSV for text-only ability.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for result.json and records.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of --limit.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Measure a model: score, interval, blind control, majority answer, split by kind.
+
+    Examples:
+
+        diptych eval runs/mine/model test.json --images photos --metric relaxed
+
+        diptych eval runs/mine test.json --limit 200 --json
+    """
+    from diptych.cli.measure import measure, result_table
+
+    result = measure(
+        model, data, images=images, format=format, metric=metric, train=train, limit=limit,
+        how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
+        save=save, seed=seed,
+    )  # fmt: skip
+    if not json:
+        out.print(result_table(result))
+    return result.to_dict()
+
+
+@app.command()
+@command
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Run folder or saved result of the first.")],
+    run_b: Annotated[Path, typer.Argument(help="Run folder or saved result of the second.")],
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Compare two runs question by question: what was gained, lost and forgotten.
+
+    Example:
+
+        diptych compare runs/before runs/after
+    """
+    from diptych.cli.measure import compare_runs, comparison_table
+
+    comparison = compare_runs(run_a, run_b, seed)
+    if not json:
+        out.print(comparison_table(comparison))
+    return comparison.to_dict()
+
+
+@app.command()
+@command
+def chat(
+    model: Annotated[str, typer.Argument(help="Model or run folder.")],
+    image: Annotated[Path | None, typer.Argument(help="A picture to talk about.")] = None,
+    ask: Annotated[
+        str | None, typer.Option(help="Ask one question, print the answer and exit.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any] | None:
+    """Talk to a model in the terminal, with streaming, pictures and many turns.
+
+    Inside: `/image PATH` shows another picture, `/reset` starts over, `/quit` leaves.
+
+    Examples:
+
+        diptych chat runs/mine chart.png
+
+        diptych chat runs/mine chart.png --ask "Which bar is highest?"
+    """
+    from diptych.cli.chat import talk
+
+    return talk(model, image, ask, json, max_new_tokens, temperature, top_p)
+
+
+@app.command()
+@command
+def convert(
+    model: Annotated[str, typer.Argument(help="Model to convert.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    to: Annotated[str | None, typer.Option(help="Layout to write, such as hf-llava.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Layout to read, such as hf-llava.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Write a model in a layout that others load, or read one; compared before it is kept.
+
+    Examples:
+
+        diptych convert runs/mine/model exported --to hf-llava
+
+        diptych convert exported imported --from hf-llava
+    """
+    from diptych.cli.leave import convert_model
+
+    report = convert_model(model, output, to, from_)
+    if not json:
+        for key, value in report.items():
+            out.print(f"{key}: {value}", highlight=False, markup=False)
+    return report
+
+
+@app.command()
+@command
+def doctor(json: Json = False, debug: Debug = False) -> dict[str, Any]:
+    """Say what this machine has, and what is missing for which feature.
+
+    Example:
+
+        diptych doctor
+    """
+    from diptych.cli.doctor import examine, findings_table
+
+    found = examine()
+    if not json:
+        out.print(findings_table(found))
+    return found
+
+
+@data_app.command("check")
+@command
+def data_check(
+    path: Annotated[str, typer.Argument(help="File, folder, shards or URL.")],
+    images: Images = None,
+    format: Format = None,  # noqa: A002
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer counts tokens (or its folder).")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=8, help="Longest sample in tokens (with --model).")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the good rows here and a reject file beside.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Read every row and picture once and name every fault, with its line.
+
+    Exits 1 when something was rejected.
+
+    Examples:
+
+        diptych data check train.json --images photos
+
+        diptych data check train.json --fix good.json
+    """
+    from diptych.cli.data import check_data
+
+    report, bad = check_data(path, images, format, model, context, fix, show=not json)
+    if bad and not json:
+        raise typer.Exit(1)
+    return report
+
+
+@data_app.command("convert")
+@command
+def data_convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="File to read.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
+    to: Annotated[str, typer.Option(help="Format to write.")],
+    from_: Annotated[str | None, typer.Option("--from", help="Format to read.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Rewrite a data file in another format; streams, so files may exceed memory.
+
+    Example:
+
+        diptych data convert llava.json messages.jsonl --from llava --to messages
+    """
+    from diptych.cli.data import convert_data
+
+    return convert_data(source, output, from_, to, show=not json)
+
+
+@data_app.command("charts")
+@command
+def data_charts(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    num: Annotated[int, typer.Option(min=1, help="Number of charts.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    writer: Annotated[
+        str | None, typer.Option(help="OpenAI-style endpoint that writes topics and questions.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model name at that endpoint.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Draw a chart-question set: tables, pictures, questions, computed answers.
+
+    Examples:
+
+        diptych data charts charts --num 2000 --seed 0
+
+        diptych data charts charts --writer http://localhost:8000/v1 --model mine
+    """
+    from diptych.cli.data import draw_charts
+
+    return draw_charts(output, num, seed, writer, model, show=not json)
+
+
+def run() -> None:
+    """Entry point of the `diptych` command."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,104 @@
+"""How every command behaves: streams, exit codes, errors.
+
+With `--json`, standard output is exactly one JSON object; logs and progress always go to
+standard error. Exit 0 done, 1 failed, 2 bad input or usage, 75 stopped and resumable. A
+user's mistake never shows a traceback unless `--debug` asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from diptych.errors import DiptychError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change a value of the recipe; may be repeated."
+    ),
+]
+
+err = Console(stderr=True)
+out = Console()
+
+
+def command(function: Callable[..., Any]) -> Callable[..., None]:
+    """Wrap a command: its return value is the JSON object; errors become exit codes.
+
+    The function prints for people itself (to `out`) unless `json` is set.
+    """
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        as_json, debug = kwargs.get("json", False), kwargs.get("debug", False)
+        quiet_libraries()
+        code, result = 0, None
+        # Whatever a library prints must not end up beside the JSON object.
+        keep = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        try:
+            with keep:
+                result = function(*args, **kwargs)
+        except DiptychError as error:
+            code, result = error.exit_code, error.to_dict()
+            show_error(error)
+            if debug:
+                traceback.print_exc()
+        except KeyboardInterrupt:
+            code, result = 130, {"error": "KeyboardInterrupt", "message": "stopped"}
+            err.print("stopped")
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 0
+        except Exception as error:
+            if debug:
+                raise
+            code = 1
+            result = {"error": type(error).__name__, "message": str(error)}
+            err.print(
+                f"[bold red]{type(error).__name__}[/]: an error that Diptych did not foresee",
+            )
+            err.print(str(error), markup=False, highlight=False)
+            err.print("what to do: run again with --debug and report the traceback")
+        if as_json and result is not None:
+            sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
+            sys.stdout.flush()
+        if code:
+            raise typer.Exit(code)
+
+    return wrapped
+
+
+def show_error(error: DiptychError) -> None:
+    """Name, fact, place and way out, on standard error."""
+    err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+    err.print(error.what, markup=False, highlight=False, soft_wrap=True)
+    if error.where:
+        err.print(f"  where: {error.where}", markup=False, highlight=False, soft_wrap=True)
+    if error.fix:
+        err.print(f"  what to do: {error.fix}", markup=False, highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Log lines of Diptych on standard error; libraries only when something is wrong."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("diptych").setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not err.is_terminal else "0")

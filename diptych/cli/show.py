@@ -1,0 +1,89 @@
+"""Recipes, plans and lists of parts for people to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from diptych.recipe import Recipe
+
+
+def print_tree(recipe: Recipe, console: Console) -> None:
+    """The whole tree, one field a line with its meaning."""
+    console.print(f"# {recipe.name}, fingerprint {recipe.fingerprint()}", highlight=False)
+    _print(recipe, console, 0)
+
+
+def _print(node: BaseModel, console: Console, depth: int) -> None:
+    pad = "  " * depth
+    for name, field in type(node).model_fields.items():
+        value = getattr(node, name)
+        meaning = " ".join((field.description or "").split())
+        if isinstance(value, BaseModel):
+            _line(console, f"{pad}{name}:", "", meaning)
+            _print(value, console, depth + 1)
+        elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+            _line(console, f"{pad}{name}:", "", meaning)
+            for number, item in enumerate(value):
+                label = getattr(item, "name", None) or str(number)
+                console.print(f"{pad}  - {label}", highlight=False, style="bold")
+                _print(item, console, depth + 2)
+        elif isinstance(value, dict) and value and isinstance(next(iter(value.values())), BaseModel):
+            _line(console, f"{pad}{name}:", "", meaning)
+            for key, item in value.items():
+                console.print(f"{pad}  {key}:", highlight=False, style="bold")
+                _print(item, console, depth + 2)
+        else:
+            _line(console, f"{pad}{name}:", repr(value), meaning)
+
+
+def _line(console: Console, key: str, value: str, meaning: str) -> None:
+    text = Text(f"{key} ", style="bold")
+    text.append(value, style="cyan")
+    if meaning:
+        text.append(f"  # {meaning}", style="dim")
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def plan_table(plan: dict[str, Any]) -> Group:
+    """A plan as two tables."""
+    parameters = Table(title=f"{plan['recipe']} ({plan['fingerprint']})")
+    parameters.add_column("part")
+    parameters.add_column("parameters", justify="right")
+    for name, count in plan["parameters"].items():
+        parameters.add_row(name, f"{count:,}")
+    rows, columns = plan["image_grid"]
+    parameters.caption = f"one picture: {rows} x {columns} patches, {plan['tokens_per_image']} tokens"
+    stages = Table()
+    for title in ("stage", "objective", "learns", "samples", "steps", "memory", "work"):
+        stages.add_column(title, justify="left" if title in ("stage", "objective") else "right")
+    for stage in plan["stages"]:
+        learns = "\n".join(f"{n} {c:,}" for n, c in stage["trainable"].items())
+        work = stage["floating_point_operations"]
+        stages.add_row(
+            stage["stage"],
+            stage["objective"],
+            learns,
+            "unknown" if stage["samples"] is None else f"{stage['samples']:,}",
+            "unknown" if stage["steps"] is None else f"{stage['steps']:,}",
+            f"{stage['memory_bytes'] / 2**30:.1f} GiB",
+            "unknown" if work is None else f"{work / 1e12:,.1f} TFLOP",
+        )
+    return Group(parameters, stages)
+
+
+def parts_table(found: dict[str, dict[str, str]]) -> Group:
+    """Lists of recipes and parts."""
+    tables = []
+    for title, entries in found.items():
+        table = Table(title=title, title_justify="left", show_header=False, expand=False)
+        table.add_column(style="bold")
+        table.add_column()
+        for name, meaning in entries.items():
+            table.add_row(name, meaning)
+        tables.append(table)
+    return Group(*tables)

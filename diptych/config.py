@@ -1,0 +1,228 @@
+"""Config: the frozen, strict tree that describes a run.
+
+Every config of every room derives from `Config`: unknown keys are errors that name the
+nearest known key, values are never coerced in silence, and nothing changes after it is
+built. A tree prints itself with the meaning of every field, takes dotted overrides, and
+has a fingerprint, so that a run folder can be named by what it is.
+
+Overrides change values; recipes change structure. Validators only check: they never
+download, patch or set an environment variable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+
+from diptych import parts
+from diptych.errors import ConfigError, DiptychError
+
+
+class Config(BaseModel):
+    """A frozen, strict node of the configuration tree."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str | None = None) -> Self:
+        """Build from plain data, as JSON and YAML give it.
+
+        Raises:
+            ConfigError: unknown key, missing key or wrong value; names the dotted key.
+        """
+        try:
+            # Validated as JSON: lists become tuples, strings stay strings, nothing else bends.
+            return cls.model_validate_json(json.dumps(values))
+        except ValidationError as error:
+            raise _explain(cls, error, where) from None
+        except TypeError as error:
+            raise ConfigError(f"a value is no plain JSON: {error}", where=where) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `from_dict` gives an equal tree back."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def to_json(self) -> str:
+        """Indented JSON with a final newline."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when any value of the tree changes."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def override(self, assignments: Iterable[str]) -> Self:
+        """A copy with `dotted.path=value` assignments applied.
+
+        Values are read as YAML (`2e-3`, `true`, `[1, 2]`, `null`, text). Items of a list
+        are addressed by their `name` or number: `stages.align.learning_rate=2e-3`.
+
+        Raises:
+            ConfigError: no such path (with the nearest known key) or a value that does not fit.
+        """
+        values = self.to_dict()
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            if not equals:
+                raise ConfigError(
+                    f"'{assignment}' assigns nothing", fix="write it as path.to.key=value"
+                )
+            _assign(values, path.strip().split("."), _parse_value(text), path.strip())
+        return type(self).from_dict(values)
+
+
+class PartConfig(Config):
+    """Config of a part: `name` is the file stem that `parts.find` looks up."""
+
+    name: str
+    """File stem of the part."""
+
+
+T = TypeVar("T", bound=PartConfig)
+
+
+def part_field(folder: str, contract: type[T]) -> Any:
+    """Annotation for a field that holds any part of `folder`.
+
+    Accepts `{"name": stem, ...}` and builds the `Config` class of `folder/stem.py`;
+    serialises with all fields of the actual class.
+    """
+
+    def load(value: Any) -> Any:
+        if isinstance(value, contract):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ValueError(
+                f"give a mapping with a 'name', one of: {', '.join(parts.names(folder))}"
+            )
+        try:
+            return parts.find(folder, value["name"]).Config.from_dict(value)
+        except ConfigError as error:
+            raise ValueError(f"{error.where}: {error.what}" if error.where else error.what) from None
+        except DiptychError as error:
+            raise ValueError(f"{error.what} ({error.fix})") from None
+
+    return Annotated[SerializeAsAny[contract], BeforeValidator(load)]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file as plain data.
+
+    Raises:
+        ConfigError: unreadable, not UTF-8, or not a mapping; names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the file: {error}", where=str(path)) from None
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _YamlLoader)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"invalid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"invalid YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError("the file holds no mapping of keys to values", where=str(path))
+    return values
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Safe YAML in which `2e-3` is a number, as everybody expects."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return yaml.load(text, _YamlLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def _assign(node: Any, keys: list[str], value: Any, path: str) -> None:
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            slot: Any = _item(node, key, path)
+        elif isinstance(node, dict):
+            if key not in node and not (last and _is_open(node)):
+                raise _unknown(key, list(node), path)
+            slot = key
+        else:
+            raise ConfigError(
+                f"'{'.'.join(keys[:depth])}' is a value, it has no '{key}'", where=path
+            )
+        if last:
+            node[slot] = value
+        else:
+            node = node[slot]
+
+
+def _is_open(node: dict[str, Any]) -> bool:
+    # Free-form mappings (a Hugging Face config) carry this key; they may grow.
+    return "model_type" in node
+
+
+def _item(items: list[Any], key: str, path: str) -> int:
+    named = [i.get("name") for i in items if isinstance(i, dict)]
+    if key in named:
+        return named.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    raise _unknown(key, [str(n) for n in named if n] or [str(i) for i in range(len(items))], path)
+
+
+def _unknown(key: str, known: list[str], path: str) -> ConfigError:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return ConfigError(
+        f"unknown key '{key}'", where=path, fix=f"{hint}known here: {', '.join(sorted(known))}"
+    )
+
+
+def _explain(cls: type[Config], error: ValidationError, where: str | None) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(k) for k in first["loc"])
+    place = f"{where}: {key}" if where and key else (where or key or None)
+    if first["type"] == "extra_forbidden":
+        owner: Any = cls
+        for step in first["loc"][:-1]:
+            field = getattr(owner, "model_fields", {}).get(str(step))
+            owner = getattr(field, "annotation", None) or owner
+        known = list(getattr(owner, "model_fields", cls.model_fields))
+        plain = _unknown(str(first["loc"][-1]), known, "")
+        return ConfigError(plain.what, where=place, fix=plain.fix)
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = "" if isinstance(given, dict | list) else f" (given: {given!r})"
+    others = len(error.errors()) - 1
+    more = f"; and {others} more" if others else ""
+    return ConfigError(f"{message}{shown}{more}", where=place)

@@ -1,0 +1,102 @@
+"""Batch: the tensors that every model receives.
+
+Hugging Face names where there is one. Packing is part of the contract from the start: a row
+may hold several samples, and samples about one picture may share one copy of its tokens.
+
+Shapes: R rows, T tokens of the longest row, V images, P targets, H and W pixels,
+        K tokens of one image, C encoder width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+IMAGE_TOKEN = -200
+"""Stands in `input_ids` where an image feature goes. Negative, so no tokenizer can produce it
+and no text can bind to a picture."""
+
+IGNORE = -100
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        input_ids: int64 [R, T]; `IMAGE_TOKEN` at image positions, 0 at padding.
+        position_ids: int64 [R, T]; restart for each sample; a branch continues its prefix.
+        segment_ids: int64 [R, T]; 0 is padding, every sample or shared prefix has its own.
+        prefix_ids: int64 [R, T]; segment of the shared prefix that a token also sees, else 0.
+        target_positions: int64 [P]; flat index (row * T + column) of the hidden state that
+            predicts a target. Explicit, not `labels` shifted by one: captions of one picture
+            leave the same position with different targets.
+        target_ids: int64 [P]; the token to predict.
+        target_samples: int64 [P]; which sample (index into `sample_ids`) a target belongs to.
+        pixel_values: float32 [V, 3, H, W], pictures in reading order, or None.
+        features: [V, K, C] cached encoder features instead of pixels, or None.
+        image_keys: content hash of each picture.
+        texts: one text per sample, for objectives that encode text themselves.
+        sample_ids: ids of the samples, for the ledger and for losses by sample.
+        encoder_ids, encoder_mask: int64 [R, S], inputs of an encoder-decoder language model;
+            then `input_ids` are the decoder's.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    segment_ids: Tensor
+    prefix_ids: Tensor
+    target_positions: Tensor
+    target_ids: Tensor
+    target_samples: Tensor
+    pixel_values: Tensor | None = None
+    features: Tensor | None = None
+    image_keys: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    sample_ids: tuple[str, ...] = field(default=())
+    encoder_ids: Tensor | None = None
+    encoder_mask: Tensor | None = None
+
+    @property
+    def num_real_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int((self.segment_ids != 0).sum())
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised tokens."""
+        return self.target_ids.numel()
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the row area that is padding."""
+        return 1.0 - self.num_real_tokens / max(1, self.segment_ids.numel())
+
+    def attention_mask(self) -> Tensor | None:
+        """Bool [R, 1, T, T], True where a query (row) may see a key (column).
+
+        A token sees its own segment and its shared prefix, never later tokens and never a
+        neighbour. None where plain causal attention says the same (one sample a row, padding
+        on the right), which lets SDPA take its fast path.
+        """
+        segments = self.segment_ids
+        first = segments[:, :1]
+        if bool(((segments == first) | (segments == 0)).all()):
+            return None
+        queries, keys = segments[:, :, None], segments[:, None, :]
+        visible = (queries == keys) | (self.prefix_ids[:, :, None] == keys)
+        length = segments.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+        # Padding sees padding: a row of False would make softmax return NaN.
+        return (visible & causal)[:, None]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy with every tensor on `device`."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)

@@ -1,0 +1,208 @@
+"""Canvas: shapes and text at pixel positions, drawn by matplotlib's Agg renderer.
+
+Charts are laid out in pixels and drawn with figure-level artists only. That keeps a chart
+near 10 ms (matplotlib's own axes and layout engines take several times that) and lets every
+kind know where its texts stand, so that nothing overlaps or is cut off.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Polygon, Rectangle, Wedge
+from matplotlib.text import Text
+from matplotlib.transforms import IdentityTransform
+from PIL import Image
+
+DPI = 72  # one point is one pixel: font sizes are pixel sizes
+CHINESE_FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"
+_BUNDLED = {
+    "sans": "DejaVuSans.ttf",
+    "bold": "DejaVuSans-Bold.ttf",
+    "serif": "DejaVuSerif.ttf",
+    "mono": "DejaVuSansMono.ttf",
+    "stix": "STIXGeneral.ttf",
+}
+FONTS = {"en": ("sans", "sans", "bold", "serif", "mono", "stix"), "zh": ("chinese",)}
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels, y upwards."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        return self.top - self.bottom
+
+
+def font_path(name: str) -> Path:
+    """File of a font of `FONTS`."""
+    if name == "chinese":
+        return CHINESE_FONT
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / _BUNDLED[name]
+
+
+@cache
+def glyphs(name: str) -> frozenset[int]:
+    """Code points that a font can draw."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(font_path(name))).get_charmap())
+
+
+def drawable(text: str, language: str) -> bool:
+    """Whether every font of the language has every character of the text."""
+    codes = {ord(character) for character in text}
+    return all(codes <= glyphs(name) for name in set(FONTS[language]))
+
+
+@cache
+def _properties(font: str, size: float) -> FontProperties:
+    return FontProperties(fname=str(font_path(font)), size=size)
+
+
+class Canvas:
+    """A picture under construction; the origin is the lower left corner."""
+
+    def __init__(self, width_pixels: int, height_pixels: int, background: str, font: str):
+        self.width, self.height, self.font = width_pixels, height_pixels, font
+        self._figure = Figure(
+            figsize=(width_pixels / DPI, height_pixels / DPI),
+            dpi=DPI,
+            facecolor=background,
+        )
+        self._agg = FigureCanvasAgg(self._figure)
+        self._renderer = self._agg.get_renderer()
+        self._order = 0.0
+
+    def _add(self, artist) -> None:
+        # Later calls cover earlier ones, whatever matplotlib's own order of artist types.
+        self._order += 1
+        artist.set_zorder(self._order)
+        artist.set_transform(IdentityTransform())
+        self._figure.add_artist(artist)
+
+    def text_size(self, text: str, size: float) -> tuple[float, float]:
+        """Width and height of a line of text in pixels."""
+        width, height, _ = self._renderer.get_text_width_height_descent(
+            text, _properties(self.font, size), False
+        )
+        return width, height
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float,
+        colour: str,
+        align: str = "center",
+        vertical: str = "center",
+        rotation: float = 0.0,
+    ) -> None:
+        """One line of text; `$` and `\\` stand for themselves."""
+        self._add(
+            Text(
+                round(x),
+                round(y),
+                text,
+                fontproperties=_properties(self.font, size),
+                color=colour,
+                horizontalalignment=align,
+                verticalalignment="center_baseline" if vertical == "center" else vertical,
+                rotation=rotation,
+                rotation_mode="anchor",
+                parse_math=False,
+            )
+        )
+
+    def rectangle(self, box: Box, fill: str | None, edge: str | None = None, line: float = 1.0):
+        """A filled or outlined rectangle."""
+        self._add(
+            Rectangle(
+                (box.left, box.bottom),
+                box.width,
+                box.height,
+                facecolor=fill or "none",
+                edgecolor=edge or "none",
+                linewidth=line,
+            )
+        )
+
+    def polygon(self, points: list[tuple[float, float]], fill: str, edge: str) -> None:
+        """A closed, filled shape."""
+        self._add(Polygon(points, closed=True, facecolor=fill, edgecolor=edge, linewidth=1))
+
+    def wedge(
+        self, x: float, y: float, radius: float, hole: float, start: float, end: float,
+        fill: str, edge: str,
+    ) -> None:  # fmt: skip
+        """A slice between two angles in degrees, counter-clockwise from three o'clock."""
+        width = radius - hole if hole else None
+        self._add(
+            Wedge(
+                (x, y),
+                radius,
+                start,
+                end,
+                width=width,
+                facecolor=fill,
+                edgecolor=edge,
+                linewidth=1,
+            )
+        )
+
+    def line(
+        self,
+        points: list[tuple[float, float]],
+        colour: str,
+        width: float = 1.0,
+        dash: str = "-",
+    ) -> None:
+        """A polyline; `dash` as matplotlib's line styles."""
+        xs, ys = zip(*points, strict=True)
+        self._add(Line2D(xs, ys, color=colour, linewidth=width, linestyle=dash))
+
+    def marker(self, x: float, y: float, shape: str, size: float, fill: str, edge: str) -> None:
+        """A dot (`o`), square (`s`), triangle (`^`) or diamond (`D`)."""
+        if shape == "o":
+            self._add(Circle((x, y), size / 2, facecolor=fill, edgecolor=edge, linewidth=0.8))
+            return
+        self._add(
+            Line2D(
+                [x], [y], marker=shape, markersize=size, color=fill, markeredgecolor=edge,
+                markeredgewidth=0.8, linestyle="none",
+            )
+        )  # fmt: skip
+
+    def png(self) -> bytes:
+        """The finished picture, RGB."""
+        self._agg.draw()
+        picture = Image.frombuffer(
+            "RGBA",
+            (self.width, self.height),
+            self._agg.buffer_rgba(),
+            "raw",
+            "RGBA",
+            0,
+            1,
+        ).convert("RGB")
+        out = io.BytesIO()
+        picture.save(out, "png", compress_level=6)
+        return out.getvalue()

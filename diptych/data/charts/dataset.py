@@ -1,0 +1,211 @@
+"""Draw a whole set of charts: pictures, LLaVA rows, captions, tables, and the account of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from diptych.data.charts import kind as kinds
+from diptych.data.charts.chart import Chart, make
+from diptych.data.charts.topics import Lists
+from diptych.data.charts.writer import Writer
+from diptych.errors import ConfigError, DataError
+
+SPLITS = ("train", "validation", "test")
+LANGUAGES = ("en", "zh")
+
+
+def draw(
+    out: Path,
+    *,
+    num: int = 2000,
+    seed: int = 0,
+    workers: int | None = None,
+    test_fraction: float = 0.15,
+    validation_fraction: float = 0.05,
+    languages: Sequence[str] = LANGUAGES,
+    side_pixels: int = 224,
+    writer: Writer | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draw `num` charts into the folder `out`.
+
+    Writes `images/`, `tables/`, `train.json`, `validation.json`, `test.json` (LLaVA rows, one
+    per question), `captions_<split>.json` and `charts.json` (what is returned). Without a
+    writer the same arguments give the same bytes, with any number of workers.
+
+    Args:
+        num: charts, not questions; every chart has about seven to ten.
+        workers: processes; all cores by default, 1 stays in this process.
+        test_fraction, validation_fraction: shares of the charts.
+        languages: of `en` and `zh`, taken in turns.
+        side_pixels: nominal side of a picture; each varies by about a quarter.
+        writer: a language model that writes topics, descriptions and questions instead.
+        progress: called with (charts done, charts wanted).
+
+    Raises:
+        ConfigError: an argument out of range.
+        DataError: `out` holds something already.
+        WriterError: the writer could not be reached or answered nonsense.
+    """
+    _check(num, test_fraction, validation_fraction, languages, side_pixels)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError("the folder is not empty", where=str(out), fix="name a new folder")
+    (out / "images").mkdir(parents=True)
+    (out / "tables").mkdir()
+
+    discarded: Counter[str] = Counter()
+    extra: dict[str, Lists] = {}
+    if writer:
+        for language in languages:
+            extra[language] = writer.topics(language, max(4, min(30, num // 20)), discarded)
+    one = partial(
+        make, side_pixels=side_pixels, languages=tuple(languages), writer=writer, extra=extra
+    )
+    digests: dict[str, int] = {}
+    pictures: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    for index, chart in enumerate(_charts(one, seed, num, workers or os.cpu_count() or 1)):
+        attempt = 0
+        while chart.table.digest() in digests or hashlib.sha256(chart.png).hexdigest() in pictures:
+            attempt += 1
+            if attempt > 50:
+                raise DataError(f"no new table was found for chart {index} in {attempt} tries")
+            discarded.update(chart.discarded)
+            chart = one(seed, index, attempt)
+        digests[chart.table.digest()] = index
+        pictures[hashlib.sha256(chart.png).hexdigest()] = index
+        discarded.update(chart.discarded)
+        rows.append(_store(out, index, chart))
+        if progress:
+            progress(index + 1, num)
+
+    splits = _split(list(digests), test_fraction, validation_fraction)
+    for split in SPLITS:
+        members = [row for row, name in zip(rows, splits, strict=True) if name == split]
+        _write(out / f"{split}.json", [question for row in members for question in row["rows"]])
+        _write(out / f"captions_{split}.json", [row["caption"] for row in members])
+    summary = {
+        "settings": {
+            "num": num,
+            "seed": seed,
+            "test_fraction": test_fraction,
+            "validation_fraction": validation_fraction,
+            "languages": list(languages),
+            "side_pixels": side_pixels,
+            "writer": {"url": writer.url, "model": writer.model} if writer else None,
+        },
+        "charts": {split: splits.count(split) for split in SPLITS},
+        "questions": {
+            split: sum(
+                len(r["rows"]) for r, name in zip(rows, splits, strict=True) if name == split
+            )
+            for split in SPLITS
+        },
+        "chart_kinds": dict(sorted(Counter(row["kind"] for row in rows).items())),
+        "question_kinds": dict(
+            sorted(Counter(question["kind"] for row in rows for question in row["rows"]).items())
+        ),
+        "language_counts": dict(sorted(Counter(row["language"] for row in rows).items())),
+        "topics_written": {language: len(found.topics) for language, found in extra.items()},
+        "discarded": dict(sorted((k, n) for k, n in discarded.items() if n)),
+        "versions": _versions(),
+    }
+    _write(out / "charts.json", summary)
+    return summary
+
+
+def _check(num: int, test: float, validation: float, languages: Sequence[str], side: int) -> None:
+    if num < 1:
+        raise ConfigError(f"{num} charts cannot be drawn", where="num", fix="ask for 1 or more")
+    if min(test, validation) < 0 or test + validation >= 1:
+        raise ConfigError(
+            f"test {test} and validation {validation} leave nothing to train on",
+            where="test_fraction, validation_fraction",
+            fix="choose shares of at least 0 that add up to less than 1",
+        )
+    unknown = [language for language in languages if language not in LANGUAGES]
+    if unknown or not languages:
+        raise ConfigError(
+            f"no charts in {', '.join(unknown) or 'no language'}",
+            where="languages",
+            fix=f"choose from {', '.join(LANGUAGES)}",
+        )
+    if not 160 <= side <= 2048:
+        raise ConfigError(f"{side} pixels", where="side_pixels", fix="choose 160 to 2048")
+
+
+def _charts(one: partial[Chart], seed: int, num: int, workers: int) -> Iterator[Chart]:
+    if workers == 1 or num < 8:
+        for index in range(num):
+            yield one(seed, index, 0)
+        return
+    # Forked workers start at once and need no importable main module; elsewhere that is unsafe.
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        task = partial(_numbered, one, seed)
+        yield from pool.map(task, range(num), chunksize=max(1, min(16, num // (workers * 4))))
+
+
+def _numbered(one: partial[Chart], seed: int, index: int) -> Chart:
+    return one(seed, index, 0)
+
+
+def _store(out: Path, index: int, chart: Chart) -> dict[str, Any]:
+    """Write picture and table; the rows that the split files need."""
+    table = chart.table
+    name = f"chart-{index:06d}"
+    (out / "images" / f"{name}.png").write_bytes(chart.png)
+    _write(out / "tables" / f"{name}.json", table.to_dict())
+    rows = [
+        {
+            "id": f"{name}-q{number}",
+            "image": f"{name}.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{question.text}"},
+                {"from": "gpt", "value": question.answer},
+            ],
+            "kind": question.kind,
+            "chart": table.kind,
+            "language": table.language,
+        }
+        for number, question in enumerate(chart.questions)
+    ]
+    caption = {"caption": chart.description, "image": f"{name}.png", "image_id": index}
+    return {"rows": rows, "caption": caption, "kind": table.kind, "language": table.language}
+
+
+def _split(digests: list[str], test: float, validation: float) -> list[str]:
+    """Split per chart, by rank of the table's hash: tables differ, so splits share none."""
+    ranked = sorted(range(len(digests)), key=digests.__getitem__)
+    num_test = round(len(ranked) * test)
+    num_validation = round(len(ranked) * validation)
+    splits = ["train"] * len(ranked)
+    for rank, index in enumerate(ranked[: num_test + num_validation]):
+        splits[index] = "test" if rank < num_test else "validation"
+    return splits
+
+
+def _write(path: Path, content: Any) -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    import matplotlib
+    import PIL
+
+    return {
+        "matplotlib": matplotlib.__version__,
+        "pillow": PIL.__version__,
+        "kinds": ", ".join(kinds.names()),
+    }

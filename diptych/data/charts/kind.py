@@ -1,0 +1,50 @@
+"""Kind: one type of chart.
+
+A part of `kinds/` is a module with
+
+    NAME: dict            language -> what the chart is called, the answer to "what type is it?"
+    ITEM: dict            language -> what one category is drawn as ("bars", "slices"...)
+    CATEGORIES: (3, 7)    fewest and most categories
+    SERIES: (1, 1)        fewest and most series
+    AXIS: bool            values can be read against an axis
+    COLOUR_OF: tuple      what may carry the colours: `category`, `series`, `all`, `none`
+    draw(canvas, table, style, box) -> None
+                          draws into `box` (left, bottom, right, top in pixels; y upwards)
+
+The file's stem is the kind's name; adding the file is adding the kind.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from diptych import parts
+from diptych.data.charts.canvas import Box, Canvas
+from diptych.data.charts.style import Style
+from diptych.data.charts.table import Table
+
+FOLDER = "data.charts.kinds"
+
+
+class Kind(Protocol):
+    """What a module of `kinds/` offers."""
+
+    NAME: dict[str, str]
+    ITEM: dict[str, str]
+    CATEGORIES: tuple[int, int]
+    SERIES: tuple[int, int]
+    AXIS: bool
+    COLOUR_OF: tuple[str, ...]
+
+    def draw(self, canvas: Canvas, table: Table, style: Style, box: Box) -> None:
+        """Draw the table into the box."""
+
+
+def find(name: str) -> Kind:
+    """The kind of that name."""
+    return parts.find(FOLDER, name)  # type: ignore[return-value]
+
+
+def names() -> list[str]:
+    """All kinds, sorted."""
+    return parts.names(FOLDER)

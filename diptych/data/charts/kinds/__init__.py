@@ -1,0 +1,1 @@
+"""One file, one kind of chart; the contract stands in `kind.py`."""

@@ -1,0 +1,366 @@
+"""Samples -> micro-batches: decode, encode, pack, and account for every sample.
+
+Runs in the decode workers. What comes out for one optimizer step is `Prepared`: its
+micro-batches and the fate of each of its samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from diptych.data.batch import Batch
+from diptych.data.chat import ChatEncoder, Encoded, Fate, truncate
+from diptych.data.image import Preprocessing, decode
+from diptych.data.packing import Group, Row, pack
+from diptych.data.sample import Image, Sample
+from diptych.errors import DiptychError, ModelError, SampleTooLong
+
+ReadImage = Callable[[Image], bytes]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample with the way to its pictures' bytes."""
+
+    sample: Sample
+    read: ReadImage
+
+
+@dataclass
+class Prepared:
+    """One step's micro-batches and what became of its samples.
+
+    Attributes:
+        batches: micro-batches; together they hold every used sample once.
+        used: ids of the samples that are in `batches`.
+        rejected: (sample id, error as plain data) of those that are not.
+        truncated: (sample id, number of tokens cut).
+    """
+
+    batches: list[Batch] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
+    rejected: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    truncated: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def num_targets(self) -> int:
+        return sum(b.num_targets for b in self.batches)
+
+
+class Collator(Protocol):
+    """Turns the samples of one step into micro-batches."""
+
+    def __call__(self, items: Sequence[Item]) -> Prepared: ...
+
+
+class FeatureReader(Protocol):
+    """Looks up cached encoder features by image key."""
+
+    def get(self, key: str) -> np.ndarray | None: ...
+
+
+@dataclass
+class Pictures:
+    """Decodes and preprocesses pictures; each distinct picture of a step once.
+
+    With `features`, a cached picture is neither decoded nor preprocessed.
+    """
+
+    preprocessing: Preprocessing
+    features: FeatureReader | None = None
+
+    def load(self, items: Sequence[Item]) -> tuple[list[list[str]], dict[str, np.ndarray], dict]:
+        """Keys per item, arrays by key, and errors by item number."""
+        keys: list[list[str]] = []
+        arrays: dict[str, np.ndarray] = {}
+        errors: dict[int, DiptychError] = {}
+        for number, item in enumerate(items):
+            own: list[str] = []
+            try:
+                for image in item.sample.images():
+                    data = item.read(image)
+                    key = hashlib.sha256(data).hexdigest()
+                    if key not in arrays:
+                        arrays[key] = self._array(key, data, image.path)
+                    own.append(key)
+            except DiptychError as error:
+                errors[number] = error
+            keys.append(own)
+        return keys, arrays, errors
+
+    def _array(self, key: str, data: bytes, where: str) -> np.ndarray:
+        if self.features is not None and (cached := self.features.get(key)) is not None:
+            return cached
+        return self.preprocessing.apply(decode(data, where=where))
+
+
+@dataclass
+class TokenCollator:
+    """Packs conversations for `next_token`.
+
+    Args:
+        encoder: chat encoder of the model.
+        pictures: picture loader.
+        context_tokens: longest sample the model can read.
+        tokens_per_row, images_per_row: the two budgets of a packed row.
+        rows_per_batch: rows of one micro-batch.
+        share_images: samples about one picture share its tokens.
+        packed: False gives each sample its own row (for comparison, and where a model cannot).
+        long_samples: `reject` or `truncate` samples that exceed the context.
+        seq2seq: the language model is an encoder-decoder; prompts and answers part ways.
+        decoder_start: first decoder input then.
+    """
+
+    encoder: ChatEncoder
+    pictures: Pictures
+    context_tokens: int
+    tokens_per_row: int
+    images_per_row: int
+    rows_per_batch: int
+    share_images: bool = True
+    packed: bool = True
+    long_samples: str = "reject"
+    seq2seq: bool = False
+    decoder_start: int = 0
+
+    def __call__(self, items: Sequence[Item]) -> Prepared:
+        prepared = Prepared()
+        keys, arrays, errors = self.pictures.load(items)
+        kept: list[int] = []
+        encoded: list[Encoded] = []
+        for number, item in enumerate(items):
+            error = errors.get(number)
+            if error is None:
+                try:
+                    encoded.append(self.fit(item.sample, prepared))
+                    kept.append(number)
+                    prepared.used.append(item.sample.id)
+                    continue
+                except DiptychError as caught:
+                    error = caught
+            prepared.rejected.append((item.sample.id, error.to_dict()))
+        if not encoded:
+            return prepared
+        own_keys = [tuple(keys[n]) for n in kept]
+        ids = [items[n].sample.id for n in kept]
+        if self.seq2seq or not self.packed:
+            rows = pack(
+                encoded, own_keys, tokens_per_row=1, images_per_row=2**30, share_images=False
+            )
+            rows.sort(key=lambda r: r.groups[0].members[0])
+        else:
+            rows = pack(
+                encoded,
+                own_keys,
+                tokens_per_row=self.tokens_per_row,
+                images_per_row=self.images_per_row,
+                share_images=self.share_images,
+            )
+        for start in range(0, len(rows), self.rows_per_batch):
+            chunk = rows[start : start + self.rows_per_batch]
+            build = self._seq2seq if self.seq2seq else self._tokens
+            prepared.batches.append(build(chunk, encoded, own_keys, ids, arrays))
+        return prepared
+
+    def fit(self, sample: Sample, prepared: Prepared | None = None) -> Encoded:
+        """Encode one sample and hold it to the context.
+
+        Raises:
+            SampleTooLong: longer than the context, and not to be truncated, or nothing
+                supervised would be left.
+        """
+        encoded = self.encoder.encode(sample)
+        if len(encoded) > self.context_tokens:
+            place = sample.source or sample.id
+            problem = SampleTooLong(
+                f"the sample has {len(encoded)} tokens, the context {self.context_tokens}",
+                where=place,
+                fix="raise the stage's context_tokens or set long_samples=truncate",
+            )
+            if self.long_samples != "truncate":
+                raise problem
+            try:
+                encoded = truncate(encoded, self.context_tokens)
+            except ModelError:
+                raise problem from None
+            if not encoded.num_targets:
+                raise problem
+            if prepared is not None:
+                prepared.truncated.append((sample.id, encoded.num_cut_tokens))
+        return encoded
+
+    def batch_of(self, encoded: Sequence[Encoded]) -> Batch:
+        """One batch of text-only sequences, each in its own row."""
+        rows = [Row([Group([i], 0, len(e), 0)], len(e), 0) for i, e in enumerate(encoded)]
+        ids = [str(i) for i in range(len(encoded))]
+        return self._tokens(rows, encoded, [()] * len(encoded), ids, {})
+
+    def _tokens(
+        self,
+        rows: Sequence[Row],
+        encoded: Sequence[Encoded],
+        keys: Sequence[tuple[str, ...]],
+        ids: Sequence[str],
+        arrays: dict[str, np.ndarray],
+    ) -> Batch:
+        length = max(row.num_tokens for row in rows)
+        shape = (len(rows), length)
+        tokens, positions, segments, prefixes = (np.zeros(shape, np.int64) for _ in range(4))
+        targets: list[tuple[int, int, int]] = []
+        image_keys: list[str] = []
+        sample_ids: list[str] = []
+        for r, row in enumerate(rows):
+            column, segment = 0, 0
+            for group in row.groups:
+                first = encoded[group.members[0]]
+                shared = group.prefix_length
+                image_keys += keys[group.members[0]]
+                parent = 0
+                start = column
+                if shared:
+                    segment += 1
+                    parent = segment
+                    _write(tokens, positions, segments, r, column, first.ids[:shared], 0, segment)
+                    column += shared
+                for member in group.members:
+                    sample = encoded[member]
+                    segment += 1
+                    own = sample.ids[shared:]
+                    _write(tokens, positions, segments, r, column, own, shared, segment)
+                    prefixes[r, column : column + len(own)] = parent
+                    for i, fate in enumerate(sample.fates):
+                        if fate is Fate.TARGET and i > 0:
+                            # Position i - 1 predicts token i; it may lie in the shared prefix.
+                            at = i - 1
+                            place = start + at if at < shared else column + at - shared
+                            targets.append((r * length + place, sample.ids[i], len(sample_ids)))
+                    sample_ids.append(ids[member])
+                    column += len(own)
+        where, what, whose = (np.array(x, np.int64) for x in zip(*targets, strict=True)) if (
+            targets
+        ) else (np.zeros(0, np.int64),) * 3
+        batch = Batch(
+            input_ids=torch.from_numpy(tokens),
+            position_ids=torch.from_numpy(positions),
+            segment_ids=torch.from_numpy(segments),
+            prefix_ids=torch.from_numpy(prefixes),
+            target_positions=torch.from_numpy(where),
+            target_ids=torch.from_numpy(what),
+            target_samples=torch.from_numpy(whose),
+            image_keys=tuple(image_keys),
+            sample_ids=tuple(sample_ids),
+        )
+        _attach(batch, arrays, self.pictures.features is not None)
+        return batch
+
+    def _seq2seq(
+        self,
+        rows: Sequence[Row],
+        encoded: Sequence[Encoded],
+        keys: Sequence[tuple[str, ...]],
+        ids: Sequence[str],
+        arrays: dict[str, np.ndarray],
+    ) -> Batch:
+        members = [row.groups[0].members[0] for row in rows]
+        prompts, answers = [], []
+        for member in members:
+            pairs = list(zip(encoded[member].ids, encoded[member].fates, strict=True))
+            prompts.append([i for i, f in pairs if f is not Fate.TARGET])
+            answers.append([i for i, f in pairs if f is Fate.TARGET])
+        encoder_ids, encoder_mask = _pad(prompts)
+        decoder_ids, decoder_mask = _pad([[self.decoder_start, *a[:-1]] for a in answers])
+        length = decoder_ids.shape[1]
+        targets = [
+            (r * length + i, token, r) for r, a in enumerate(answers) for i, token in enumerate(a)
+        ]
+        where, what, whose = (np.array(x, np.int64) for x in zip(*targets, strict=True))
+        batch = Batch(
+            input_ids=torch.from_numpy(decoder_ids),
+            position_ids=torch.arange(length).expand(len(members), -1).contiguous(),
+            segment_ids=torch.from_numpy(decoder_mask),
+            prefix_ids=torch.zeros(decoder_ids.shape, dtype=torch.int64),
+            target_positions=torch.from_numpy(where),
+            target_ids=torch.from_numpy(what),
+            target_samples=torch.from_numpy(whose),
+            image_keys=tuple(k for m in members for k in keys[m]),
+            sample_ids=tuple(ids[m] for m in members),
+            encoder_ids=torch.from_numpy(encoder_ids),
+            encoder_mask=torch.from_numpy(encoder_mask),
+        )
+        _attach(batch, arrays, self.pictures.features is not None)
+        return batch
+
+
+@dataclass
+class PairCollator:
+    """Image and text pairs for `contrastive`: one picture and one text a sample.
+
+    The text is the assistant's (a caption); samples without exactly one picture are rejected.
+    """
+
+    pictures: Pictures
+
+    def __call__(self, items: Sequence[Item]) -> Prepared:
+        prepared = Prepared()
+        keys, arrays, errors = self.pictures.load(items)
+        image_keys, texts, sample_ids = [], [], []
+        for number, item in enumerate(items):
+            error = errors.get(number)
+            if error is None and (len(keys[number]) != 1 or not item.sample.answer.strip()):
+                error = ModelError(
+                    f"a pair needs one picture and one text, this sample has {len(keys[number])} "
+                    f"pictures and {len(item.sample.answer)} characters",
+                    where=item.sample.source,
+                )
+            if error is not None:
+                prepared.rejected.append((item.sample.id, error.to_dict()))
+                continue
+            image_keys.append(keys[number][0])
+            texts.append(item.sample.answer.strip())
+            sample_ids.append(item.sample.id)
+        prepared.used = sample_ids
+        if sample_ids:
+            none = torch.zeros(0, dtype=torch.int64)
+            grid = torch.zeros(len(sample_ids), 0, dtype=torch.int64)
+            batch = Batch(
+                grid, grid, grid, grid, none, none, none,
+                image_keys=tuple(image_keys), texts=tuple(texts), sample_ids=tuple(sample_ids),
+            )  # fmt: skip
+            _attach(batch, arrays, self.pictures.features is not None)
+            prepared.batches.append(batch)
+        return prepared
+
+
+def _write(tokens, positions, segments, row, column, ids, first_position, segment) -> None:
+    end = column + len(ids)
+    tokens[row, column:end] = ids
+    positions[row, column:end] = np.arange(first_position, first_position + len(ids))
+    segments[row, column:end] = segment
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    length = max(1, *(len(r) for r in rows)) if rows else 1
+    ids = np.zeros((len(rows), length), np.int64)
+    mask = np.zeros((len(rows), length), np.int64)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+        mask[number, : len(row)] = 1
+    return ids, mask
+
+
+def _attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
+    if not batch.image_keys:
+        return
+    stacked = torch.from_numpy(np.stack([arrays[k] for k in batch.image_keys]))
+    if cached and stacked.ndim == 3:
+        # numpy has no bfloat16; the cache keeps its bits as uint16.
+        is_bits = stacked.dtype == torch.uint16
+        batch.features = stacked.view(torch.bfloat16) if is_bits else stacked
+    else:
+        batch.pixel_values = stacked

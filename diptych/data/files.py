@@ -1,0 +1,235 @@
+"""Files, wherever they are: open, list and describe them, and replace them in one step.
+
+Reading works on local paths and on any URL that fsspec opens; writing is local. Whatever a
+file system or a network raises leaves this module as a named error with the path in it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diptych.errors import DataError, DiptychError, MissingExtra
+
+CHUNK_BYTES = 1 << 20
+
+
+def is_url(path: str) -> bool:
+    """True for `scheme://...` (and fsspec's chained URLs), False for a local path."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """`name` inside `folder`, which may be a URL."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """The folder that holds `path`."""
+    return path.rsplit("/", 1)[0] if is_url(path) else (os.path.dirname(path) or ".")
+
+
+def base_name(path: str) -> str:
+    """The last component of a path or URL, without a URL's query."""
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    return name.split("?", 1)[0] if is_url(path) else name
+
+
+def suffix(path: str) -> str:
+    """Lower-case suffix such as `.json`; `.tar.gz` counts as one."""
+    name = base_name(path).lower()
+    for double in (".tar.gz", ".tar.bz2", ".tar.xz"):
+        if name.endswith(double):
+            return double
+    return os.path.splitext(name)[1]
+
+
+@contextmanager
+def _named_errors(path: str) -> Iterator[None]:
+    # fsspec back ends raise their own libraries' errors (botocore, aiohttp); whichever it is,
+    # the user needs the path and the reason.
+    try:
+        yield
+    except DiptychError:
+        raise
+    except FileNotFoundError:
+        raise DataError(
+            "there is no such file", where=path, fix="check the path; it is taken as written"
+        ) from None
+    except ImportError as error:
+        raise MissingExtra(
+            f"reading this address needs a package that is not installed: {error}",
+            where=path,
+            fix="install it with pip (s3fs for s3://, aiohttp for https://)",
+        ) from None
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"the file cannot be read: {reason}", where=path, fix="check the path and your access"
+        ) from error
+
+
+class _Stream:
+    """A sequential reader whose failures are named errors."""
+
+    def __init__(self, file: Any, path: str):
+        self._file = file
+        self._path = path
+
+    def read(self, size: int = -1) -> bytes:
+        with _named_errors(self._path):
+            return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def reading(path: str) -> Iterator[BinaryIO]:
+    """Open a file to be read from start to end.
+
+    Raises:
+        DataError: there is no such file, it is a folder, or it cannot be read.
+        MissingExtra: the URL's scheme needs a package that is not installed.
+    """
+    with _named_errors(path):
+        if is_url(path):
+            import fsspec
+
+            # Without a block size the http file system needs a server that serves ranges.
+            options = {"block_size": 0} if path.startswith(("http://", "https://")) else {}
+            file = fsspec.open(path, "rb", **options).open()
+        else:
+            file = open(path, "rb")  # noqa: SIM115 (closed below)
+    stream = _Stream(file, path)
+    try:
+        yield stream  # type: ignore[misc]
+    finally:
+        stream.close()
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """Bytes `offset .. offset + length` of a file."""
+    with _named_errors(path):
+        if is_url(path):
+            import fsspec
+
+            file_system, inner = fsspec.core.url_to_fs(path)
+            return file_system.cat_file(inner, start=offset, end=offset + length)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+def is_folder(path: str) -> bool:
+    """Whether `path` is a folder (for object stores: has keys below it)."""
+    with _named_errors(path):
+        if not is_url(path):
+            return os.path.isdir(path)
+        if path.startswith(("http://", "https://")):
+            return False
+        import fsspec
+
+        file_system, inner = fsspec.core.url_to_fs(path)
+        return file_system.isdir(inner)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder of that name is there."""
+    with _named_errors(path):
+        if not is_url(path):
+            return os.path.exists(path)
+        import fsspec
+
+        file_system, inner = fsspec.core.url_to_fs(path)
+        return file_system.exists(inner)
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Names of all files below `folder`, relative to it, sorted; hidden ones are left out."""
+    if is_url(folder):
+        with _named_errors(folder):
+            import fsspec
+
+            file_system, inner = fsspec.core.url_to_fs(folder)
+            inner = inner.rstrip("/")
+            names = sorted(name[len(inner) + 1 :] for name in file_system.find(inner))
+        yield from (n for n in names if not any(p.startswith(".") for p in n.split("/")))
+        return
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(where, name), folder)
+
+
+def expand(pattern: str) -> list[str]:
+    """Files that a glob pattern names, sorted."""
+    with _named_errors(pattern):
+        if is_url(pattern):
+            import fsspec
+
+            file_system, inner = fsspec.core.url_to_fs(pattern)
+            return sorted(file_system.unstrip_protocol(name) for name in file_system.glob(inner))
+        import glob
+
+        return sorted(glob.glob(pattern, recursive=True))
+
+
+def identity(path: str) -> list[Any]:
+    """What changes when a file changes: its full name, size in bytes, and time or entity tag."""
+    with _named_errors(path):
+        if not is_url(path):
+            status = os.stat(path)
+            return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
+        import fsspec
+
+        file_system, inner = fsspec.core.url_to_fs(path)
+        info = file_system.info(inner)
+        mark = info.get("ETag") or info.get("LastModified") or info.get("mtime")
+        return [path, info.get("size"), str(mark)]
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it replaces `path` in one step.
+
+    When the block ends normally the temporary file is flushed to the disk and renamed; when
+    it raises, the temporary file is removed and `path` stays as it was.
+    """
+    if is_url(str(path)):
+        raise DataError(
+            "files are written to local folders only",
+            where=str(path),
+            fix="write to a local path and copy it afterwards",
+        )
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        except OSError as error:
+            raise DataError(
+                f"the file cannot be written: {error.strerror or error}",
+                where=str(path),
+                fix="check the path, its permissions and the free space",
+            ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

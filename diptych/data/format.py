@@ -1,0 +1,392 @@
+"""Format: the contract of a file convention, read into Samples and written back.
+
+A part in `formats/` is one convention. Its module has
+
+    sniff(row) -> bool              whether a row (or a file's top-level object) looks like it
+    parse(row) -> Sample            one row; raises a DataError that names the fault
+    render(sample) -> dict          one row; the opposite of `parse`
+    read(path) -> iterator          a whole file: Samples, and a Reject for every row that is none
+    write(samples, path, refuse) -> int   a whole file, replaced in one step; the number of rows
+
+Round trips lose nothing. Keys that a convention does not know travel in `Sample.meta`. What
+a row says in another way than its convention's usual one (a number as id, a list with one
+image) is noted in `meta["_<format>"]`, and so survives a detour through another format.
+Only the way is noted, never the content: rows may be edited on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, cast
+
+from diptych import parts
+from diptych.data import files
+from diptych.data.ledger import Ledger, RejectFile
+from diptych.data.rows import Reject, Row, layout, object_keys, read_csv, read_json
+from diptych.data.sample import ROLES, Image, Sample, Text, Turn
+from diptych.errors import (
+    DataError,
+    EmptyConversation,
+    FormatError,
+    MarkerMismatch,
+    OneSidedConversation,
+    UnknownRole,
+)
+
+__all__ = ["Format", "Reject", "Row", "convert", "detect", "read", "write"]
+
+FOLDER = "data.formats"
+IMAGE_MARKER = "<image>"
+_MAX_ROWS_SNIFFED = 100
+
+Refuse = Callable[[Reject], None]
+
+
+class Format(Protocol):
+    """What a module in `formats/` provides."""
+
+    def sniff(self, row: dict[str, Any]) -> bool: ...
+
+    def parse(self, row: Row) -> Sample: ...
+
+    def render(self, sample: Sample) -> dict[str, Any]: ...
+
+    def read(self, path: str) -> Iterator[Sample | Reject]: ...
+
+    def write(
+        self, samples: Iterable[Sample], path: str, refuse: Refuse | None = None
+    ) -> int: ...
+
+
+def find(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        PartNotFound: there is none; lists those that exist.
+    """
+    return cast(Format, parts.find(FOLDER, name))
+
+
+def read(path: str, format: str | None = None) -> Iterator[Sample | Reject]:
+    """Stream the rows of one file (or of a folder of captions).
+
+    Args:
+        path: a file or any URL that fsspec opens.
+        format: name of the convention; None detects it.
+
+    Raises:
+        FormatError: the format cannot be told, or the file as a whole is not of that format.
+        DataError: there is no such file.
+        PartNotFound: there is no such format.
+    """
+    return find(format or detect(path)).read(path)
+
+
+def write(
+    samples: Iterable[Sample], path: str, format: str, *, refuse: Refuse | None = None
+) -> int:
+    """Write samples to one file, which is replaced in one step; returns the number of rows.
+
+    Args:
+        refuse: receives samples that the format cannot hold (the picture of a Parquet row in
+            a format that only knows paths); None raises instead.
+    """
+    return find(format).write(samples, path, refuse)
+
+
+def convert(source: str, target: str, from_: str | None, to: str) -> Ledger:
+    """Rewrite a file in another format, streaming; returns what became of its rows.
+
+    Rows that cannot be read or cannot be held by `to` go to `<target>.rejects.jsonl`.
+    """
+    ledger = Ledger()
+    with RejectFile(f"{target}.rejects.jsonl") as rejects:
+
+        def refuse(reject: Reject) -> None:
+            ledger.reject(reject)
+            rejects.add(reject)
+
+        def samples() -> Iterator[Sample]:
+            for item in read(source, from_):
+                ledger.read()
+                if isinstance(item, Reject):
+                    refuse(item)
+                else:
+                    yield item
+
+        ledger.num_used = write(samples(), target, to, refuse=refuse)
+    ledger.check()
+    return ledger
+
+
+def detect(path: str) -> str:
+    """Name of the format of a file, told from its first rows.
+
+    Raises:
+        FormatError: no format, or more than one, claims the rows; lists the formats.
+    """
+    known = parts.names(FOLDER)
+    for row in _first_rows(path):
+        claims = [name for name in known if find(name).sniff(row)]
+        if len(claims) == 1:
+            return claims[0]
+        if claims:
+            break
+    raise FormatError(
+        "the format of the file cannot be told from its first rows",
+        where=path,
+        fix=f"name it, one of: {', '.join(known)}; docs/data-formats.md shows a row of each",
+    )
+
+
+def _first_rows(path: str) -> Iterator[dict[str, Any]]:
+    first_path = path.split(",")[0]
+    if files.is_folder(first_path):
+        yield {"caption": "", "image": ""}
+        return
+    if files.suffix(first_path) in (".csv", ".tsv"):
+        rows: Iterator[Row | Reject] = read_csv(first_path)
+    elif layout(first_path) == "object":
+        keys: dict[str, Any] = {}
+        for key in object_keys(first_path):
+            keys[key] = None
+            if any(find(name).sniff(keys) for name in parts.names(FOLDER)):
+                break
+        yield keys
+        return
+    else:
+        rows = read_json(first_path)
+    for number, row in enumerate(rows):
+        if isinstance(row, Row):
+            yield row.value
+        if number >= _MAX_ROWS_SNIFFED:
+            return
+
+
+# --- what formats are made of ----------------------------------------------------------------
+
+
+def parsed(
+    rows: Iterable[Row | Reject], parse: Callable[[Row], Sample]
+) -> Iterator[Sample | Reject]:
+    """`parse` over rows; a row whose fault it names becomes a Reject."""
+    for row in rows:
+        if isinstance(row, Reject):
+            yield row
+            continue
+        try:
+            yield parse(row)
+        except DataError as error:
+            identity = row.value.get("id")
+            shown = str(identity) if isinstance(identity, str | int) else None
+            yield Reject.of(error, row.where, row.raw, shown)
+
+
+def rendered(
+    samples: Iterable[Sample], render: Callable[[Sample], Any], refuse: Refuse | None
+) -> Iterator[Any]:
+    """`render` over samples; those that it cannot hold go to `refuse`."""
+    for sample in samples:
+        try:
+            row = render(sample)
+        except DataError as error:
+            if refuse is None:
+                raise
+            raw = json.dumps([t.text for t in sample.turns], ensure_ascii=False)
+            refuse(Reject.of(error, sample.source, raw, sample.id))
+        else:
+            yield row
+
+
+def write_json(rows: Iterable[Any], path: str) -> int:
+    """Write rows as JSON lines, or as a JSON array where `path` ends in `.json`."""
+    array = files.suffix(path) == ".json"
+    count = 0
+    with files.replacing(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as out:
+            for row in rows:
+                if array:
+                    out.write(",\n" if count else "[\n")
+                out.write(json.dumps(row, ensure_ascii=False))
+                if not array:
+                    out.write("\n")
+                count += 1
+            if array:
+                out.write("\n]\n" if count else "[]\n")
+    return count
+
+
+def checked(sample: Sample) -> Sample:
+    """The sample itself, if its turns make a conversation to learn from.
+
+    Raises:
+        UnknownRole, EmptyConversation, OneSidedConversation: what their names say.
+    """
+    if not sample.turns:
+        raise EmptyConversation("the conversation has no turns")
+    for number, turn in enumerate(sample.turns, 1):
+        if turn.role not in ROLES:
+            raise UnknownRole(f"turn {number} is spoken by '{turn.role}', not {', '.join(ROLES)}")
+        only_text = all(isinstance(part, Text) for part in turn.parts)
+        if turn.role != "system" and only_text and not turn.text.strip():
+            raise EmptyConversation(f"turn {number} of {len(sample.turns)} has no content")
+    roles = {turn.role for turn in sample.turns}
+    if "assistant" not in roles:
+        raise OneSidedConversation(f"nobody answers in {len(sample.turns)} turns")
+    if "user" not in roles:
+        raise OneSidedConversation(f"nobody asks in {len(sample.turns)} turns")
+    return sample
+
+
+def require(row: dict[str, Any], key: str, kind: type | tuple[type, ...], name: str) -> Any:
+    """`row[key]`, which must be of a type.
+
+    Raises:
+        FormatError: the key is missing or of another type.
+    """
+    if key not in row:
+        raise FormatError(f"the row has no '{key}' (it has: {', '.join(row) or 'nothing'})")
+    value = row[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise FormatError(f"'{key}' is {_kind(value)}, not {name}")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", type(None): "null", bool: "a boolean"}
+    return names.get(type(value), "a number")
+
+
+def take_id(row: Row, note: dict[str, Any], key: str = "id") -> str:
+    """The row's id as text; notes when it is a number, null or missing (then its number)."""
+    value = row.value.get(key)
+    if isinstance(value, str):
+        if value:
+            return value
+    elif isinstance(value, bool) or not isinstance(value, int | type(None)):
+        raise FormatError(f"'{key}' is {_kind(value)}, not text or a whole number")
+    if key in row.value:
+        note["id"] = value
+    else:
+        note["no_id"] = True
+    return f"row-{row.number}" if value in (None, "") else str(value)
+
+
+def give_id(sample: Sample, note: dict[str, Any]) -> dict[str, Any]:
+    """The id as the row had it: {} where it had none."""
+    generated = sample.id.startswith("row-")
+    if note.get("no_id") and generated:
+        return {}
+    if "id" in note and (str(note["id"]) == sample.id or not note["id"] and generated):
+        return {"id": note["id"]}
+    return {"id": sample.id}
+
+
+def image_list(value: Any, key: str) -> list[str]:
+    """Image paths from text, a list of texts, or nothing.
+
+    Raises:
+        FormatError: it is something else.
+    """
+    if value is None or value == "":
+        return []
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list):
+        raise FormatError(f"'{key}' is {_kind(value)}, not a path or a list of paths")
+    for number, path in enumerate(paths):
+        if not isinstance(path, str) or not path:
+            raise FormatError(f"'{key}[{number}]' is {_kind(path) if path else 'empty'}, not a path")
+    return paths
+
+
+def split_markers(text: str, images: Iterator[Image]) -> tuple[Text | Image, ...]:
+    """Text with `<image>` markers as parts; every marker takes the next picture."""
+    parts_: list[Text | Image] = []
+    for number, piece in enumerate(text.split(IMAGE_MARKER)):
+        if number:
+            parts_.append(next(images))
+        if piece:
+            parts_.append(Text(piece))
+    return tuple(parts_)
+
+
+def join_markers(turn: Turn) -> str:
+    """The opposite of `split_markers`.
+
+    Raises:
+        FormatError: text that itself contains a marker, or a video, cannot be told apart.
+    """
+    pieces = []
+    for part in turn.parts:
+        if isinstance(part, Text):
+            if IMAGE_MARKER in part.text:
+                raise FormatError(
+                    f"the text itself contains '{IMAGE_MARKER}', which this format would take "
+                    "for a picture"
+                )
+            pieces.append(part.text)
+        elif isinstance(part, Image):
+            pieces.append(IMAGE_MARKER)
+        else:
+            raise FormatError("this format cannot hold a video")
+    return "".join(pieces)
+
+
+def check_markers(texts: Sequence[str], num_images: int) -> None:
+    """Make sure that there is one marker for each picture.
+
+    Raises:
+        MarkerMismatch: with both numbers.
+    """
+    num_markers = sum(text.count(IMAGE_MARKER) for text in texts)
+    if num_markers != num_images:
+        raise MarkerMismatch(
+            f"the conversation has {num_markers} {IMAGE_MARKER} markers, the row has "
+            f"{num_images} images"
+        )
+
+
+def image_path(image: Image) -> str:
+    """The path to write for a picture.
+
+    Raises:
+        FormatError: the picture has no file of its own.
+    """
+    if image.data is not None or image.span is not None:
+        raise FormatError("the picture lies inside a shard or the row; this format needs a file")
+    return image.path
+
+
+def take_meta(
+    row: dict[str, Any], known: frozenset[str], mark: str, note: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything of a row that its format does not know, with the note on how it was said."""
+    if mark in row:
+        raise FormatError(f"the key '{mark}' is reserved")
+    meta = {key: value for key, value in row.items() if key not in known and key != "_meta"}
+    displaced = row.get("_meta")
+    if isinstance(displaced, dict):
+        meta.update(displaced)
+    elif displaced is not None:
+        raise FormatError("the key '_meta' is reserved")
+    if note:
+        meta[mark] = note
+    return meta
+
+
+def give_meta(
+    row: dict[str, Any], meta: dict[str, Any], known: frozenset[str], mark: str
+) -> dict[str, Any]:
+    """The row with the sample's meta; keys that this format knows itself go to `_meta`."""
+    displaced = {key: value for key, value in meta.items() if key in known and key != mark}
+    row.update((k, v) for k, v in meta.items() if k not in known and k != mark)
+    if displaced:
+        row["_meta"] = displaced
+    return row
+
+
+def noted(sample: Sample, mark: str) -> dict[str, Any]:
+    """The note that `take_meta` left, or an empty one."""
+    note = sample.meta.get(mark)
+    return note if isinstance(note, dict) else {}

@@ -1,0 +1,309 @@
+"""Visual question answering in VQAv2's two files, or as flat rows.
+
+Two files: `{"questions": [{"question_id", "image_id", "question"}], "data_subtype"}` and
+`{"annotations": [{"question_id", "question_type", "answer_type", "multiple_choice_answer",
+"answers": [{"answer", ...}]}]}`. The path names the questions file, and the annotations are
+found beside it by name; or both: `questions.json,annotations.json`. Flat rows (JSON lines, a
+JSON array, Parquet) hold the keys of both, and `image`.
+
+The assistant says the most common answer; all stand in `meta["answers"]`, and the answer
+type (else the question type) in `meta["kind"]`. Without a key `image` the picture is
+`COCO_<data_subtype>_<image_id, 12 digits>.jpg`, as VQA names them.
+Source: VQA v2 (arXiv:1612.00837; visualqa.org/vqa_v2_format.html).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from diptych.data import files
+from diptych.data import format as contract
+from diptych.data.rows import Reject, Row, layout, read_json, read_object
+from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.table import Table
+from diptych.errors import DuplicateId, FormatError, OneSidedConversation
+
+MARK = "_vqa"
+_ANSWER_KEYS = ("answers", "answer", "multiple_choice_answer", "question_type", "answer_type")
+_KNOWN = frozenset({"question", "image", "annotation", "kind", *_ANSWER_KEYS})
+
+
+def sniff(row: dict[str, Any]) -> bool:
+    """VQA's list of questions, or a question with answers."""
+    if "questions" in row:
+        return True
+    answered = any(key in row for key in ("answers", "answer", "multiple_choice_answer"))
+    return "question" in row and answered and "messages" not in row
+
+
+def read(path: str) -> Iterator[Sample | Reject]:
+    """Samples of a pair of files, or of flat rows."""
+    questions, comma, annotations = path.partition(",")
+    if not comma and layout(questions) != "object":
+        return contract.parsed(read_json(questions), parse)
+    return _read_pair(questions, annotations or _annotations_beside(questions))
+
+
+def _annotations_beside(questions: str) -> str:
+    folder, name = files.parent(questions), files.base_name(questions)
+    renamed = name.replace("questions", "annotations").replace("Questions", "Annotations")
+    names = [renamed]
+    for task in ("OpenEnded_", "MultipleChoice_"):
+        names.append(renamed.replace(task, ""))
+    for candidate in dict.fromkeys(names):
+        beside = files.join(folder, candidate)
+        if candidate != name and files.exists(beside):
+            return beside
+    raise FormatError(
+        f"there is no annotations file beside the questions (looked for {', '.join(names)})",
+        where=questions,
+        fix="give both: questions.json,annotations.json",
+    )
+
+
+def _read_pair(questions: str, annotations: str) -> Iterator[Sample | Reject]:
+    answers = Table()
+    about: dict[str, Any] = {"questions": {}, "annotations": {}}
+    rows_of = frozenset({"annotations"})
+    for key, item in read_object(annotations, rows_of):
+        if isinstance(item, Reject):
+            yield item
+        elif not isinstance(item, Row):
+            about["annotations"][key] = item
+        elif answers.add(str(item.value.get("question_id")), json.dumps([item.where, item.value])):
+            error = DuplicateId(f"question {item.value.get('question_id')} is annotated twice")
+            yield Reject.of(error, item.where, item.raw)
+    rows_of = frozenset({"questions"})
+    for key, item in read_object(questions, frozenset(), skip=rows_of):
+        if not isinstance(item, Reject):
+            about["questions"][key] = item
+    subtype = about["questions"].get("data_subtype")
+    first = True
+    for key, item in read_object(questions, rows_of):
+        if isinstance(item, Reject):
+            yield item
+        elif key == "questions" and isinstance(item, Row):
+            found = answers.pop(str(item.value.get("question_id")))
+            for sample in contract.parsed([item], lambda r, f=found: _joined(r, f, subtype)):
+                if first and isinstance(sample, Sample):
+                    sample.meta.setdefault(MARK, {})["file"] = about
+                    first = False
+                yield sample
+    for question_id, found in answers.items():
+        where, row = json.loads(found)
+        error = OneSidedConversation(f"the questions file has no question {question_id}")
+        yield Reject.of(error, where, json.dumps(row, ensure_ascii=False), question_id)
+    answers.close()
+
+
+def _joined(row: Row, found: str | None, subtype: Any) -> Sample:
+    if found is None:
+        raise OneSidedConversation(f"question {row.value.get('question_id')} has no annotation")
+    annotation = json.loads(found)[1]
+    flat = dict(row.value)
+    for key in _ANSWER_KEYS:
+        if key in flat:
+            raise FormatError(f"the question has a key '{key}' that belongs to its annotation")
+        if key in annotation:
+            flat[key] = annotation.pop(key)
+    shared = {"question_id", "image_id"}
+    rest = {k: v for k, v in annotation.items() if k not in shared or v != flat.get(k)}
+    if rest:
+        flat["annotation"] = rest
+    # One without an image id of its own is written back without one.
+    lacking = [k for k in ("image_id",) if k in flat and k not in annotation]
+    if lacking:
+        flat["annotation"] = rest | {"": lacking}
+    return _parse(flat, row.where, row.number, subtype)
+
+
+def parse(row: Row) -> Sample:
+    """One flat row.
+
+    Raises:
+        FormatError: a field is missing or of the wrong type.
+        EmptyConversation: the question or the answer is empty.
+    """
+    return _parse(row.value, row.where, row.number, None)
+
+
+def _parse(value: dict[str, Any], where: str, number: int, subtype: Any) -> Sample:
+    note: dict[str, Any] = {}
+    id_key = "question_id" if "question_id" in value else "id"
+    sample_id = contract.take_id(Row(value, where, "", number), note, id_key)
+    note.pop("id", None)
+    note.pop("no_id", None)
+    question = contract.require(value, "question", str, "text")
+    answers = _answers(value, note)
+    best = value.get("multiple_choice_answer")
+    if best is not None and not isinstance(best, str):
+        raise FormatError("'multiple_choice_answer' is not text")
+    if best is None:
+        best = Counter(answers).most_common(1)[0][0] if answers else ""
+    given = {k: value[k] for k in _ANSWER_KEYS[2:] if k in value}
+    if given:
+        note["given"] = given
+    if "annotation" in value:
+        note["annotation"] = value["annotation"]
+    if "kind" in value:
+        note["kind"] = value["kind"]
+    path = _picture(value, subtype, note)
+    meta = contract.take_meta(value, _KNOWN, MARK, note)
+    meta["answers"] = answers
+    kind = value.get("kind") or value.get("answer_type") or value.get("question_type")
+    if isinstance(kind, str):
+        meta["kind"] = kind
+    asked = (Image(path), Text(question)) if question.strip() else ()
+    said = (Text(best),) if best else ()
+    turns = (Turn("user", asked), Turn("assistant", said))
+    return contract.checked(Sample(sample_id, turns, where, meta))
+
+
+def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
+    key = "answers" if "answers" in value else "answer"
+    given = value.get(key)
+    if given is None and "multiple_choice_answer" in value:
+        note["answers"] = "none"
+        return [str(value["multiple_choice_answer"])]
+    if isinstance(given, str):
+        note["answers"] = "text"
+        answers = [given]
+    else:
+        items = contract.require(value, key, list, "a list of answers")
+        texts = [item.get("answer") if isinstance(item, dict) else item for item in items]
+        if not all(isinstance(text, str) for text in texts):
+            raise FormatError(f"'{key}' holds something that is neither text nor has an 'answer'")
+        extras = [
+            {k: v for k, v in item.items() if k != "answer"} if isinstance(item, dict) else None
+            for item in items
+        ]
+        if any(extra is not None for extra in extras):
+            note["answers"] = extras
+        answers = texts
+    if key == "answer":
+        note["answers_key"] = key
+    return answers
+
+
+def _picture(value: dict[str, Any], subtype: Any, note: dict[str, Any]) -> str:
+    if "image" in value:
+        path = contract.require(value, "image", str, "a path")
+        if not path:
+            raise FormatError("'image' is empty, not a path")
+        return path
+    image_id = contract.require(value, "image_id", (int, str), "a number or text")
+    path = _usual_name(image_id, subtype)
+    note["named"] = path
+    return path
+
+
+def _usual_name(image_id: int | str, subtype: Any) -> str:
+    prefix = f"COCO_{subtype}_" if isinstance(subtype, str) and subtype else ""
+    digits = str(image_id)
+    return f"{prefix}{int(digits):012d}.jpg" if digits.isdecimal() else f"{digits}.jpg"
+
+
+def render(sample: Sample) -> dict[str, Any]:
+    """One flat row.
+
+    Raises:
+        FormatError: the sample is not one picture, one question, one answer.
+    """
+    match sample.turns:
+        case (
+            Turn("user", (Image() as image, Text(question))),
+            Turn("assistant", (Text(answer),)),
+        ):
+            pass
+        case _:
+            raise FormatError("the sample is not one picture, one question and one answer")
+    note = contract.noted(sample, MARK)
+    meta = {k: v for k, v in sample.meta.items() if k not in ("answers", "kind")}
+    row: dict[str, Any] = {}
+    if "question_id" not in meta:
+        row["id"] = meta.pop("id", sample.id)
+    path = contract.image_path(image)
+    if note.get("named") != path:
+        row["image"] = path
+    row["question"] = question
+    answers = sample.meta.get("answers") or [answer]
+    row.update(_answers_row(answers, note))
+    row.update(note.get("given", {} if note else {"multiple_choice_answer": answer}))
+    if "annotation" in note:
+        row["annotation"] = note["annotation"]
+    if "kind" in note or (not note and "kind" in sample.meta):
+        row["kind"] = note.get("kind", sample.meta.get("kind"))
+    return contract.give_meta(row, meta, _KNOWN, MARK)
+
+
+def _answers_row(answers: list[str], note: dict[str, Any]) -> dict[str, Any]:
+    key = note.get("answers_key", "answers")
+    how = note.get("answers")
+    if how == "none":
+        return {}
+    if how == "text" and len(answers) == 1:
+        return {key: answers[0]}
+    if isinstance(how, list) and len(how) == len(answers):
+        pairs = zip(answers, how, strict=True)
+        return {key: [a if extra is None else {"answer": a} | extra for a, extra in pairs]}
+    return {key: answers}
+
+
+def write(
+    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None
+) -> int:
+    """JSON lines of flat rows where the path ends in `.jsonl`, else VQA's two files.
+
+    Two files need a path with `questions` in its name, or two paths with a comma.
+    """
+    if files.suffix(path) in (".jsonl", ".ndjson"):
+        return contract.write_json(contract.rendered(samples, render, refuse), path)
+    questions, _, annotations = path.partition(",")
+    name = files.base_name(questions)
+    if not annotations:
+        renamed = name.replace("questions", "annotations")
+        if renamed == name:
+            raise FormatError(
+                "VQA needs two files, and the path names one without 'questions' in it",
+                where=path,
+                fix="write to x_questions.json, to questions.json,annotations.json, or to .jsonl",
+            )
+        annotations = files.join(files.parent(questions), renamed)
+    about: dict[str, Any] = {}
+    count = 0
+    with ExitStack() as stack:
+        outs = []
+        for target, key in ((questions, "questions"), (annotations, "annotations")):
+            temporary = stack.enter_context(files.replacing(target))
+            out = stack.enter_context(open(temporary, "w", encoding="utf-8", newline="\n"))
+            out.write(f'{{"{key}": [')
+            outs.append((out, key))
+        for *rows, header in contract.rendered(samples, _pair, refuse):
+            about = about or header
+            for (out, _), row in zip(outs, rows, strict=True):
+                out.write((",\n" if count else "\n") + json.dumps(row, ensure_ascii=False))
+            count += 1
+        for out, key in outs:
+            out.write("\n]")
+            for name, value in about.get(key, {}).items():
+                out.write(f",\n{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}")
+            out.write("}\n")
+    return count
+
+
+def _pair(sample: Sample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    flat = render(sample)
+    rest = flat.pop("annotation", {})
+    lacking = rest.get("", [])
+    question = {k: v for k, v in flat.items() if k not in _ANSWER_KEYS}
+    if "question_id" not in question:
+        question["question_id"] = question.pop("id")
+    annotation = {k: question[k] for k in ("question_id", "image_id") if k in question}
+    annotation |= {k: v for k, v in rest.items() if k}
+    annotation = {k: v for k, v in annotation.items() if k not in lacking}
+    annotation |= {k: flat[k] for k in _ANSWER_KEYS if k in flat}
+    return question, annotation, contract.noted(sample, MARK).get("file", {})

@@ -1,0 +1,110 @@
+"""Contract: a benchmark gives samples, the prompt for each, and the score of an output.
+
+A benchmark is a file `benchmarks/<name>.py` with one subclass of `Benchmark`; its docstring names
+source, licence, metric variant and, where there is one, a published figure. The runner adds what
+every score needs: interval, blind control, majority answer, split by question kind.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from diptych import parts
+from diptych.data.sample import Sample
+from diptych.errors import DataError, PartNotFound
+from diptych.eval.metric import Metric
+
+FOLDER = "eval.benchmarks"
+NO_KIND = "all"
+
+
+class Benchmark(ABC):
+    """Samples with answers, and how a model's output for them is obtained and scored.
+
+    Attributes:
+        name: stands in reports.
+        metric: scores one output against the accepted answers.
+        how: "generate" scores the text the model writes; "likelihood" scores the candidate
+            (see `candidates`) to which the model gives the largest log-likelihood.
+        chat: the prompt is a conversation for the model's chat template; if False, the prompt's
+            text is given to the language model as it stands (published text benchmarks).
+        max_new_tokens: bound on a generated answer.
+    """
+
+    name: str
+    metric: Metric
+    how: Literal["generate", "likelihood"] = "generate"
+    chat: bool = True
+    max_new_tokens: int = 32
+
+    @abstractmethod
+    def samples(self) -> Iterable[Sample]:
+        """All samples, answers included; may be iterated more than once."""
+
+    def prompt(self, sample: Sample) -> Sample:
+        """What the model is asked: the sample without its answer."""
+        return sample.without_answer()
+
+    def answers(self, sample: Sample) -> list[str]:
+        """Accepted answers: `meta["answers"]`, or the sample's own answer.
+
+        Raises:
+            DataError: there are fewer than the metric needs, or none.
+        """
+        answers = list(sample.meta.get("answers") or [])
+        if not answers and sample.answer:
+            answers = [sample.answer]
+        if len(answers) < self.metric.min_answers:
+            raise DataError(
+                f"sample '{sample.id}' has {len(answers)} accepted answers; the metric "
+                f"'{self.metric.name}' needs at least {self.metric.min_answers}",
+                where=sample.source or None,
+                fix="use --metric exact or relaxed" if answers else "give the row an answer",
+            )
+        return answers
+
+    def candidates(self, sample: Sample) -> Sequence[str]:
+        """Texts among which the likelihood decides: `meta["choices"]`.
+
+        Raises:
+            DataError: the sample has no choices.
+        """
+        choices = sample.meta.get("choices")
+        if not choices:
+            raise DataError(
+                f"sample '{sample.id}' has no choices to compare by likelihood",
+                where=sample.source or None,
+                fix="give the row a list `choices`, or let the model generate its answers",
+            )
+        return list(choices)
+
+    def kind(self, sample: Sample) -> str:
+        """The question kind for the split, `meta["kind"]`."""
+        return str(sample.meta.get("kind") or NO_KIND)
+
+    def score(self, output: str, sample: Sample) -> float:
+        """How right `output` is, 0 to 1."""
+        return self.metric.score(output, self.answers(sample))
+
+
+def find(name: str) -> type[Benchmark]:
+    """The class that is the benchmark `name`: a file of `benchmarks/` or a dotted module.
+
+    Raises:
+        PartNotFound: there is no such file, or it defines no subclass of Benchmark.
+    """
+    module = parts.find(FOLDER, name)
+    for member in vars(module).values():
+        if (
+            inspect.isclass(member)
+            and issubclass(member, Benchmark)
+            and member.__module__ == module.__name__
+        ):
+            return member
+    raise PartNotFound(
+        f"the module '{name}' is no benchmark: it defines no subclass of Benchmark",
+        fix=f"available: {', '.join(parts.names(FOLDER))}",
+    )

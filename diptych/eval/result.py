@@ -1,0 +1,236 @@
+"""Result: a score with its interval, its controls and every single answer; on disk and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import DataError
+
+RESULT_FILE = "result.json"
+RECORDS_FILE = "records.jsonl"
+CHOICES_FOLDER = "choices"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean score with its 95 % interval and the number of questions."""
+
+    score: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{score, low, high, n}`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class KindScore(Score):
+    """The score of one question kind, beside the two controls on the same questions."""
+
+    blind: float | None
+    majority: float
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of one question.
+
+    Attributes:
+        group: what questions share that are not independent: their first picture.
+        output: the model's answer; None where the model failed.
+        score: 0 to 1; None where the model failed: a failure is never scored as an answer.
+        blind_output, blind_score: the same with the pictures withheld, where that was asked.
+        majority_score: score of the most frequent answer.
+        error, blind_error: why there is no score.
+    """
+
+    id: str
+    question: str
+    truth: str
+    kind: str
+    image: str | None
+    group: str
+    output: str | None = None
+    score: float | None = None
+    blind_output: str | None = None
+    blind_score: float | None = None
+    majority_score: float | None = None
+    error: str | None = None
+    blind_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextAbility:
+    """What a model can do with text alone.
+
+    Attributes:
+        texts: name -> {perplexity, bits_per_byte, tokens}; perplexities of models with different
+            tokenizers do not compare, bits per byte do.
+        choices: result on a multiple-choice file, where one was given.
+    """
+
+    texts: dict[str, dict[str, float]]
+    choices: Result | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity of the first text, the figure to quote."""
+        return next(iter(self.texts.values()))["perplexity"]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "perplexity": self.perplexity,
+            "texts": self.texts,
+            "choices": self.choices.to_dict() if self.choices else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outcome of one evaluation.
+
+    Attributes:
+        overall: score of the model over all questions that it answered.
+        blind: the same model with the pictures withheld; None where not asked, or no pictures.
+        majority: the score of always giving the most frequent answer of the question's kind.
+        majority_from: where that answer was counted: "training answers" or "evaluated answers".
+        by_kind: the same three for each question kind.
+        aggregates: figures of the metric over the whole set (precision...), where it has any.
+        failures: questions without an output; they are in `records` and in no score.
+        blind_failures: questions answered with pictures and failed without.
+        seconds: wall time.
+        text: text-only ability, where it was measured.
+    """
+
+    benchmark: str
+    metric: str
+    how: str
+    overall: Score
+    blind: Score | None
+    majority: Score
+    majority_from: str
+    by_kind: dict[str, KindScore]
+    aggregates: dict[str, float]
+    failures: int
+    blind_failures: int
+    seconds: float
+    seed: int
+    limit: int | None
+    records: list[Record] = field(repr=False)
+    text: TextAbility | None = None
+
+    @property
+    def score(self) -> float:
+        return self.overall.score
+
+    @property
+    def low(self) -> float:
+        return self.overall.low
+
+    @property
+    def high(self) -> float:
+        return self.overall.high
+
+    @property
+    def n(self) -> int:
+        return self.overall.n
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the records; `after`, `blind` and `majority` are `{score, low, high, n}`."""
+        return {
+            "benchmark": self.benchmark,
+            "metric": self.metric,
+            "how": self.how,
+            "after": self.overall.to_dict(),
+            "blind": self.blind.to_dict() if self.blind else None,
+            "majority": self.majority.to_dict(),
+            "majority_from": self.majority_from,
+            "by_kind": {kind: score.to_dict() for kind, score in self.by_kind.items()},
+            "aggregates": self.aggregates,
+            "failures": self.failures,
+            "blind_failures": self.blind_failures,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "limit": self.limit,
+            "text": self.text.to_dict() if self.text else None,
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write `result.json` and `records.jsonl`; each appears whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
+        _write_atomically(folder / RECORDS_FILE, lines)
+        if self.text and self.text.choices:
+            self.text.choices.save(folder / CHOICES_FOLDER)
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n"
+        _write_atomically(folder / RESULT_FILE, [text])
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Result:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: a file is missing or is not what `save` writes.
+        """
+        folder = Path(folder)
+        path = folder / RESULT_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            records = list(_read_records(folder / RECORDS_FILE))
+            text = data["text"]
+            if text:
+                choices = cls.load(folder / CHOICES_FOLDER) if text["choices"] else None
+                text = TextAbility(texts=text["texts"], choices=choices)
+            kept = {
+                name: data[name]
+                for name in (
+                    *("benchmark", "metric", "how", "majority_from", "aggregates"),
+                    *("failures", "blind_failures", "seconds", "seed", "limit"),
+                )
+            }
+            return cls(
+                overall=Score(**data["after"]),
+                blind=Score(**data["blind"]) if data["blind"] else None,
+                majority=Score(**data["majority"]),
+                by_kind={kind: KindScore(**score) for kind, score in data["by_kind"].items()},
+                records=records,
+                text=text or None,
+                **kept,
+            )
+        except OSError as error:
+            raise DataError(
+                f"no evaluation can be read: {error.strerror}",
+                where=str(error.filename or folder),
+                fix=f"name a folder with {RESULT_FILE} and {RECORDS_FILE}",
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"not an evaluation result: {error!r}", where=str(path)) from error
+
+
+def _read_records(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield Record(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise DataError(f"not a record: {error}", where=f"{path}:{number}") from error
+
+
+def _write_atomically(path: Path, lines: Iterable[str]) -> None:
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staged.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)

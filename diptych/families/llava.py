@@ -1,0 +1,94 @@
+"""LLaVA and LLaVA 1.5: CLIP ViT-L/14, a projection, Vicuna.
+
+Papers: Visual Instruction Tuning (arXiv:2304.08485); Improved Baselines with Visual
+Instruction Tuning (arXiv:2310.03744).
+Command: `diptych train llava15-7b --set stages.align.data.0.path=... --set ...`.
+Published cost on 8 A100: 7B align 3.5 h, instruct 10 h; 13B 5.5 h and 20 h.
+Published score of 1.5-7B: VQAv2 78.5, GQA 62.0, TextVQA 58.2, POPE 85.9 (model zoo).
+The full-size recipes were not trained here; `llava-debug` has the same shape in miniature
+and is trained by the tests.
+"""
+
+from __future__ import annotations
+
+from diptych.data.image import Preprocessing
+from diptych.model.language_model import LanguageModelConfig
+from diptych.model.trainable import Learn
+from diptych.model.vision_encoder import VisionEncoderConfig
+from diptych.model.vlm import LoraConfig, VlmConfig
+from diptych.recipe import Recipe
+from diptych.train.stage import DataConfig, Schedule, Stage
+
+
+def llava15_7b() -> Recipe:
+    """LLaVA 1.5 with Vicuna 7B: MLP connector, pictures padded to 336 squares."""
+    return _llava15("llava15-7b", "lmsys/vicuna-7b-v1.5")
+
+
+def llava15_13b() -> Recipe:
+    """LLaVA 1.5 with Vicuna 13B."""
+    return _llava15("llava15-13b", "lmsys/vicuna-13b-v1.5")
+
+
+def llava15_7b_lora() -> Recipe:
+    """LLaVA 1.5 7B with LoRA (r 128, alpha 256), connector rate 2e-5, LoRA rate 2e-4."""
+    recipe = _llava15("llava15-7b-lora", "lmsys/vicuna-7b-v1.5")
+    align, instruct = recipe.stages
+    learn = {
+        "connector": Learn(learning_rate=2e-5),
+        "language_model": Learn(
+            how="lora", learning_rate=2e-4, lora=LoraConfig(rank=128, alpha=256.0, dropout=0.05)
+        ),
+    }
+    return recipe.model_copy(
+        update={"stages": (align, instruct.model_copy(update={"learn": learn}))}
+    )
+
+
+def _llava15(name: str, language_model: str) -> Recipe:
+    model = VlmConfig(
+        vision_encoder=VisionEncoderConfig(
+            weights="openai/clip-vit-large-patch14-336",
+            layer=-2,
+            image=Preprocessing.from_hf(
+                {
+                    "image_processor_type": "CLIPImageProcessor",
+                    "size": {"shortest_edge": 336},
+                    "crop_size": {"height": 336, "width": 336},
+                    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                    "image_std": [0.26862954, 0.26130258, 0.27577711],
+                }
+            ).model_copy(update={"pad_to_square": True}),
+        ),
+        connector="mlp",
+        language_model=LanguageModelConfig(
+            weights=language_model, template="vicuna", dtype="bfloat16"
+        ),
+    )
+    schedule = Schedule(shape="cosine", warmup_share=0.03)
+    align = Stage(
+        name="align",
+        data=(DataConfig(path="blip_laion_cc_sbu_558k.json", images="images"),),
+        learn={"connector": Learn()},
+        learning_rate=1e-3,
+        global_batch_size=256,
+        schedule=schedule,
+        precision="bf16",
+        context_tokens=2048,
+        tokens_per_row=2048,
+        long_samples="truncate",
+    )
+    instruct = Stage(
+        name="instruct",
+        data=(DataConfig(path="llava_v1_5_mix665k.json", images="images"),),
+        learn={"connector": Learn(), "language_model": Learn()},
+        learning_rate=2e-5,
+        global_batch_size=128,
+        schedule=schedule,
+        precision="bf16",
+        gradient_checkpointing=True,
+        context_tokens=2048,
+        tokens_per_row=2048,
+        long_samples="truncate",
+    )
+    return Recipe(name=name, model=model, stages=(align, instruct))

@@ -1,0 +1,253 @@
+"""A model folder: atomic, safetensors, loads without the recipe's code.
+
+    config.json               the composition with every Hugging Face config written out
+    model.safetensors         all weights
+    tokenizer files           as transformers writes them
+    preprocessor_config.json  for people and servers; Diptych reads config.json
+    README.md                 model card
+    hashes.json               SHA-256 of every file, written last
+
+A folder is staged beside its target, flushed to disk and renamed, so a killed save leaves
+the old folder whole. No pickle is ever written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diptych.errors import CheckpointError, UnsafeFile, WeightsNotFound
+from diptych.model import vlm as vlms
+
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+HASHES = "hashes.json"
+
+
+def save_model(model: vlms.Vlm, path: Path | str) -> Path:
+    """Write the model folder `path`, replacing an older one as a whole."""
+    path = Path(path)
+    with staged_folder(path) as folder:
+        save_tensors(unique_tensors(model), folder / "model.safetensors")
+        (folder / "config.json").write_text(_complete_config(model).to_json())
+        model.tokenizer.save_pretrained(folder)
+        processor = model.vision_encoder.preprocessing.to_hf("clip")
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        (folder / "README.md").write_text(_card(model), encoding="utf-8")
+    return path
+
+
+def load_model(name: Path | str) -> vlms.Vlm:
+    """The model of a folder (a run folder's `model/` is found too) or hub name.
+
+    Raises:
+        WeightsNotFound: no such folder.
+        CheckpointError: the folder is incomplete or does not fit its config.
+        UnsafeFile: the weights are a pickle.
+    """
+    from diptych.model.weights import locate
+
+    folder = Path(name)
+    if (folder / "model" / "config.json").is_file():
+        folder = folder / "model"
+    if not folder.is_dir():
+        if folder.exists() or str(name).startswith((".", "/", "~")):
+            raise WeightsNotFound("there is no such model folder", where=str(name))
+        folder = locate(str(name))
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            "the folder has no config.json", where=str(folder), fix="name a saved model folder"
+        )
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "vision_encoder" not in values:
+        raise CheckpointError(
+            "the folder is no Diptych model",
+            where=str(folder),
+            fix="read a Hugging Face model with: diptych convert MODEL --from hf-llava OUT",
+        )
+    values["language_model"]["tokenizer"] = str(folder)
+    config = vlms.VlmConfig.from_dict(values, where=str(folder / "config.json"))
+    if not (folder / "model.safetensors").is_file():
+        pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
+        if pickles:
+            raise UnsafeFile(
+                f"{pickles[0]} is a pickle and could execute code; it was not read",
+                where=str(folder),
+                fix="save the model as model.safetensors",
+            )
+        raise CheckpointError("model.safetensors is missing", where=str(folder))
+    model = vlms.build(config)
+    load_tensors(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def _complete_config(model: vlms.Vlm) -> vlms.VlmConfig:
+    """The config with everything written out, so that loading needs no other weights."""
+
+    def written(hf_config: Any) -> dict[str, Any]:
+        values = json.loads(hf_config.to_json_string(use_diff=True))
+        kept = {k: v for k, v in values.items() if k not in ("transformers_version", "dtype")}
+        return {"model_type": hf_config.model_type, **kept}
+
+    encoder = model.vision_encoder
+    return model.config.model_copy(
+        update={
+            "vision_encoder": encoder.config.model_copy(
+                update={"weights": None, "config": written(encoder.hf_config)}
+            ),
+            "language_model": model.config.language_model.model_copy(
+                update={
+                    "weights": None,
+                    "tokenizer": ".",
+                    "config": written(model.language_model.hf_config),
+                }
+            ),
+        }
+    )
+
+
+def _card(model: vlms.Vlm) -> str:
+    rows = []
+    for name, part in vlms.named_parts(model):
+        inner = getattr(part, "module", part)
+        count = sum(p.numel() for p in part.parameters())
+        rows.append(f"| {name} | {type(inner).__name__} | {count:,} |")
+    table = "\n".join(rows)
+    return (
+        "---\nlibrary_name: diptych\npipeline_tag: image-text-to-text\n---\n"
+        "# A vision-language model composed with Diptych\n\n"
+        f"| part | class | parameters |\n|---|---|---|\n{table}\n\n"
+        f"One picture takes {model.tokens_per_image} tokens.\n\n"
+        "```python\nimport diptych\n\nmodel = diptych.load(\"path/to/this/folder\")\n"
+        'print(model.chat("picture.png").ask("What is shown?"))\n```\n'
+    )
+
+
+# -- tensors --------------------------------------------------------------------------------
+
+
+def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every weight and buffer once; names that share storage keep the first."""
+    seen: dict[tuple[int, torch.Size, int], str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.storage_offset())
+        if tensor.numel() and key in seen:
+            continue
+        seen[key] = name
+        tensors[name] = tensor.detach().contiguous().cpu()
+    return tensors
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Safetensors; copies views so that each tensor owns its storage."""
+    owned = {
+        n: t.clone() if t.untyped_storage().nbytes() != t.numel() * t.element_size() else t
+        for n, t in tensors.items()
+    }
+    save_file(owned, path, metadata={"format": "pt"})
+
+
+def load_tensors(module: nn.Module, path: Path) -> None:
+    """Load weights saved from `unique_tensors` and hold names and shapes to the module.
+
+    Raises:
+        CheckpointError: unreadable, a missing or unknown weight, or another shape.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"cannot be read as safetensors: {error}", where=str(path)) from None
+    own = module.state_dict()
+    unknown = [n for n in tensors if n not in own]
+    missing = [n for n in unique_tensors(module) if n not in tensors]
+    if unknown or missing:
+        raise CheckpointError(
+            f"{len(missing)} weights are missing and {len(unknown)} are unknown, for example "
+            f"{(missing + unknown)[0]}",
+            where=str(path),
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if own[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"{name} has the shape {tuple(tensor.shape)}, the model needs "
+                    f"{tuple(own[name].shape)}",
+                    where=str(path),
+                )
+            own[name].copy_(tensor)
+
+
+# -- folders --------------------------------------------------------------------------------
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A new folder that becomes `target` as a whole, or not at all.
+
+    Staged beside the target (same file system), every file and the folders flushed, hashes
+    written last, then renamed. An older target is moved aside first and removed afterwards.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.parent / f".{target.name}.new-{os.getpid()}"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        hashes = {
+            str(p.relative_to(stage)): file_hash(p) for p in sorted(stage.rglob("*")) if p.is_file()
+        }
+        (stage / HASHES).write_text(json.dumps(hashes, indent=2) + "\n")
+        for path in stage.rglob("*"):
+            flush(path)
+        flush(stage)
+        old = target.parent / f".{target.name}.old-{os.getpid()}"
+        if target.exists():
+            target.rename(old)
+        stage.rename(target)
+        flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def is_valid(folder: Path) -> bool:
+    """Whether a staged folder is complete and unchanged."""
+    try:
+        hashes = json.loads((folder / HASHES).read_text())
+        return all(file_hash(folder / name) == value for name, value in hashes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Names in a safetensors file, without reading the tensors."""
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())

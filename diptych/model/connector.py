@@ -1,0 +1,43 @@
+"""Contract of a connector: the hinge between image features and a language model.
+
+A part in `connectors/` has a `Config` (a `ConnectorConfig`) and the module it builds. The
+module maps encoder features of one image to language-model tokens; the number of those
+tokens is known from the feature grid before any tensor exists, so that placeholders,
+packing budgets and the planner agree.
+
+Shapes: B images, N patches (= grid height x grid width, plus a class token where the
+        encoder is asked for `full` features), C encoder width, K tokens, D language width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from diptych.config import PartConfig, part_field
+
+Grid = tuple[int, int]
+"""Patches of one image as (rows, columns)."""
+
+
+class ConnectorConfig(PartConfig):
+    """What every connector config can do."""
+
+    def build(self, vision_dim: int, text_dim: int) -> Connector:
+        """The module, newly initialised."""
+        raise NotImplementedError(f"{type(self).__name__} builds nothing")
+
+    def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:
+        """Language-model tokens of one image with that grid and `num_prefix` class tokens."""
+        raise NotImplementedError(f"{type(self).__name__} counts nothing")
+
+
+class Connector(nn.Module):
+    """features [B, N, C] and their grid -> tokens [B, K, D]."""
+
+    def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
+        raise NotImplementedError
+
+
+ConnectorField: Any = part_field("model.connectors", ConnectorConfig)

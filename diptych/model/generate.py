@@ -1,0 +1,226 @@
+"""Generation: one prefill, then a token at a time with a key-value cache.
+
+Batches are padded on the left and masked, with positions counted from each sample's first
+real token, so a batch gives what each sample alone gives, token for token.
+
+Shapes: B samples, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.data.batch import IMAGE_TOKEN
+from diptych.data.chat import Encoded
+from diptych.data.image import decode
+from diptych.data.sample import Image, Sample
+from diptych.errors import SampleTooLong
+from diptych.model.likelihood import no_images
+
+if TYPE_CHECKING:
+    from diptych.model.vlm import Vlm
+
+
+def generate(
+    model: Vlm,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int = 64,
+    images: Callable[[Image], bytes] | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Answers to conversations that end with the user's turn; see `Vlm.generate`."""
+    if not samples:
+        return []
+    encoded = [model.chat_encoder.encode(s, generation=True) for s in samples]
+    was_training = model.training
+    model.eval()
+    try:
+        pictures = encode_images(model, encoded, images or no_images)
+        rows: list[list[int]] = [[] for _ in samples]
+        for tokens in steps(model, encoded, pictures, max_new_tokens, temperature, top_p, seed):
+            for row, token in zip(rows, tokens, strict=True):
+                if token is not None:
+                    row.append(token)
+    finally:
+        model.train(was_training)
+    return [model.tokenizer.decode(r, skip_special_tokens=True).strip() for r in rows]
+
+
+@torch.no_grad()
+def encode_images(
+    model: Vlm, encoded: Sequence[Encoded], read: Callable[[Image], bytes]
+) -> list[Tensor]:
+    """Image tokens [K, D] of every picture in reading order; equal pictures computed once."""
+    arrays: dict[str, np.ndarray] = {}
+    keys: list[str] = []
+    for one in encoded:
+        for image in one.images:
+            data = read(image)
+            key = hashlib.sha256(data).hexdigest()
+            if key not in arrays:
+                picture = decode(data, where=image.path)
+                arrays[key] = model.vision_encoder.preprocessing.apply(picture)
+            keys.append(key)
+    tokens: dict[str, Tensor] = {}
+    names = list(arrays)
+    for start in range(0, len(names), 16):
+        chunk = names[start : start + 16]
+        pixels = torch.from_numpy(np.stack([arrays[k] for k in chunk])).to(model.device)
+        out = model.image_tokens(model.encode_pixels(pixels))
+        tokens.update(zip(chunk, out, strict=True))
+    return [tokens[k] for k in keys]
+
+
+@torch.no_grad()
+def steps(
+    model: Vlm,
+    encoded: Sequence[Encoded],
+    pictures: Sequence[Tensor],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[list[int | None]]:
+    """One list per step: the new token of each sample, None for those that have ended.
+
+    Raises:
+        SampleTooLong: a prompt and its answer do not fit the language model's context.
+    """
+    lm = model.language_model
+    longest = max(len(e) for e in encoded)
+    if longest + max_new_tokens > lm.context_tokens:
+        raise SampleTooLong(
+            f"the prompt has {longest} tokens, with {max_new_tokens} new ones that exceeds the "
+            f"context of {lm.context_tokens}",
+            fix="ask for fewer new tokens, or reset the conversation",
+        )
+    ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
+    mask = torch.zeros(len(encoded), longest, dtype=torch.int64)
+    for row, one in enumerate(encoded):
+        ids[row, longest - len(one) :] = torch.tensor(one.ids)
+        mask[row, longest - len(one) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    embeds = model.embed(ids, torch.stack(list(pictures)) if pictures else None)
+    chooser = Chooser(temperature, top_p, seed, model.device)
+    decode_ = _Seq2SeqDecoder if lm.is_encoder_decoder else _CausalDecoder
+    yield from run(model, decode_(model, embeds, mask), chooser, max_new_tokens)
+
+
+def run(
+    model: Vlm, decoder: Any, chooser: Chooser, max_new_tokens: int
+) -> Iterator[list[int | None]]:
+    """Draw tokens until every sample has ended."""
+    stop = torch.tensor(sorted(model.chat_encoder.stop_ids()), device=model.device)
+    ended: Tensor | None = None
+    for _ in range(max_new_tokens):
+        tokens = chooser(decoder.logits)
+        stops = torch.isin(tokens, stop)
+        ended = stops if ended is None else ended | stops
+        yield [
+            None if done else token
+            for token, done in zip(tokens.tolist(), ended.tolist(), strict=True)
+        ]
+        if bool(ended.all()):
+            return
+        decoder.feed(tokens)
+
+
+class Chooser:
+    """Greedy at temperature 0, else nucleus sampling with its own generator."""
+
+    def __init__(self, temperature: float, top_p: float, seed: int, device: torch.device):
+        self.temperature = temperature
+        self.top_p = top_p
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [B, V] -> token ids [B]."""
+        if self.temperature <= 0:
+            return logits.argmax(-1)
+        chances = (logits.float() / self.temperature).softmax(-1)
+        ordered, order = chances.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= self.top_p
+        ordered = ordered.masked_fill(outside, 0.0)
+        drawn = torch.multinomial(ordered, 1, generator=self.generator)
+        return order.gather(-1, drawn)[:, 0]
+
+
+class _CausalDecoder:
+    """Prefill and cache of a causal language model."""
+
+    def __init__(self, model: Vlm, embeds: Tensor, mask: Tensor, cache: Any = None):
+        from transformers import DynamicCache
+
+        self.model = model
+        self.mask = mask
+        if cache is None:
+            cache = DynamicCache(config=model.language_model.hf_config)
+        self.cache = cache
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        self.logits = self._forward(inputs_embeds=embeds, position_ids=positions)
+
+    def feed(self, tokens: Tensor) -> None:
+        """Read one new token per sample."""
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], -1)
+        positions = (self.mask.sum(-1) - 1)[:, None]
+        embeds = self.model.language_model.embed(tokens[:, None])
+        self.logits = self._forward(inputs_embeds=embeds, position_ids=positions)
+
+    def _forward(self, **inputs: Tensor) -> Tensor:
+        mask = None if bool(self.mask.all()) else self.mask
+        hidden = self.model.language_model.body(
+            attention_mask=mask, past_key_values=self.cache, use_cache=True, **inputs
+        ).last_hidden_state
+        return self.model.language_model.logits(hidden[:, -1])
+
+
+class _Seq2SeqDecoder:
+    """Encoder output and decoder cache of an encoder-decoder language model."""
+
+    def __init__(self, model: Vlm, embeds: Tensor, mask: Tensor):
+        self.model = model
+        self.mask = mask
+        lm = model.language_model
+        self.encoded = lm.module.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+        self.cache: Any = None
+        start = getattr(lm.hf_config, "decoder_start_token_id", 0) or 0
+        self.feed(torch.full((len(embeds),), start, device=embeds.device))
+
+    def feed(self, tokens: Tensor) -> None:
+        """Read one new decoder token per sample."""
+        output = self.model.language_model.body(
+            encoder_outputs=self.encoded,
+            attention_mask=self.mask,
+            decoder_input_ids=tokens[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = output.past_key_values
+        self.logits = self.model.language_model.logits(output.last_hidden_state[:, -1])
+
+
+def continue_causal(
+    model: Vlm, ids: Sequence[int], pictures: Sequence[Tensor], cache: Any, num_cached: int
+) -> Any:
+    """A decoder that goes on from a cache which already holds the first `num_cached` tokens.
+
+    `pictures` are the image tokens of the part that is not cached.
+    """
+    fresh = torch.tensor([ids[num_cached:]], device=model.device)
+    embeds = model.embed(fresh, torch.stack(list(pictures)) if pictures else None)
+    mask = torch.ones(1, len(ids), dtype=torch.int64, device=model.device)
+    return _CausalDecoder(model, embeds, mask, cache)
+
+
+def count_images(ids: Sequence[int], tokens_per_image: int) -> int:
+    """Pictures whose tokens stand in `ids`."""
+    return sum(i == IMAGE_TOKEN for i in ids) // max(1, tokens_per_image)

@@ -1,0 +1,144 @@
+"""Any Hugging Face causal or encoder-decoder language model, with its tokenizer.
+
+Only the body runs on whole rows; the output layer runs where something is to be predicted
+(`logits`), so the full logits tensor never exists.
+
+Shapes: P positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config import Config
+from diptych.errors import ConfigError, WeightsNotFound
+from diptych.model.vision_encoder import config_from_dict
+from diptych.model.weights import locate
+
+
+class LanguageModelConfig(Config):
+    """Which language model and tokenizer."""
+
+    weights: str | None = None
+    """Local folder or hub name of pretrained weights; null builds from `config`."""
+    config: dict[str, Any] | None = None
+    """Hugging Face config (with `model_type`) for a model that learns from scratch; its
+    `vocab_size` follows the tokenizer when left out."""
+    tokenizer: str | None = None
+    """Local folder or hub name of the tokenizer; null takes the one beside the weights."""
+    template: str | None = None
+    """Chat template: plain, chatml, vicuna, qa, a Jinja text, or null for the tokenizer's."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation of transformers."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the weights are kept; LoRA adapters on them stay float32."""
+
+
+def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
+    """(HF config, tokenizer), no weights read.
+
+    Raises:
+        ConfigError: neither weights nor config, or no tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = config.tokenizer or config.weights
+    if source is None:
+        raise ConfigError(
+            "a language model from scratch needs a tokenizer",
+            where="model.language_model.tokenizer",
+            fix="name a folder or model whose tokenizer it shall use",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(source))
+    except (OSError, ValueError) as error:
+        raise WeightsNotFound(
+            f"'{source}' holds no tokenizer that transformers can read: {error}",
+            where="model.language_model.tokenizer",
+        ) from error
+    if config.weights is not None:
+        hf_config = AutoConfig.from_pretrained(locate(config.weights))
+    elif config.config is not None:
+        values = {"vocab_size": len(tokenizer), **config.config}
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        hf_config = config_from_dict({**ids, **values}, "model.language_model.config")
+    else:
+        raise ConfigError(
+            "the language model has neither weights nor config",
+            where="model.language_model",
+            fix="set weights to a folder or hub name, or config to a Hugging Face config",
+        )
+    if hf_config.vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {hf_config.vocab_size}",
+            where="model.language_model",
+        )
+    return hf_config, tokenizer
+
+
+def build(config: LanguageModelConfig) -> LanguageModel:
+    """The language model with its weights, or newly initialised."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    hf_config, tokenizer = resolve(config)
+    kind = AutoModelForSeq2SeqLM if hf_config.is_encoder_decoder else AutoModelForCausalLM
+    if config.weights is None:
+        module = kind.from_config(hf_config, attn_implementation=config.attention)
+    else:
+        module = kind.from_pretrained(
+            locate(config.weights),
+            config=hf_config,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            dtype=torch.float32,
+        )
+    return LanguageModel(module.to(getattr(torch, config.dtype)), tokenizer)
+
+
+class LanguageModel(nn.Module):
+    """A language model split into embeddings, body and output layer.
+
+    Parity: tests/parity/test_language_model.py compares with the class's own forward.
+    """
+
+    def __init__(self, module: nn.Module, tokenizer: Any):
+        super().__init__()
+        self.module = module
+        self.tokenizer = tokenizer
+        self.hf_config = module.config
+        self.is_encoder_decoder = bool(self.hf_config.is_encoder_decoder)
+
+    @property
+    def dim(self) -> int:
+        """Width of the input embeddings."""
+        return self.module.get_input_embeddings().weight.shape[1]
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest sequence the model was made for."""
+        return int(getattr(self.hf_config, "max_position_embeddings", 2**20) or 2**20)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [...] -> embeddings [..., D]."""
+        return self.module.get_input_embeddings()(ids)
+
+    def body(self, **inputs: Any) -> Any:
+        """The transformer without its output layer; arguments as in transformers."""
+        return self.module.base_model(**inputs)
+
+    def logits(self, hidden_PD: Tensor) -> Tensor:  # noqa: N803
+        """Hidden states [P, D] -> logits [P, V], with the model's own scaling."""
+        if self.is_encoder_decoder and getattr(self.hf_config, "scale_decoder_outputs", False):
+            hidden_PD = hidden_PD * self.module.model_dim**-0.5  # noqa: N806
+        logits = self.module.get_output_embeddings()(hidden_PD)
+        text_config = self.hf_config.get_text_config()
+        if (scale := getattr(text_config, "logit_scale", None)) is not None:
+            logits = logits * scale
+        if (scale := getattr(text_config, "logits_scaling", None)) is not None:
+            logits = logits / scale
+        if (cap := getattr(text_config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits

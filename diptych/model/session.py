@@ -1,0 +1,148 @@
+"""A chat about pictures that keeps its cache between turns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.errors import MissingImage
+from diptych.model import generate as generation
+
+if TYPE_CHECKING:
+    from diptych.model.vlm import Vlm
+
+
+class ChatSession:
+    """Turns of one conversation; pictures are encoded once, past tokens are never recomputed.
+
+    Args:
+        model: the model to talk to.
+        image: a picture for the next question: path, bytes or PIL image.
+        max_new_tokens, temperature, top_p, seed: how answers are drawn; greedy by default.
+    """
+
+    def __init__(
+        self,
+        model: Vlm,
+        image: Any = None,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ):
+        self.model = model
+        self.settings = (temperature, top_p, seed)
+        self.max_new_tokens = max_new_tokens
+        self.reset()
+        if image is not None:
+            self.show(image)
+
+    def reset(self) -> None:
+        """Forget the conversation and its pictures."""
+        self.turns: list[Turn] = []
+        self._pending: list[Image] = []
+        self._cache: Any = None
+        self._cached_ids: list[int] = []
+        self._picture_tokens: list[torch.Tensor] = []
+
+    def show(self, image: Any) -> None:
+        """Add a picture to the next question.
+
+        Raises:
+            MissingImage: no such file.
+        """
+        if isinstance(image, str | Path):
+            path = Path(image)
+            if not path.is_file():
+                raise MissingImage("there is no such picture", where=str(path))
+            self._pending.append(Image(str(path), path.read_bytes()))
+        elif isinstance(image, bytes):
+            self._pending.append(Image("picture", image))
+        else:
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, format="PNG")
+            self._pending.append(Image("picture", buffer.getvalue()))
+
+    def ask(self, question: str) -> str:
+        """The whole answer."""
+        return "".join(self.stream(question))
+
+    def stream(self, question: str) -> Iterator[str]:
+        """The answer piece by piece, as it is generated."""
+        model = self.model
+        turn = Turn("user", (*self._pending, Text(question)))
+        turns = [*self.turns, turn]
+        encoded = model.chat_encoder.encode(Sample("chat", tuple(turns)), generation=True)
+        self._encode_new(encoded)
+        tokens: list[int] = []
+        shown = ""
+        for token in self._run(encoded):
+            tokens.append(token)
+            text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+            # Half of a multi-byte character decodes to the replacement mark: wait for the rest.
+            if not text.endswith("�"):
+                yield text[len(shown) :]
+                shown = text
+        text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+        if text[len(shown) :]:
+            yield text[len(shown) :]
+        self._pending = []
+        self.turns = [*turns, Turn("assistant", (Text(text.strip()),))]
+
+    def _encode_new(self, encoded: Any) -> None:
+        new = encoded.images[len(self._picture_tokens) :]
+        if new:
+            from dataclasses import replace
+
+            only_new = replace(encoded, images=new)
+            self._picture_tokens += generation.encode_images(
+                self.model, [only_new], lambda image: image.data or b""
+            )
+
+    @torch.no_grad()
+    def _run(self, encoded: Any) -> Iterator[int]:
+        model = self.model
+        if model.language_model.is_encoder_decoder:
+            for step in generation.steps(
+                model, [encoded], self._picture_tokens, self.max_new_tokens, *self.settings
+            ):
+                if step[0] is not None:
+                    yield step[0]
+            return
+        ids = list(encoded.ids)
+        shared = 0
+        for a, b in zip(ids, self._cached_ids, strict=False):
+            if a != b:
+                break
+            shared += 1
+        # At least one token must be read anew to have logits to draw from.
+        shared = min(shared, len(ids) - 1)
+        size = model.tokens_per_image
+        before = generation.count_images(ids[:shared], size)
+        if before * size != sum(i == generation.IMAGE_TOKEN for i in ids[:shared]):
+            shared = ids.index(generation.IMAGE_TOKEN)  # never reuse half a picture
+            before = 0
+        if self._cache is None or shared == 0:
+            from transformers import DynamicCache
+
+            self._cache = DynamicCache(config=model.language_model.hf_config)
+            shared = before = 0
+        elif shared < len(self._cached_ids):
+            self._cache.crop(shared)
+        decoder = generation.continue_causal(
+            model, ids, self._picture_tokens[before:], self._cache, shared
+        )
+        self._cached_ids = ids
+        chooser = generation.Chooser(*self.settings, model.device)
+        drawn: list[int] = []
+        for step in generation.run(model, decoder, chooser, self.max_new_tokens):
+            if step[0] is not None:
+                drawn.append(step[0])
+                yield step[0]
+        self._cached_ids = (ids + drawn)[: self._cache.get_seq_length()]

@@ -1,0 +1,208 @@
+"""Any Hugging Face vision model -> patch features.
+
+The model may come from pretrained weights or be built from a config to learn from scratch;
+transformers (CLIP, SigLIP, DINOv2, ViT, InternViT ...) and convolutional networks (ResNet,
+ConvNeXt ...) alike. The feature grid is measured once on the meta device, where no memory is
+used, so the number of tokens of an image is known before any weights are read.
+
+Shapes: B images, N tokens of the encoder, C its width, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.config import Config
+from diptych.data.image import Preprocessing
+from diptych.errors import ConfigError
+from diptych.model.connector import Grid
+from diptych.model.weights import locate
+
+
+class VisionEncoderConfig(Config):
+    """Which vision model, and which of its features."""
+
+    weights: str | None = None
+    """Local folder or hub name of pretrained weights; null builds from `config`."""
+    config: dict[str, Any] | None = None
+    """Hugging Face config (with `model_type`) for an encoder that learns from scratch."""
+    layer: int | None = None
+    """Hidden state to read (-2 is LLaVA's choice); null reads the model's final output."""
+    features: Literal["patch", "full"] = "patch"
+    """`patch` leaves class and register tokens out, `full` keeps them."""
+    drop_last_layers: int = Field(default=0, ge=0)
+    """Transformer layers removed from the end (InternVL drops three)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which the weights are kept."""
+    image: Preprocessing | None = None
+    """How pictures become tensors; null takes the pretrained encoder's own preprocessing."""
+
+
+class VisionEncoder(nn.Module):
+    """Pixels -> features of one chosen layer.
+
+    Shapes: pixel_values float [B, 3, H, W] -> features [B, N, C].
+    Parity: tests/parity/test_vision_encoder.py.
+    """
+
+    def __init__(self, config: VisionEncoderConfig, hf_config: Any, module: nn.Module):
+        super().__init__()
+        self.config = config
+        self.hf_config = hf_config
+        self.module = module
+        if config.image is None:
+            raise ConfigError(
+                "an encoder that learns from scratch needs its image preprocessing",
+                where="model.vision_encoder.image",
+                fix="give at least a size, such as {size: [160, 160]}",
+            )
+        self.preprocessing: Preprocessing = config.image
+        shape = probe(config, hf_config)
+        self.grid, self.num_prefix, self.dim = shape
+        self.gradient_checkpointing = False
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return select(self.module, self.config, pixel_values, self.num_prefix)
+
+
+def build(config: VisionEncoderConfig) -> VisionEncoder:
+    """The encoder with its weights, or newly initialised."""
+    from transformers import AutoModel
+
+    config, hf_config = resolve(config)
+    if config.weights is None:
+        module = AutoModel.from_config(hf_config)
+    else:
+        module = AutoModel.from_pretrained(
+            locate(config.weights), config=hf_config, use_safetensors=True, dtype=torch.float32
+        )
+    return VisionEncoder(config, hf_config, module.to(getattr(torch, config.dtype)))
+
+
+def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
+    """Fill in what the weights' folder knows: the HF config and the preprocessing.
+
+    Raises:
+        ConfigError: neither weights nor config, or a config of no known model type.
+    """
+    import json
+
+    from transformers import AutoConfig
+
+    if config.weights is not None:
+        folder = locate(config.weights)
+        hf_config = AutoConfig.from_pretrained(folder)
+        hf_config = getattr(hf_config, "vision_config", hf_config)
+        if config.image is None and (folder / "preprocessor_config.json").is_file():
+            values = json.loads((folder / "preprocessor_config.json").read_text())
+            config = config.model_copy(update={"image": Preprocessing.from_hf(values)})
+    elif config.config is not None:
+        hf_config = config_from_dict(config.config, "model.vision_encoder.config")
+    else:
+        raise ConfigError(
+            "the vision encoder has neither weights nor config",
+            where="model.vision_encoder",
+            fix="set weights to a folder or hub name, or config to a Hugging Face config",
+        )
+    if config.drop_last_layers:
+        kept = hf_config.num_hidden_layers - config.drop_last_layers
+        if kept < 1:
+            raise ConfigError(
+                f"the encoder has {hf_config.num_hidden_layers} layers, "
+                f"{config.drop_last_layers} cannot be dropped",
+                where="model.vision_encoder.drop_last_layers",
+            )
+        hf_config.num_hidden_layers = kept
+        config = config.model_copy(update={"drop_last_layers": 0})
+    return config, hf_config
+
+
+def config_from_dict(values: dict[str, Any], where: str) -> Any:
+    """A Hugging Face config object from plain data.
+
+    Raises:
+        ConfigError: no `model_type`, or one that transformers does not know.
+    """
+    from transformers import CONFIG_MAPPING
+
+    values = dict(values)
+    kind = values.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"'{kind}' is no model type that transformers knows",
+            where=f"{where}.model_type",
+            fix="for example resnet, vit, clip_vision_model, siglip_vision_model, dinov2, llama, "
+            "qwen2, mistral, t5",
+        )
+    try:
+        return CONFIG_MAPPING[kind](**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the {kind} config is not valid: {error}", where=where) from error
+
+
+def probe(config: VisionEncoderConfig, hf_config: Any) -> tuple[Grid, int, int]:
+    """(grid, number of class and register tokens kept, width), from shapes alone."""
+    assert config.image is not None
+    return _probe(config.model_dump_json(), hf_config.to_json_string(use_diff=False))
+
+
+@lru_cache(maxsize=16)
+def _probe(config_json: str, hf_json: str) -> tuple[Grid, int, int]:
+    import json
+
+    from transformers import AutoModel
+
+    config = VisionEncoderConfig.model_validate_json(config_json)
+    assert config.image is not None
+    hf_config = config_from_dict(json.loads(hf_json), "model.vision_encoder.config")
+    height, width = config.image.image_size
+    with torch.device("meta"):
+        module = AutoModel.from_config(hf_config).eval()
+        pixels = torch.zeros(1, 3, height, width)
+        states = _hidden(module, config, pixels)
+    if states.ndim == 4:
+        return (states.shape[2], states.shape[3]), 0, states.shape[1]
+    patch = getattr(hf_config, "patch_size", None)
+    if patch is None:
+        raise ConfigError(
+            f"the {hf_config.model_type} encoder gives no grid of patches",
+            where="model.vision_encoder",
+            fix="choose a vision transformer or a convolutional network",
+        )
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    grid = (height // rows, width // columns)
+    num_prefix = states.shape[1] - grid[0] * grid[1]
+    return grid, num_prefix if config.features == "full" else 0, states.shape[2]
+
+
+def _hidden(module: nn.Module, config: VisionEncoderConfig, pixels: Tensor) -> Tensor:
+    if config.layer is None:
+        return module(pixel_values=pixels).last_hidden_state
+    output = module(pixel_values=pixels, output_hidden_states=True)
+    states = output.hidden_states
+    if not -len(states) <= config.layer < len(states):
+        raise ConfigError(
+            f"the encoder has hidden states 0 to {len(states) - 1}, not {config.layer}",
+            where="model.vision_encoder.layer",
+        )
+    return states[config.layer]
+
+
+def select(
+    module: nn.Module, config: VisionEncoderConfig, pixels: Tensor, num_prefix: int
+) -> Tensor:
+    """Features [B, N, C] of the chosen layer."""
+    states = _hidden(module, config, pixels)
+    if states.ndim == 4:
+        return states.flatten(2).transpose(1, 2)
+    if config.features == "full":
+        return states
+    patch = module.config.patch_size
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch
+    num_patches = (pixels.shape[2] // rows) * (pixels.shape[3] // columns)
+    return states[:, states.shape[1] - num_patches :]

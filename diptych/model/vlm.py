@@ -1,0 +1,319 @@
+"""The two panels and the hinge: image encoder, connector, language model.
+
+Image features replace placeholders in the token sequence; the language model reads the rest
+as usual. One `Batch` (packed or not) goes in, hidden states or log-probabilities of the
+targets come out.
+
+Shapes: R rows, T tokens, D language width, V images, N encoder tokens, C encoder width,
+        K tokens of one image, P targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.config import Config
+from diptych.data.batch import IMAGE_TOKEN, Batch
+from diptych.data.chat import ChatEncoder
+from diptych.data.sample import Image, Sample
+from diptych.errors import ImageTokenMismatch
+from diptych.model import language_model as language_models
+from diptych.model import vision_encoder as vision_encoders
+from diptych.model.connector import ConnectorField
+from diptych.model.language_model import LanguageModel, LanguageModelConfig
+from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
+
+PARTS = ("vision_encoder", "connector", "language_model")
+"""Names of the parts, as recipes use them."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on the linear layers of one part."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank r of the update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ()
+    """Ends of module names, such as q_proj; empty takes every linear layer of the part."""
+
+
+class VlmConfig(Config):
+    """What a vision-language model is composed of."""
+
+    vision_encoder: VisionEncoderConfig
+    """The image panel."""
+    connector: ConnectorField
+    """The hinge; `name` is a file in model/connectors."""
+    language_model: LanguageModelConfig
+    """The text panel."""
+    adapters: dict[str, LoraConfig] = {}
+    """LoRA adapters by part; filled in by stages that learn with LoRA."""
+
+
+class Vlm(nn.Module):
+    """A vision-language model.
+
+    Built by `build` (newly composed) or `diptych.load` (from a model folder). The chat
+    encoder, tokenizer and preprocessing belong to it, so that training, evaluation and chat
+    see the same tokens and pixels.
+    """
+
+    def __init__(
+        self,
+        config: VlmConfig,
+        vision_encoder: VisionEncoder,
+        connector: nn.Module,
+        language_model: LanguageModel,
+    ):
+        super().__init__()
+        self.config = config
+        self.vision_encoder = vision_encoder
+        self.connector = connector
+        self.language_model = language_model
+        self.gradient_checkpointing = False
+
+    # -- properties -------------------------------------------------------------------------
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Language-model tokens of one picture."""
+        encoder = self.vision_encoder
+        return self.config.connector.num_tokens(encoder.grid, encoder.num_prefix)
+
+    @cached_property
+    def chat_encoder(self) -> ChatEncoder:
+        """Samples -> token ids, as this model reads them."""
+        return ChatEncoder(
+            self.language_model.tokenizer,
+            self.config.language_model.template,
+            self.tokens_per_image,
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.language_model.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def part(self, name: str) -> nn.Module:
+        """A part by its name in recipes."""
+        return getattr(self, name)
+
+    # -- computing --------------------------------------------------------------------------
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [V, 3, H, W] -> encoder features [V, N, C]; what the feature cache keeps."""
+        weight = next(self.vision_encoder.parameters())
+        if weight.dtype != torch.float32:
+            pixel_values = pixel_values.to(weight.dtype)
+        learns = any(p.requires_grad for p in self.vision_encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self.vision_encoder(pixel_values)
+
+    def image_tokens(self, features: Tensor) -> Tensor:
+        """Encoder features [V, N, C] -> language-model tokens [V, K, D]."""
+        weight = next(self.connector.parameters())
+        return self.connector(features.to(weight.dtype), self.vision_encoder.grid)
+
+    def embed(self, ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+        """Token ids [R, T] -> embeddings [R, T, D] with image tokens spliced in.
+
+        Raises:
+            ImageTokenMismatch: placeholders and image tokens differ in number.
+        """
+        is_image = ids == IMAGE_TOKEN
+        embeds = self.language_model.embed(ids.masked_fill(is_image, 0))
+        wanted = int(is_image.sum())
+        given = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
+        if wanted != given:
+            raise ImageTokenMismatch(
+                f"the text has {wanted} image positions, the pictures give {given} tokens",
+                fix="a sample's placeholders and pictures do not agree; run `diptych data check`",
+            )
+        if image_tokens is None:
+            return embeds
+        flat = image_tokens.flatten(0, 1).to(embeds.dtype)
+        return embeds.masked_scatter(is_image[..., None], flat)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states [R, T, D] of the language model (its decoder's, if it has both)."""
+        tokens = None
+        if batch.features is not None:
+            tokens = self.image_tokens(batch.features)
+        elif batch.pixel_values is not None:
+            tokens = self.image_tokens(self.encode_pixels(batch.pixel_values))
+        lm = self.language_model
+        if lm.is_encoder_decoder:
+            return lm.body(
+                inputs_embeds=self.embed(batch.encoder_ids, tokens),
+                attention_mask=batch.encoder_mask,
+                decoder_input_ids=batch.input_ids,
+                use_cache=False,
+            ).last_hidden_state
+        embeds = self.embed(batch.input_ids, tokens)
+        if tokens is None and self.training:
+            embeds = embeds + self._touch_image_parts()
+        return lm.body(
+            inputs_embeds=embeds,
+            attention_mask=batch.attention_mask(),
+            position_ids=batch.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+
+    def _touch_image_parts(self) -> Tensor:
+        """Zero that depends on the image parts' parameters.
+
+        A rank whose micro-batch has only text must still take part in the gradient exchange
+        of those parts, or data-parallel training waits forever.
+        """
+        zero = torch.zeros((), device=self.device)
+        for part in (self.vision_encoder, self.connector):
+            for parameter in part.parameters():
+                if parameter.requires_grad:
+                    zero = zero + parameter.sum() * 0.0
+        return zero
+
+    def target_log_probs(self, batch: Batch, *, chunk_size: int = 2048) -> Tensor:
+        """Log-probability of every target, float32 [P], in the order of `batch.target_ids`.
+
+        The output layer runs only at target positions and `chunk_size` at a time; logits of
+        a chunk are recomputed in the backward pass instead of being kept.
+        Parity: tests/parity/test_language_model.py.
+        """
+        hidden = self.hidden(batch).flatten(0, 1)[batch.target_positions]
+        chunks = []
+        for start in range(0, len(hidden), chunk_size):
+            rows = hidden[start : start + chunk_size]
+            ids = batch.target_ids[start : start + chunk_size]
+            if torch.is_grad_enabled() and len(hidden) > chunk_size:
+                chunks.append(checkpoint(self._log_probs, rows, ids, use_reentrant=False))
+            else:
+                chunks.append(self._log_probs(rows, ids))
+        return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
+
+    def _log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        logits = self.language_model.logits(hidden).float()
+        return -nn.functional.cross_entropy(logits, ids, reduction="none")
+
+    # -- asking -----------------------------------------------------------------------------
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_new_tokens: int = 64,
+        images: Callable[[Image], bytes] | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answers to conversations that end with the user's turn.
+
+        Batched with left padding; equals asking one by one, token for token. Temperature 0
+        is greedy.
+        """
+        from diptych.model.generate import generate
+
+        return generate(
+            self,
+            samples,
+            max_new_tokens=max_new_tokens,
+            images=images,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    def log_likelihoods(
+        self,
+        samples: Sequence[Sample],
+        continuations: Sequence[Sequence[str]],
+        *,
+        images: Callable[[Image], bytes] | None = None,
+        chat: bool = True,
+    ) -> list[list[float]]:
+        """Sum of log-probabilities of each continuation as the answer to its sample, in nats.
+
+        With `chat` False the sample's text is the prompt as it stands, no template.
+        """
+        from diptych.model.likelihood import log_likelihoods
+
+        return log_likelihoods(self, samples, continuations, images=images, chat=chat)
+
+    def text_log_likelihood(self, text: str) -> tuple[float, int]:
+        """(sum of log-probabilities in nats, number of tokens predicted) of plain text."""
+        from diptych.model.likelihood import text_log_likelihood
+
+        return text_log_likelihood(self, text)
+
+    def chat(self, image: Any = None, **settings: Any) -> Any:
+        """A chat session about a picture (path, bytes or PIL image); see `model.session`."""
+        from diptych.model.session import ChatSession
+
+        return ChatSession(self, image, **settings)
+
+    def save(self, path: Any) -> None:
+        """Write a model folder; see `model.checkpoint.save_model`."""
+        from diptych.model.checkpoint import save_model
+
+        save_model(self, path)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for parts that learn; frozen parts stay in evaluation mode.
+
+        A frozen part must stay bitwise as it is, and running statistics would move.
+        """
+        super().train(mode)
+        if mode:
+            for name in PARTS:
+                part = self.part(name)
+                if not any(p.requires_grad for p in part.parameters()):
+                    part.eval()
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass in the language model and the encoder."""
+        for part in (self.language_model.module, self.vision_encoder.module):
+            if getattr(part, "supports_gradient_checkpointing", False):
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def build(config: VlmConfig, *, seed: int = 0) -> Vlm:
+    """Compose a model; what learns from scratch is initialised from `seed`."""
+    from diptych.model.adapters import add_adapters
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = vision_encoders.build(config.vision_encoder)
+        language_model = language_models.build(config.language_model)
+        connector = config.connector.build(encoder.dim, language_model.dim)
+        bare = config.model_copy(update={"vision_encoder": encoder.config, "adapters": {}})
+        model = Vlm(bare, encoder, connector, language_model)
+    for part, lora in config.adapters.items():
+        add_adapters(model, part, lora)
+    return model.eval()
+
+
+def num_image_tokens(config: VlmConfig) -> int:
+    """Tokens of one picture, before anything is built."""
+    encoder, hf_config = vision_encoders.resolve(config.vision_encoder)
+    grid, num_prefix, _ = vision_encoders.probe(encoder, hf_config)
+    return config.connector.num_tokens(grid, num_prefix)
+
+
+def named_parts(model: Vlm) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every part."""
+    for name in PARTS:
+        yield name, model.part(name)

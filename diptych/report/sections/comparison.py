@@ -1,0 +1,59 @@
+"""Before and after training, beside both controls, with intervals and the paired test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diptych.report import evaluation
+from diptych.report.run_folder import RunFolder, number, text
+from diptych.report.wording import NO_BREAK, count, interval, percent, points, probability
+
+TITLE = "Before and after"
+LABEL = "Result"
+ORDER = 10
+NEEDS = ("evaluation.json",)
+
+
+def view(run: RunFolder) -> dict[str, Any] | None:
+    """Rows of scores and one sentence on the paired difference."""
+    found = evaluation.read(run)
+    if not found.scores:
+        return None
+    change = found.difference
+    rows = [
+        {
+            "name": name,
+            "label": evaluation.CONTENDERS[name],
+            "score": percent(score.score, 1),
+            "interval": interval(score.low, score.high),
+            "n": count(score.n),
+        }
+        for name, score in found.scores.items()
+    ]
+    return {
+        "rows": rows,
+        "paired": f"{points(change.score)}{NO_BREAK}points" if change else "",
+        "paired_detail": _paired_detail(found),
+        "gained": number(found.fields.get("gained")),
+        "lost": number(found.fields.get("lost")),
+        "metric": text(found.fields.get("metric"), 80),
+        "questions": evaluation.questions(found),
+        "methods": [
+            (control, text(found.fields.get(key)))
+            for control, key in (("blind", "blind_method"), ("majority", "majority_method"))
+            if found.fields.get(key)
+        ],
+        "verdict": evaluation.verdict(found),
+    }
+
+
+def _paired_detail(found: evaluation.Evaluation) -> str:
+    """Interval and p-value of the paired difference, as far as they were measured."""
+    change, p_value = found.difference, number(found.fields.get("p_value"))
+    details = []
+    if change is not None and change.low is not None and change.high is not None:
+        low, high = points(change.low), points(change.high)
+        details.append(f"95{NO_BREAK}% interval {low} to {high}")
+    if p_value is not None:
+        details.append(probability(p_value))
+    return ", ".join(details)

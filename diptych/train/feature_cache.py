@@ -1,0 +1,185 @@
+"""Features of a frozen encoder, kept on disk.
+
+One memory-mapped array and a table from picture to row. A picture is known by the hash of
+its bytes; the cache folder by the hash of the encoder's weights and preprocessing, so
+changed weights or another size never meet old features. Bounded in size: what does not fit
+is not cached at all, so that a stage never mixes both ways.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.data.collate import ReadImage
+from diptych.data.image import decode
+from diptych.data.sample import Image
+from diptych.model.checkpoint import unique_tensors
+from diptych.model.vlm import Vlm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FeatureCache:
+    """Reads features by picture; picklable, each worker maps the file itself.
+
+    Shapes: one entry is [N, C], float32 or the bits of bfloat16 as uint16.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        meta = json.loads((self.folder / "keys.json").read_text())
+        self._rows: dict[str, int] = {key: i for i, key in enumerate(meta["keys"])}
+        self._map = np.memmap(
+            self.folder / "features.bin",
+            dtype=meta["dtype"],
+            mode="r",
+            shape=(len(meta["keys"]), *meta["shape"]),
+        )
+
+    def get(self, key: str) -> np.ndarray | None:
+        """A copy of the features, or None for an unknown picture."""
+        row = self._rows.get(key)
+        return None if row is None else np.array(self._map[row])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def fingerprint(model: Vlm, precision: str) -> str:
+    """Changes with the encoder's weights, its preprocessing, the layer read or the precision."""
+    digest = hashlib.sha256(model.config.vision_encoder.model_dump_json().encode())
+    digest.update(precision.encode())
+    for name, tensor in unique_tensors(model.vision_encoder).items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def prepare(
+    model: Vlm,
+    pictures: Iterable[tuple[Image, ReadImage]],
+    root: Path,
+    *,
+    mode: str,
+    num_visits: float,
+    max_bytes: int,
+    precision: str,
+    progress: Any = None,
+) -> FeatureCache | None:
+    """Decide whether caching pays, and fill the cache if so.
+
+    `auto` times encoding and reading on the first pictures: with v visits of each picture,
+    v * encode is compared to encode + write + v * read. It says what it found.
+
+    Args:
+        pictures: every picture of the stage, repetitions allowed.
+        num_visits: how often a stage looks at one picture.
+        precision: `bf16` encodes under autocast, as training would.
+    """
+    if mode == "off" or (mode == "auto" and num_visits <= 1.0):
+        return None
+    folder = root / fingerprint(model, precision)
+    if (folder / "keys.json").is_file():
+        log.info("feature cache: using %d pictures from before", len(FeatureCache(folder)))
+        return FeatureCache(folder)
+    distinct: dict[str, tuple[Image, ReadImage]] = {}
+    for image, read in pictures:
+        distinct.setdefault(hashlib.sha256(read(image)).hexdigest(), (image, read))
+    if not distinct:
+        return None
+    keys = list(distinct)
+    first, encode_seconds = _timed_encode(model, [distinct[k] for k in keys[:8]], precision)
+    needed = first[0].nbytes * len(keys)
+    if needed > max_bytes:
+        log.info(
+            "feature cache: off, %.1f GB needed and %.1f GB allowed (cache_bytes)",
+            needed / 1e9, max_bytes / 1e9,
+        )  # fmt: skip
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "features.part"
+    shape = (len(keys), *first.shape[1:])
+    store = np.memmap(part, dtype=first.dtype, mode="w+", shape=shape)
+    start = time.perf_counter()
+    store[: len(first)] = first
+    store.flush()
+    _ = np.array(store[: len(first)]).sum()
+    move_seconds = (time.perf_counter() - start) / len(first)
+    without = num_visits * encode_seconds
+    with_cache = encode_seconds + move_seconds + num_visits * move_seconds
+    pays = with_cache < without
+    log.info(
+        "feature cache: %s; per picture encode %.1f ms, write and read %.1f ms, %.1f visits",
+        "on" if pays or mode == "on" else "off, it would not pay",
+        encode_seconds * 1e3, move_seconds * 1e3, num_visits,
+    )  # fmt: skip
+    if mode == "auto" and not pays:
+        del store
+        part.unlink()
+        return None
+    steps = range(len(first), len(keys), 32)
+    for low in progress.track(steps, "cache features") if progress else steps:
+        chunk = [distinct[k] for k in keys[low : low + 32]]
+        store[low : low + len(chunk)] = _encode(model, chunk, precision)
+    store.flush()
+    del store
+    part.rename(folder / "features.bin")
+    meta = {"keys": keys, "shape": list(shape[1:]), "dtype": str(first.dtype)}
+    staged = folder / "keys.part"
+    staged.write_text(json.dumps(meta))
+    staged.rename(folder / "keys.json")
+    return FeatureCache(folder)
+
+
+def _timed_encode(
+    model: Vlm, pictures: list[tuple[Image, ReadImage]], precision: str
+) -> tuple[np.ndarray, float]:
+    _encode(model, pictures[:1], precision)  # warm-up
+    start = time.perf_counter()
+    features = _encode(model, pictures, precision)
+    return features, (time.perf_counter() - start) / len(pictures)
+
+
+@torch.no_grad()
+def _encode(model: Vlm, pictures: list[tuple[Image, ReadImage]], precision: str) -> np.ndarray:
+    was_training = model.vision_encoder.training
+    model.vision_encoder.eval()
+    apply = model.vision_encoder.preprocessing.apply
+    arrays = [apply(decode(read(image), where=image.path)) for image, read in pictures]
+    with autocast(model.device, precision):
+        features = model.encode_pixels(torch.from_numpy(np.stack(arrays)).to(model.device))
+    model.vision_encoder.train(was_training)
+    return _to_numpy(features.cpu())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The autocast that training with this precision uses."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _to_numpy(features: Tensor) -> np.ndarray:
+    if features.dtype == torch.bfloat16:
+        return features.contiguous().view(torch.uint16).numpy()
+    return features.numpy()

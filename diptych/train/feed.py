@@ -1,0 +1,95 @@
+"""Steps of a stage as micro-batches, prepared in worker processes.
+
+A step is a pure function of the seed and its number, so resuming is asking for the steps
+that are left, and any number of workers gives the same batches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.data.collate import Collator, Item, Prepared
+from diptych.data.index import Index
+from diptych.data.mixture import Mixture
+
+
+@dataclass
+class StepData(Dataset):
+    """Step number -> this rank's `Prepared` micro-batches.
+
+    Attributes:
+        indexes: the data sets.
+        mixture: which samples make up a step.
+        collator: how they become micro-batches.
+        batch_size: samples of a step over all ranks.
+        rank, num_ranks: which share of a step is this process's.
+        num_samples: total number of samples to visit; the last step may be short.
+    """
+
+    indexes: Sequence[Index]
+    mixture: Mixture
+    collator: Collator
+    batch_size: int
+    rank: int = 0
+    num_ranks: int = 1
+    num_samples: int | None = None
+
+    def __getitem__(self, step: int) -> Prepared:
+        start = step * self.batch_size
+        end = start + self.batch_size
+        if self.num_samples is not None:
+            end = min(end, self.num_samples)
+        places = [self.mixture.at(p) for p in range(start, end)]
+        # Contiguous shares keep samples of one picture on one rank.
+        low = len(places) * self.rank // self.num_ranks
+        high = len(places) * (self.rank + 1) // self.num_ranks
+        items = [
+            Item(self.indexes[source][row], self.indexes[source].image_bytes)
+            for source, row in places[low:high]
+        ]
+        return self.collator(items)
+
+
+def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prepared]:
+    """The given steps in order, prepared ahead."""
+    if num_workers is None:
+        num_workers = max(0, min(4, (os.cpu_count() or 1) - 1))
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        batch_size=None,
+        sampler=steps,  # type: ignore[arg-type]
+        num_workers=num_workers if len(steps) > 1 else 0,
+        prefetch_factor=4 if num_workers and len(steps) > 1 else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        pin_memory=False,
+    )
+    yield from loader
+
+
+def _as_it_is(prepared: Prepared) -> Prepared:
+    return prepared
+
+
+def _start_worker(_: int) -> None:
+    # The trainer decides what a stop signal means; a worker just ends with its parent.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def sharing_keys(index: Index) -> list[Any]:
+    """One key per sample: its pictures' paths, or None for a sample without any."""
+    keys = []
+    for row in range(len(index)):
+        images = tuple((i.path, i.span) for i in index[row].images())
+        keys.append(images or None)
+    return keys

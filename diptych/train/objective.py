@@ -1,0 +1,51 @@
+"""Contract of an objective: what a stage minimises.
+
+A part in `objectives/` has a `Config` (an `ObjectiveConfig`). `build(model)` gives a module
+that turns a batch into named loss sums; `weight(batch)` is what those sums are divided by,
+known before the forward pass, so that accumulation over micro-batches and ranks gives the
+loss and the gradients of one big batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from diptych.config import PartConfig, part_field
+from diptych.data.batch import Batch
+from diptych.data.collate import Collator
+
+
+class ObjectiveConfig(PartConfig):
+    """What every objective config can do."""
+
+    def build(self, model: nn.Module) -> Objective:
+        """The objective for a model."""
+        raise NotImplementedError(f"{type(self).__name__} builds nothing")
+
+
+class Objective(nn.Module):
+    """(model, Batch) -> {name: sum of losses}. May own parameters that learn with the stage.
+
+    Attributes:
+        splits: whether a step may be cut into micro-batches; False where samples of one
+            step depend on each other (contrastive negatives).
+    """
+
+    splits = True
+
+    def collator(self, model: Any, **budgets: Any) -> Collator:
+        """How samples of a step become micro-batches."""
+        raise NotImplementedError
+
+    def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Loss sums by name; their total is minimised."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        """What a loss sum is divided by."""
+        raise NotImplementedError
+
+
+ObjectiveField: Any = part_field("train.objectives", ObjectiveConfig)

@@ -1,0 +1,179 @@
+"""Checkpoints of a run, and going on from the newest valid one.
+
+A checkpoint holds what has learned so far, the optimizer's moments, the random states and
+the position. All tensors are safetensors, everything else is JSON. It is staged, flushed,
+hashed and renamed (`model.checkpoint.staged_folder`), so one that exists is whole; one that
+was damaged later is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from diptych.errors import CheckpointError
+from diptych.model.checkpoint import is_valid, save_tensors, staged_folder
+
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"^(\d{2})-(\d{8})$")
+
+
+@dataclass
+class Position:
+    """How far a run has come.
+
+    Attributes:
+        stage: number of the stage.
+        step: optimizer steps done in it.
+        stage_ended: early stop said so.
+        best_loss: lowest validation loss of the stage.
+        num_worse: evaluations since then.
+        ledgers: ledger of every stage so far, as plain data.
+        seconds: training time spent.
+    """
+
+    stage: int = 0
+    step: int = 0
+    stage_ended: bool = False
+    best_loss: float | None = None
+    num_worse: int = 0
+    ledgers: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def save(
+    folder: Path,
+    position: Position,
+    learned: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer | None,
+    parameter_names: dict[int, str],
+    *,
+    keep: int = 2,
+) -> Path:
+    """Write the checkpoint of a position and remove old ones."""
+    target = folder / f"{position.stage:02d}-{position.step:08d}"
+    with staged_folder(target) as stage:
+        save_tensors(learned, stage / "weights.safetensors")
+        save_tensors(_random_state(), stage / "random.safetensors")
+        if optimizer is not None:
+            save_tensors(_moments(optimizer, parameter_names), stage / "optimizer.safetensors")
+        state = {"position": asdict(position), "python_random": _python_random()}
+        (stage / "state.json").write_text(json.dumps(state) + "\n")
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, or None."""
+    for path in reversed(_checkpoints(folder)):
+        if is_valid(path):
+            return path
+        log.warning("checkpoint %s is damaged, trying the one before", path.name)
+    return None
+
+
+def position_of(path: Path) -> Position:
+    """Where a checkpoint stands."""
+    return Position(**json.loads((path / "state.json").read_text())["position"])
+
+
+def load(
+    path: Path,
+    learner: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    parameter_names: dict[int, str],
+) -> None:
+    """Put weights, moments and random states back."""
+    load_weights(path / "weights.safetensors", learner)
+    if optimizer is not None and (path / "optimizer.safetensors").is_file():
+        _restore_moments(optimizer, parameter_names, load_file(path / "optimizer.safetensors"))
+    _restore_random(load_file(path / "random.safetensors"))
+    state = json.loads((path / "state.json").read_text())["python_random"]
+    random.setstate((state[0], tuple(state[1]), state[2]))
+
+
+def load_weights(path: Path, learner: nn.Module) -> None:
+    """Copy saved weights into the learner.
+
+    Raises:
+        CheckpointError: a weight that the learner does not have, or of another shape.
+    """
+    own = learner.state_dict()
+    with torch.no_grad():
+        for name, tensor in load_file(path).items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise CheckpointError(
+                    f"the checkpoint's {name} does not fit this recipe's model",
+                    where=str(path),
+                    fix="start a new run folder, or repeat the run with its own recipe.json",
+                )
+            own[name].copy_(tensor)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _NAME.match(p.name) and p.is_dir())
+
+
+def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    tensors = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value).detach().cpu()
+    return tensors
+
+
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]
+) -> None:
+    by_name = {
+        names[id(p)]: p for group in optimizer.param_groups for p in group["params"]
+    }
+    optimizer.state.clear()
+    for key, tensor in tensors.items():
+        name, _, what = key.rpartition("/")
+        if name not in by_name:
+            raise CheckpointError(f"the checkpoint's optimizer knows {name}, this stage does not")
+        parameter = by_name[name]
+        # AdamW keeps its step counter on the CPU unless fused on a GPU.
+        where = "cpu" if what == "step" and not parameter.is_cuda else parameter.device
+        optimizer.state[parameter][what] = tensor.to(where)
+
+
+def _random_state() -> dict[str, Tensor]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.uint32).view(np.int32).copy()),
+        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _restore_random(tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    position, has_gauss, gauss = tensors["numpy_rest"].tolist()
+    keys = tensors["numpy"].numpy().view(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+
+
+def _python_random() -> list[Any]:
+    version, numbers, gauss = random.getstate()
+    return [version, list(numbers), gauss]

@@ -1,0 +1,128 @@
+"""Stage: an objective, data, what learns at which rate, and a budget.
+
+Published recipes are tuples of stages: `align` (the connector learns), `pretrain`,
+`instruct`. The same class every time.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from diptych.config import Config
+from diptych.model.trainable import Learn
+from diptych.train.objective import ObjectiveField
+
+
+class DataConfig(Config):
+    """One data set of a stage."""
+
+    path: str
+    """File, folder, shards or URL."""
+    images: str | None = None
+    """Folder that image paths are relative to; null takes the data file's own folder."""
+    format: str | None = None
+    """Name of a format (llava, messages, captions, vqa); null detects it."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of draws relative to the other sets; give it for all sets or for none."""
+
+
+class Schedule(Config):
+    """How the learning rate moves over a stage."""
+
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    """Way down after the warm-up."""
+    warmup_share: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps that rises linearly from zero."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    """Rate at the end relative to the peak."""
+
+    def factor(self, step: int, num_steps: int) -> float:
+        """Multiplier of the peak rate at a step (counted from 0)."""
+        import math
+
+        warmup = round(self.warmup_share * num_steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.shape == "constant":
+            return 1.0
+        progress = (step - warmup) / max(1, num_steps - warmup)
+        falling = 1 - progress if self.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.final_share + (1 - self.final_share) * falling
+
+
+class Stage(Config):
+    """One stage of training."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    """Name in overrides, logs and the report."""
+    objective: ObjectiveField = "next_token"
+    """What is minimised; `name` is a file in train/objectives."""
+    data: tuple[DataConfig, ...] = Field(min_length=1)
+    """What it learns from."""
+    validation: tuple[DataConfig, ...] = ()
+    """Held-out data for the validation loss; empty means none."""
+    learn: dict[str, Learn]
+    """What learns, by part (vision_encoder, connector, language_model); the rest is frozen."""
+
+    num_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; give this or num_epochs."""
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data; the default is one."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Samples of one optimizer step, over all micro-batches and ranks."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of parts that name none of their own."""
+    schedule: Schedule = Schedule()
+    """Course of the learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay on matrices (never on norms and biases)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW moment decay rates."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW epsilon."""
+    max_gradient_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; null never."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` computes matrix products in bfloat16 (autocast); weights keep their dtype."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them: less memory, slower."""
+
+    context_tokens: int | None = Field(default=None, ge=8)
+    """Longest sample; null takes the language model's context."""
+    long_samples: Literal["reject", "truncate"] = "reject"
+    """What happens to longer samples; truncation never cuts a picture's tokens."""
+    packed: bool = True
+    """Several samples a row (exact: same losses and gradients as alone)."""
+    share_images: bool = True
+    """Samples about one picture share one copy of its tokens (exact too)."""
+    tokens_per_row: int = Field(default=1024, ge=8)
+    """Token budget of a packed row."""
+    images_per_row: int = Field(default=16, ge=1)
+    """Picture budget of a packed row."""
+    rows_per_batch: int = Field(default=4, ge=1)
+    """Rows of one micro-batch; lower it when memory runs out, results stay the same."""
+
+    cache_features: Literal["auto", "on", "off"] = "auto"
+    """Keep features of a frozen encoder on disk; auto measures whether that pays."""
+    cache_bytes: int = Field(default=8 * 2**30, ge=0)
+    """Largest size of the feature cache in bytes."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Processes that decode and tokenise; null chooses by the number of cores."""
+    max_reject_share: float = Field(default=0.01, ge=0, le=1)
+    """More rejected rows than this stop the run before training starts."""
+    verify_images: Literal["full", "header", "none"] = "full"
+    """How thoroughly every picture is checked before training starts."""
+
+    evaluate_every_steps: int | None = Field(default=None, ge=1)
+    """Validation loss (and the run's evaluation hook) every so many steps."""
+    keep_best: bool = False
+    """End the stage with the weights of the lowest validation loss."""
+    early_stop_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations without a better validation loss."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Checkpoint every so many steps; null checkpoints every `checkpoint_every_seconds`."""
+    checkpoint_every_seconds: float = Field(default=600.0, gt=0)
+    """Longest time between checkpoints."""

@@ -1,0 +1,693 @@
+"""The only training loop.
+
+CLIP to VILA differ in objective, in what learns, in data and budget, not in the loop. It
+runs on Accelerate (several processes, bf16, trackers). Accumulation is by samples: however a
+step is cut into micro-batches or ranks, loss and gradients are those of the whole step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from diptych.data.index import Index
+from diptych.data.ledger import Ledger
+from diptych.data.mixture import Mixture
+from diptych.data.rows import Reject
+from diptych.errors import ConfigError, Interrupted, LossNotFinite
+from diptych.model import trainable
+from diptych.model.checkpoint import save_tensors, staged_folder
+from diptych.model.trainable import Group, Witness
+from diptych.model.vlm import Vlm
+from diptych.train import feature_cache, optimizer, resume
+from diptych.train.feed import StepData, feed, sharing_keys
+from diptych.train.progress import Progress
+from diptych.train.resume import Position
+from diptych.train.stage import DataConfig, Stage
+
+log = logging.getLogger(__name__)
+
+EvaluateHook = Callable[[Vlm, str, int], dict[str, float]]
+"""(model, stage, step) -> figures for metrics.jsonl; called every `evaluate_every_steps`."""
+
+
+class Learner(nn.Module):
+    """Model and objective as one module, so that data parallelism wraps both."""
+
+    def __init__(self, model: Vlm, objective: nn.Module):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self.objective(self.model, batch)
+
+
+class Trainer:
+    """Runs the stages of a recipe in a run folder, and resumes them.
+
+    Args:
+        model: changed in place; ends in evaluation mode.
+        stages: in order.
+        run: run folder; `metrics.jsonl`, `ledger.json`, `parameters.json`, `checkpoints/`
+            and the data indexes are written there.
+        seed: of data order and everything random.
+        evaluate: hook for evaluation during training.
+        trackers: names that Accelerate knows (tensorboard, wandb, mlflow).
+        progress: progress display.
+        cache: folder of feature caches.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT came; everything is saved and the same call resumes.
+        TooManyRejects, LossNotFinite, NothingLearns, FrozenPartMoved: see errors.
+    """
+
+    def __init__(
+        self,
+        model: Vlm,
+        stages: Sequence[Stage],
+        run: Path,
+        *,
+        seed: int = 0,
+        evaluate: EvaluateHook | None = None,
+        trackers: Sequence[str] = ("tensorboard",),
+        progress: Progress | None = None,
+        cache: Path | None = None,
+    ):
+        from accelerate import Accelerator
+
+        self.model = model
+        self.stages = stages
+        self.run = run
+        self.seed = seed
+        self.evaluate = evaluate
+        self.progress = progress or Progress()
+        self.cache = cache or run / "cache"
+        precisions = {s.precision for s in stages}
+        if len(precisions) > 1:
+            raise ConfigError(
+                "the stages differ in precision", where="stages", fix="use one for the whole run"
+            )
+        self.precision = precisions.pop()
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            log_with=[t for t in trackers if _available(t)] or None,
+            project_dir=str(run),
+        )
+        self.position = Position()
+        self._stopping = False
+        self._reference: dict[str, Any] = {"parts": [], "stages": {}}
+
+    # -- the run ----------------------------------------------------------------------------
+
+    def train(self) -> Vlm:
+        """Run (or resume) every stage; returns the model."""
+        torch.manual_seed(self.seed)
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.accelerator.init_trackers("diptych", config={})
+        self.model.to(self.accelerator.device)
+        checkpoint = resume.newest(self.run / "checkpoints")
+        if checkpoint is not None:
+            self.position = resume.position_of(checkpoint)
+            log.info("resuming from checkpoint %s", checkpoint.name)
+        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            for number, stage in enumerate(self.stages):
+                if number < self.position.stage:
+                    # Adapters of finished stages must exist before weights are loaded.
+                    trainable.apply(self.model, stage.learn, stage.learning_rate)
+                    continue
+                self._run_stage(number, stage, checkpoint)
+                checkpoint = None
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+            self.accelerator.end_training()
+        if checkpoint is not None:
+            resume.load_weights(
+                checkpoint / "weights.safetensors", Learner(self.model, nn.Module())
+            )
+        return self.model.eval()
+
+    def _run_stage(self, number: int, stage: Stage, checkpoint: Path | None) -> None:
+        torch.manual_seed(self.seed + 1000 * (number + 1))
+        objective = stage.objective.build(self.model)
+        if not objective.splits and self.accelerator.num_processes > 1:
+            raise ConfigError(
+                f"the {stage.objective.name} objective runs on one process",
+                where=f"stages.{stage.name}.objective",
+            )
+        groups = trainable.apply(self.model, stage.learn, stage.learning_rate, objective)
+        learner = Learner(self.model, objective).to(self.accelerator.device)
+        names = {id(p): n for g in groups for n, p in g.parameters.items()}
+        adamw = optimizer.build(groups, stage)
+        if checkpoint is not None:
+            # A checkpoint at step 0 of this stage belongs to the end of the one before.
+            resume.load(checkpoint, learner, adamw, names)
+        if stage.gradient_checkpointing:
+            self.model.enable_gradient_checkpointing()
+        indexes, read = self._open_data(stage, stage.data)
+        ledger = Ledger()
+        data, num_steps = self._step_data(number, stage, indexes, objective, learner)
+        self._note_parameters(stage, groups)
+        wrapped, adamw_ = self.accelerator.prepare(learner, adamw)
+        state = _StageState(stage, number, learner, wrapped, adamw_, groups, names, ledger)
+        validation = self._validation_data(stage, objective)
+        start = self.position.step
+        if start == 0 or checkpoint is None:
+            start = 0
+            self.position = Position(
+                stage=number, ledgers=self.position.ledgers, seconds=self.position.seconds
+            )
+        else:
+            ledger = Ledger.from_dict(self.position.ledgers[stage.name])
+            state.ledger = ledger
+        _cut_metrics(self.run / "metrics.jsonl", stage.name, start)
+        if not self.position.stage_ended:
+            self._run_steps(state, data, range(start, num_steps), num_steps, validation)
+        best = self.run / "checkpoints" / "best" / "weights.safetensors"
+        if stage.keep_best and best.is_file():
+            resume.load_weights(best, learner)
+        ledger = state.ledger
+        ledger.check()
+        # What became of the rows when they were read, and of every visit in training.
+        self.position.ledgers[stage.name] = {**ledger.to_dict(), "data": read.to_dict()}
+        if self.accelerator.is_main_process:
+            _write_json(self.run / "ledger.json", {"stages": self.position.ledgers})
+            self.progress.note(f"stage {stage.name}: what became of every sample")
+            self.progress.note((read + Ledger()).table())
+            self.progress.note(ledger.table())
+        learned = self._learned(number)
+        self.position = Position(
+            stage=number + 1, ledgers=self.position.ledgers, seconds=self.position.seconds
+        )
+        if self.accelerator.is_main_process:
+            resume.save(self.run / "checkpoints", self.position, learned, None, {})
+        self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()
+
+    def _run_steps(
+        self,
+        state: _StageState,
+        data: StepData,
+        steps: range,
+        num_steps: int,
+        validation: StepData | None,
+    ) -> None:
+        stage = state.stage
+        self.model.train()
+        witness = None
+        if steps.start == 0:
+            witness = Witness(self.model, state.groups)
+        last_save = last_line = time.monotonic()
+        with self.progress.task(f"train {stage.name}", num_steps, steps.start) as task:
+            for step, prepared in zip(steps, feed(data, steps, stage.num_workers), strict=True):
+                figures = self._step(state, prepared, step, num_steps)
+                if witness is not None:
+                    moved = witness.check()
+                    self._show_groups(state, moved)
+                    witness = None
+                self.position.step = step + 1
+                now = time.monotonic()
+                figures["seconds"] = now - last_line
+                figures["tokens_per_second"] = figures["real_tokens"] / max(1e-9, now - last_line)
+                self.position.seconds += now - last_line
+                last_line = now
+                self._write_line(stage, step, num_steps, figures)
+                task.advance(f"loss {figures['loss']:.3f}")
+                last = step + 1 == num_steps
+                due = stage.evaluate_every_steps and (step + 1) % stage.evaluate_every_steps == 0
+                if due or (last and stage.evaluate_every_steps):
+                    if self._evaluate(state, validation, step + 1):
+                        self.position.stage_ended = True
+                every = stage.checkpoint_every_steps
+                if every:
+                    save_now = (step + 1) % every == 0
+                else:
+                    save_now = now - last_save > stage.checkpoint_every_seconds
+                stopping = self._any_rank_stops()
+                if (save_now or stopping or self.position.stage_ended) and not last:
+                    self._save(state)
+                    last_save = time.monotonic()
+                if stopping and not last:
+                    raise Interrupted(
+                        f"stopped at step {step + 1} of {num_steps} in stage {stage.name}; "
+                        "everything is saved",
+                        where=str(self.run),
+                        fix="run the same command again to resume",
+                    )
+                if self.position.stage_ended:
+                    return
+
+    def _step(
+        self, state: _StageState, prepared: Any, step: int, num_steps: int
+    ) -> dict[str, Any]:
+        """One optimizer step over all micro-batches; returns figures for the log."""
+        stage, accelerator = state.stage, self.accelerator
+        objective = state.learner.objective
+        account(state.ledger, prepared)
+        if state.ledger.num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
+            state.ledger.enforce(0.0)
+        weights = [objective.weight(b) for b in prepared.batches]
+        local = torch.tensor(
+            [sum(weights), sum(b.num_real_tokens for b in prepared.batches)],
+            dtype=torch.float64,
+            device=accelerator.device,
+        )
+        total_weight, real_tokens = accelerator.reduce(local, "sum").tolist()
+        factor = stage.schedule.factor(step, num_steps)
+        rate = optimizer.set_rate(state.optimizer, factor)
+        sums: dict[str, float] = {}
+        # Data parallelism averages gradients over ranks; ours are sums over one total.
+        scale = accelerator.num_processes / max(total_weight, 1.0)
+        for number, batch in enumerate(prepared.batches):
+            last = number + 1 == len(prepared.batches)
+            with _no_sync_unless(last, accelerator, state.wrapped):
+                losses = state.wrapped(batch.to(accelerator.device))
+                loss = sum(losses.values()) * scale
+                if not torch.isfinite(loss):
+                    raise LossNotFinite(
+                        f"the loss is {loss.item()} at step {step + 1} of stage {stage.name}",
+                        where=", ".join(batch.sample_ids[:4]),
+                        fix="lower the learning rate, or look at these samples",
+                    )
+                accelerator.backward(loss)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
+        parameters = [p for g in state.groups for p in g.parameters.values()]
+        limit = stage.max_gradient_norm
+        norm = float(accelerator.clip_grad_norm_(parameters, limit if limit else math.inf))
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        named = {
+            n: accelerator.reduce(torch.tensor(v, device=accelerator.device), "sum").item()
+            / max(total_weight, 1.0)
+            for n, v in sorted(sums.items())
+        }
+        area = sum(b.segment_ids.numel() for b in prepared.batches)
+        local_tokens = sum(b.num_real_tokens for b in prepared.batches)
+        return {
+            "loss": sum(named.values()),
+            "losses": named,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "samples": len(prepared.used),
+            "real_tokens": int(real_tokens),
+            "supervised_tokens": int(total_weight) if objective.splits else 0,
+            "padding_share": 1 - local_tokens / area if area else 0.0,
+            "memory_bytes": memory_bytes(),
+        }
+
+    # -- data -------------------------------------------------------------------------------
+
+    def _open_data(
+        self, stage: Stage, configs: Sequence[DataConfig]
+    ) -> tuple[list[Index], Ledger]:
+        """Read and check every data set once; stops here when too much is rejected."""
+        indexes = []
+        ledger = Ledger()
+        for config in configs:
+            with self.accelerator.main_process_first():
+                index = Index.build(
+                    config.path,
+                    self.run / "data",
+                    format=config.format,
+                    images=config.images,
+                    verify=stage.verify_images,
+                )
+            indexes.append(index)
+            ledger = ledger + index.ledger
+        ledger.enforce(stage.max_reject_share)
+        return indexes, ledger
+
+    def _step_data(
+        self,
+        number: int,
+        stage: Stage,
+        indexes: Sequence[Index],
+        objective: Any,
+        learner: Learner,
+    ) -> tuple[StepData, int]:
+        weights = [c.weight for c in stage.data]
+        if any(w is not None for w in weights) and None in weights:
+            raise ConfigError(
+                "some data sets have a weight and some have none",
+                where=f"stages.{stage.name}.data",
+                fix="give every data set a weight, or none",
+            )
+        keys = [sharing_keys(i) for i in indexes]
+        mixture = Mixture(
+            keys,
+            weights=None if None in weights else [w for w in weights if w is not None],
+            seed=self.seed + number,
+        )
+        num_samples = None
+        if stage.num_steps is not None:
+            num_steps = stage.num_steps
+        else:
+            num_samples = round(mixture.epoch_length * (stage.num_epochs or 1.0))
+            num_steps = max(1, math.ceil(num_samples / stage.global_batch_size))
+        distinct = len({k for ks in keys for k in ks if k is not None}) or 1
+        epochs = num_steps * stage.global_batch_size / mixture.epoch_length
+        pictures = sum(k is not None for ks in keys for k in ks)
+        visits = epochs if stage.share_images else epochs * pictures / distinct
+        features = None
+        if "vision_encoder" not in stage.learn:
+            features = feature_cache.prepare(
+                self.model,
+                (
+                    (image, index.image_bytes)
+                    for index in indexes
+                    for row in range(len(index))
+                    for image in index[row].images()
+                ),
+                self.cache / "features",
+                mode=stage.cache_features,
+                num_visits=visits,
+                max_bytes=stage.cache_bytes,
+                precision=stage.precision,
+                progress=self.progress,
+            )
+        collator = objective.collator(self.model, **_budgets(stage, self.model, features))
+        data = StepData(
+            indexes,
+            mixture,
+            collator,
+            stage.global_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            num_samples,
+        )
+        return data, num_steps
+
+    def _validation_data(self, stage: Stage, objective: Any) -> StepData | None:
+        if not stage.validation:
+            if stage.keep_best or stage.early_stop_patience:
+                raise ConfigError(
+                    "keep_best and early_stop_patience need validation data",
+                    where=f"stages.{stage.name}.validation",
+                )
+            return None
+        indexes, _ = self._open_data(stage, stage.validation)
+        mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
+        collator = objective.collator(self.model, **_budgets(stage, self.model, None))
+        return StepData(
+            indexes, mixture, collator, stage.global_batch_size, num_samples=mixture.epoch_length
+        )
+
+    # -- looking ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _evaluate(self, state: _StageState, validation: StepData | None, step: int) -> bool:
+        """Validation loss, keep-best and early stop; True means the stage ends here."""
+        figures: dict[str, float] = {}
+        self.model.eval()
+        stop = False
+        if validation is not None and validation.num_samples:
+            steps = range(math.ceil(validation.num_samples / validation.batch_size))
+            total = weight = 0.0
+            for prepared in feed(validation, steps, 0):
+                for batch in prepared.batches:
+                    with feature_cache.autocast(self.model.device, self.precision):
+                        losses = state.learner(batch.to(self.model.device))
+                    total += sum(v.item() for v in losses.values())
+                    weight += state.learner.objective.weight(batch)
+            loss = total / max(weight, 1.0)
+            figures["validation_loss"] = loss
+            if self.position.best_loss is None or loss < self.position.best_loss:
+                self.position.best_loss, self.position.num_worse = loss, 0
+                if state.stage.keep_best and self.accelerator.is_main_process:
+                    with staged_folder(self.run / "checkpoints" / "best") as folder:
+                        save_tensors(self._learned(state.number), folder / "weights.safetensors")
+            else:
+                self.position.num_worse += 1
+            patience = state.stage.early_stop_patience
+            stop = patience is not None and self.position.num_worse >= patience
+        if self.evaluate is not None:
+            figures.update(self.evaluate(self.model, state.stage.name, step))
+        self.model.train()
+        if self.accelerator.is_main_process and figures:
+            line = {"stage": state.stage.name, "step": step, **figures}
+            _append_json(self.run / "metrics.jsonl", line)
+            self.accelerator.log(figures, step=step)
+            log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+        return stop
+
+    def _write_line(self, stage: Stage, step: int, num_steps: int, f: dict[str, Any]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        _append_json(self.run / "metrics.jsonl", {"stage": stage.name, "step": step + 1, **f})
+        flat = {k: v for k, v in f.items() if isinstance(v, int | float)}
+        self.accelerator.log(flat, step=step + 1)
+        self.progress.line(
+            f"stage={stage.name} step={step + 1}/{num_steps} loss={f['loss']:.4f} "
+            f"learning_rate={f['learning_rate']:.3e} gradient_norm={f['gradient_norm']:.4f} "
+            f"samples={f['samples']} real_tokens={f['real_tokens']} "
+            f"supervised_tokens={f['supervised_tokens']} padding_share={f['padding_share']:.4f} "
+            f"tokens_per_second={f['tokens_per_second']:.0f} memory_bytes={f['memory_bytes']}"
+        )
+
+    def _note_parameters(self, stage: Stage, groups: Sequence[Group]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        file = self.run / "parameters.json"
+        if file.is_file():
+            self._reference = json.loads(file.read_text())
+        total = sum(p.numel() for p in self.model.parameters())
+        self._reference["parts"] = [
+            {
+                "name": name,
+                "class": type(getattr(part, "module", part)).__name__,
+                "parameters": sum(p.numel() for p in part.parameters()),
+            }
+            for name, part in (
+                ("vision_encoder", self.model.vision_encoder),
+                ("connector", self.model.connector),
+                ("language_model", self.model.language_model),
+            )
+        ]
+        self._reference["tokens_per_image"] = self.model.tokens_per_image
+        self._reference["stages"][stage.name] = [
+            {
+                "group": g.name,
+                "parameters": g.num_total,
+                "trainable": g.num_trainable,
+                "learning_rate": g.learning_rate,
+                "share": g.num_trainable / total,
+            }
+            for g in groups
+        ]
+        _write_json(file, self._reference)
+
+    def _show_groups(self, state: _StageState, moved: dict[str, int]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        from rich.table import Table
+
+        table = Table(title=f"what learns in stage {state.stage.name} (checked after step 1)")
+        for column in ("part", "parameters", "learning", "rate", "tensors moved"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for group in state.groups:
+            table.add_row(
+                group.name,
+                f"{group.num_total:,}",
+                f"{group.num_trainable:,}",
+                f"{group.learning_rate:.2e}",
+                f"{moved[group.name]} of {len(group.parameters)}",
+            )
+        learning = {g.name for g in state.groups}
+        for name in ("vision_encoder", "connector", "language_model"):
+            if name not in learning:
+                count = sum(p.numel() for p in self.model.part(name).parameters())
+                table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged")
+        self.progress.note(table)
+
+    # -- saving and stopping ----------------------------------------------------------------
+
+    def _learned(self, number: int) -> dict[str, Tensor]:
+        """Weights that any stage up to this one may have changed, by learner name."""
+        prefixes, adapters = set(), set()
+        for stage in self.stages[: number + 1]:
+            for part, how in stage.learn.items():
+                (prefixes if how.how == "full" else adapters).add(f"{part}.")
+        tensors = {}
+        for name, tensor in self.model.state_dict().items():
+            part = name.split(".", 1)[0] + "."
+            if part in prefixes or (part in adapters and "lora_" in name):
+                tensors[f"model.{name}"] = tensor.detach().cpu()
+        return _without_aliases(tensors)
+
+    def _save(self, state: _StageState) -> None:
+        self.position.ledgers[state.stage.name] = state.ledger.to_dict()
+        if self.accelerator.is_main_process:
+            learned = self._learned(state.number)
+            objective = state.learner.objective.state_dict()
+            learned |= {f"objective.{n}": t.detach().cpu() for n, t in objective.items()}
+            inner = getattr(state.optimizer, "optimizer", state.optimizer)
+            start = time.monotonic()
+            path = resume.save(
+                self.run / "checkpoints", self.position, learned, inner, state.names
+            )
+            log.info("saved checkpoint %s in %.1f s", path.name, time.monotonic() - start)
+        self.accelerator.wait_for_everyone()
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        if self._stopping and signum == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: stop without saving
+        self._stopping = True
+        os.write(2, b"\nstopping: the step is finished and saved first\n")
+
+    def _any_rank_stops(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self._stopping
+        flag = torch.tensor(int(self._stopping), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
+
+class _StageState:
+    """What belongs together while a stage runs."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        number: int,
+        learner: Learner,
+        wrapped: Any,
+        adamw: Any,
+        groups: list[Group],
+        names: dict[int, str],
+        ledger: Ledger,
+    ):
+        self.stage = stage
+        self.number = number
+        self.learner = learner
+        self.wrapped = wrapped
+        self.optimizer = adamw
+        self.groups = groups
+        self.names = names
+        self.ledger = ledger
+
+
+def account(ledger: Ledger, prepared: Any) -> None:
+    """Enter what became of a step's samples."""
+    targets = {}
+    for batch in prepared.batches:
+        counts = torch.bincount(batch.target_samples, minlength=len(batch.sample_ids)).tolist()
+        targets.update(zip(batch.sample_ids, counts, strict=True))
+    cut = dict(prepared.truncated)
+    for name in prepared.used:
+        ledger.read()
+        if name in cut:
+            ledger.truncate(cut[name], targets.get(name, 0))
+        else:
+            ledger.use(targets.get(name, 0))
+    for name, error in prepared.rejected:
+        ledger.read()
+        ledger.reject(
+            Reject(
+                where=str(error["where"]),
+                id=name,
+                error=str(error["error"]),
+                message=str(error["message"]),
+                row="",
+            )
+        )
+
+
+def memory_bytes() -> int:
+    """Peak memory: of the GPU where there is one, else of this process and its workers."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    children = sum(c.memory_info().rss for c in psutil.Process().children(recursive=True))
+    return own + children
+
+
+def _budgets(stage: Stage, model: Vlm, features: Any) -> dict[str, Any]:
+    from diptych.data.collate import Pictures
+
+    context = model.language_model.context_tokens
+    return {
+        "pictures": Pictures(model.vision_encoder.preprocessing, features),
+        "context_tokens": min(stage.context_tokens or context, context),
+        "tokens_per_row": min(stage.tokens_per_row, 2**31),
+        "images_per_row": stage.images_per_row,
+        "rows_per_batch": stage.rows_per_batch,
+        "share_images": stage.share_images,
+        "packed": stage.packed,
+        "long_samples": stage.long_samples,
+    }
+
+
+def _no_sync_unless(last: bool, accelerator: Any, wrapped: nn.Module) -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext() if last else accelerator.no_sync(wrapped)
+
+
+def _without_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    seen: set[tuple[int, torch.Size]] = set()
+    kept = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        kept[name] = tensor
+    return kept
+
+
+def _available(tracker: str) -> bool:
+    from importlib.util import find_spec
+
+    if find_spec(tracker) is None:
+        log.warning("tracker %s is not installed and left out (pip install %s)", tracker, tracker)
+        return False
+    return True
+
+
+def _append_json(file: Path, values: dict[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(values) + "\n")
+
+
+def _write_json(file: Path, values: Any) -> None:
+    staged = file.with_name(f".{file.name}.new")
+    staged.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.rename(file)
+
+
+def _cut_metrics(file: Path, stage: str, step: int) -> None:
+    """Drop lines that a killed run wrote after its last checkpoint."""
+    if not file.is_file():
+        return
+    kept = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the half line of a killed process
+        if line.get("stage") != stage or line["step"] <= step:
+            kept.append(json.dumps(line))
+    staged = file.with_name(f".{file.name}.new")
+    staged.write_text("".join(f"{t}\n" for t in kept), encoding="utf-8")
+    staged.rename(file)
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Plain log lines on standard error."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")

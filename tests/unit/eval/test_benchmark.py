@@ -1,0 +1,36 @@
+"""Benchmarks are found by file name and keep the contract's defaults."""
+
+from __future__ import annotations
+
+import pytest
+from eval_fake_model import question
+
+from diptych import parts
+from diptych.errors import DataError, PartNotFound
+from diptych.eval import benchmark
+from diptych.eval.benchmarks.questions import Questions
+
+
+@pytest.mark.parametrize("name", parts.names(benchmark.FOLDER))
+def test_every_file_is_one_benchmark(name):
+    found = benchmark.find(name)
+    assert issubclass(found, benchmark.Benchmark)
+    assert "Source" in (parts.find(benchmark.FOLDER, name).__doc__ or "")
+
+
+def test_a_module_without_a_benchmark_is_refused():
+    with pytest.raises(PartNotFound, match="no subclass"):
+        benchmark.find("diptych.errors")
+
+
+def test_prompt_answers_and_kind():
+    sample = question(1, "3", image="a.png")
+    questions = Questions([sample])
+    assert questions.prompt(sample).answer == ""
+    assert next(questions.prompt(sample).images()).path == "a.png"
+    assert questions.answers(sample) == ["3"]
+    assert questions.answers(question(1, "3", answers=["three", "3"])) == ["three", "3"]
+    assert questions.kind(sample) == "all"
+    assert questions.kind(question(1, "3", kind="count")) == "count"
+    with pytest.raises(DataError, match="data.jsonl:7"):
+        questions.answers(question(7, ""))
