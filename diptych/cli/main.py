@@ -69,7 +69,8 @@ def quickstart(
 
         diptych quickstart --data questions.json --images photos/
     """
-    from diptych.cli.quickstart import run_quickstart, show_summary
+    from diptych.cli.quickstart import run_quickstart
+    from diptych.cli.summary import show_summary
 
     summary = run_quickstart(
         data=data, images=images, runs=runs, num=num, seed=seed, overrides=set or []
@@ -105,8 +106,8 @@ def train(
 
         diptych train runs/mine-0123456789ab/recipe.json
     """
-    from diptych.cli.quickstart import show_summary
     from diptych.cli.run import run_folder, run_recipe
+    from diptych.cli.summary import show_summary
     from diptych.recipe import load
     from diptych.train.progress import Progress
 

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from diptych.data.index import Index
 from diptych.data.ledger import Ledger
 from diptych.data.mixture import Mixture
-from diptych.data.rows import Reject
 from diptych.errors import ConfigError, Interrupted, LossNotFinite
 from diptych.model import trainable
 from diptych.model.checkpoint import save_tensors, staged_folder
@@ -186,9 +185,8 @@ class Trainer:
         self.position.ledgers[stage.name] = {**ledger.to_dict(), "data": read.to_dict()}
         if self.accelerator.is_main_process:
             _write_json(self.run / "ledger.json", {"stages": self.position.ledgers})
-            self.progress.note(f"stage {stage.name}: what became of every sample")
-            self.progress.note((read + Ledger()).table())
-            self.progress.note(ledger.table())
+            self.progress.note(read.table(f"stage {stage.name}: rows read"))
+            self.progress.note(ledger.table(f"stage {stage.name}: samples in training steps"))
         learned = self._learned(number)
         self.position = Position(
             stage=number + 1, ledgers=self.position.ledgers, seconds=self.position.seconds
@@ -257,7 +255,7 @@ class Trainer:
         """One optimizer step over all micro-batches; returns figures for the log."""
         stage, accelerator = state.stage, self.accelerator
         objective = state.learner.objective
-        account(state.ledger, prepared)
+        state.ledger.add(prepared)
         if state.ledger.num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
             state.ledger.enforce(0.0)
         weights = [objective.weight(b) for b in prepared.batches]
@@ -328,7 +326,7 @@ class Trainer:
                     verify=stage.verify_images,
                 )
             indexes.append(index)
-            ledger = ledger + index.ledger
+            ledger.merge(index.ledger)
         ledger.enforce(stage.max_reject_share)
         return indexes, ledger
 
@@ -578,32 +576,6 @@ class _StageState:
         self.groups = groups
         self.names = names
         self.ledger = ledger
-
-
-def account(ledger: Ledger, prepared: Any) -> None:
-    """Enter what became of a step's samples."""
-    targets = {}
-    for batch in prepared.batches:
-        counts = torch.bincount(batch.target_samples, minlength=len(batch.sample_ids)).tolist()
-        targets.update(zip(batch.sample_ids, counts, strict=True))
-    cut = dict(prepared.truncated)
-    for name in prepared.used:
-        ledger.read()
-        if name in cut:
-            ledger.truncate(cut[name], targets.get(name, 0))
-        else:
-            ledger.use(targets.get(name, 0))
-    for name, error in prepared.rejected:
-        ledger.read()
-        ledger.reject(
-            Reject(
-                where=str(error["where"]),
-                id=name,
-                error=str(error["error"]),
-                message=str(error["message"]),
-                row="",
-            )
-        )
 
 
 def memory_bytes() -> int:

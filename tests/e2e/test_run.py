@@ -22,9 +22,9 @@ def recipe_file(tiny_config, squares, tmp_path):
                 "name": "instruct",
                 "data": [{"path": str(squares / "train.json"), "images": str(squares / "images")}],
                 "learn": {"vision_encoder": {}, "connector": {}, "language_model": {}},
-                "num_epochs": 8,
+                "num_epochs": 16,
                 "global_batch_size": 12,
-                "learning_rate": 3e-3,
+                "learning_rate": 5e-3,
                 "num_workers": 0,
             }
         ],
@@ -52,9 +52,9 @@ def test_train_eval_and_repeat(recipe_file, tmp_path):
     assert summary["after"]["score"] > summary["before"]["score"]
     lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] / 2
-    assert len(lines) == 32
+    assert len(lines) == 64
     ledger = json.loads((run / "ledger.json").read_text())["stages"]["instruct"]
-    assert ledger["read"] == ledger["used"] == 48 * 8 and ledger["data"]["read"] == 48
+    assert ledger["read"] == ledger["used"] == 48 * 16 and ledger["data"]["read"] == 48
     again = runner.invoke(app, ["train", str(run / "recipe.json"), "--runs", str(tmp_path), "--json"])
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["after"] == summary["after"]

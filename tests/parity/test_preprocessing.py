@@ -65,14 +65,14 @@ def test_written_config_is_read_by_hugging_face(kind):
 
 
 def test_extreme_proportions_cost_no_memory_and_agree():
-    """The part that the crop keeps equals the same part of the whole resized picture."""
+    """Only the part that the crop keeps is computed; it is the same to a few of 255 levels."""
     image = picture(2, 700)
     ours = Preprocessing.from_hf({"image_processor_type": "CLIPImageProcessor"})
     resized = image.resize((224, 224 * 350), Image.Resampling.BICUBIC)
     top = (224 * 350 - 224) // 2
     expected = np.asarray(resized.crop((0, top, 224, top + 224))) / 255
     expected = (expected - np.array(ours.mean)) / np.array(ours.std)
-    assert np.abs(ours.apply(image) - expected.transpose(2, 0, 1)).max() < 0.02
+    assert np.abs(ours.apply(image) - expected.transpose(2, 0, 1)).max() < 0.08
     assert ours.apply(picture(1, 20_000)).shape == (3, 224, 224)
 
 

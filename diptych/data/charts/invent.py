@@ -155,7 +155,7 @@ def _axis(rng: random.Random, scale: Scale, top: float) -> tuple[tuple[float, ..
         factor * 10.0**power
         for power in range(-3, 7)
         for factor in (1, 2, 2.5, 5)
-        if 3.5 <= top / (factor * 10.0**power) <= 6.5
+        if 3.5 <= top / (factor * 10.0**power) <= 7.1
     ]
     fitting = [s for s in steps if math.isclose(s / unit, round(s / unit)) and s >= unit]
     step = rng.choice(fitting) if fitting else max(unit, round(top / 5 / unit) * unit)
@@ -186,6 +186,15 @@ def _levels(
     else:
         chosen = [rng.choice(pool) for _ in range(number)]
     return [round(level * quantum, scale.decimals) for level in chosen]
+
+
+def _apart(rng: random.Random, scale: Scale, low: float, high: float, number: int) -> list[float]:
+    """Any values, not just multiples, but no two so close that bars look the same."""
+    unit = 10.0**-scale.decimals
+    coarse = max(unit, math.ceil(high / 30 / unit) * unit)
+    slack = int(coarse * 0.4 / unit)
+    values = _levels(rng, scale, low, high - slack * unit, coarse, number)
+    return [round(value + rng.randint(0, slack) * unit, scale.decimals) for value in values]
 
 
 def _shape(rng: random.Random, values: list[float], order: str) -> tuple[float, ...]:
@@ -222,7 +231,14 @@ def _columns(
     low = max(0.15 * ticks[-1], unit) if labelled else max(0.2 * ticks[-1], min(step, quantum * 2))
     high = min(ticks[-1], 100.0) if scale.suffix == "%" else ticks[-1]
     values = tuple(
-        _shape(rng, _levels(rng, scale, low, high, quantum, number), order) for _ in range(columns)
+        _shape(
+            rng,
+            _apart(rng, scale, low, high, number)
+            if labelled
+            else _levels(rng, scale, low, high, quantum, number),
+            order,
+        )
+        for _ in range(columns)
     )
     return values, (ticks,), (quantum,) * columns
 
@@ -233,7 +249,14 @@ def _stack(rng: random.Random, scale: Scale, number: int, columns: int, labelled
     quantum = 10.0**-scale.decimals if labelled else _quantum(rng, scale, step)
     high = ticks[-1] / columns
     low = max(0.35 * high, quantum)
-    values = tuple(tuple(_levels(rng, scale, low, high, quantum, number)) for _ in range(columns))
+    values = tuple(
+        tuple(
+            _apart(rng, scale, low, high, number)
+            if labelled
+            else _levels(rng, scale, low, high, quantum, number)
+        )
+        for _ in range(columns)
+    )
     return values, (ticks,), (quantum,) * columns
 
 

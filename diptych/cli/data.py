@@ -1,0 +1,102 @@
+"""`diptych data check | convert | charts`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.shell import err, out
+from diptych.errors import ConfigError
+from diptych.train.progress import Progress
+
+
+def check_data(
+    path: str,
+    images: str | None,
+    format: str | None,  # noqa: A002
+    model: str | None,
+    context: int | None,
+    fix: Path | None,
+    *,
+    show: bool,
+) -> tuple[dict[str, Any], bool]:
+    """Read everything once; returns the report and whether anything was rejected."""
+    from diptych.data.check import check
+
+    measure = None
+    if model is not None:
+        measure = measure_with(model)
+    elif context is not None:
+        raise ConfigError(
+            "--context needs --model, whose tokenizer counts", fix="add --model FOLDER"
+        )
+    report = check(path, format=format, images=images, measure=measure, context=context)
+    if fix is not None:
+        report.fix(fix)
+    if show:
+        out.print(report.table())
+        if fix is not None:
+            err.print(f"good rows: {fix}, rejects: {fix}.rejects.jsonl", highlight=False)
+    values = report.to_dict()
+    return values, bool(values["rejects"])
+
+
+def measure_with(model: str) -> Any:
+    """Counts (tokens, supervised tokens) of samples as a model would read them."""
+    from diptych.data.measure import TokenCounter
+    from diptych.model.checkpoint import load_model
+    from diptych.model.weights import locate
+
+    folder = Path(model)
+    if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
+        return TokenCounter(load_model(model).chat_encoder)
+    from transformers import AutoTokenizer
+
+    from diptych.data.chat import ChatEncoder
+
+    return TokenCounter(ChatEncoder(AutoTokenizer.from_pretrained(locate(model))))
+
+
+def convert_data(
+    source: str, output: Path, from_: str | None, to: str, *, show: bool
+) -> dict[str, Any]:
+    """Rewrite a file in another format."""
+    from diptych.data.format import convert
+
+    ledger = convert(source, str(output), from_, to)
+    if show:
+        out.print(ledger.table())
+    return {**ledger.to_dict(), "output": str(output)}
+
+
+def draw_charts(
+    output: Path, num: int, seed: int, writer: str | None, model: str | None, *, show: bool
+) -> dict[str, Any]:
+    """Draw a chart-question set with a progress bar."""
+    from diptych.data.charts import Writer, draw
+
+    if (writer is None) != (model is None):
+        raise ConfigError(
+            "--writer and --model belong together",
+            fix="name the endpoint and the model it serves, or neither",
+        )
+    start = time.monotonic()
+    with Progress().task("draw charts", num) as task:
+        done = 0
+
+        def progress(now: int, wanted: int) -> None:
+            nonlocal done
+            for _ in range(now - done):
+                task.advance()
+            done = now
+
+        chosen = Writer(writer, model) if writer and model else None
+        summary = draw(output, num=num, seed=seed, writer=chosen, progress=progress)
+    summary["seconds"] = time.monotonic() - start
+    if show:
+        for key in ("charts", "questions", "chart_kinds", "question_kinds", "discarded"):
+            counts = ", ".join(f"{k} {v}" for k, v in summary[key].items()) or "none"
+            out.print(f"{key.replace('_', ' ')}: {counts}", highlight=False, soft_wrap=True)
+        out.print(f"written to {output} in {summary['seconds']:.1f} s", highlight=False)
+    return summary

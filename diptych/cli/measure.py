@@ -1,0 +1,134 @@
+"""`diptych eval` and `diptych compare`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from diptych.cli.run import evaluate_data, measure_text
+from diptych.data.index import Index
+from diptych.data.sample import Sample
+from diptych.errors import ConfigError, DataError
+from diptych.eval.compare import Comparison, compare
+from diptych.eval.result import Result
+from diptych.model.checkpoint import load_model
+from diptych.recipe import EvaluationConfig
+from diptych.train.stage import DataConfig
+
+
+def measure(
+    model: str,
+    data: str,
+    *,
+    images: str | None,
+    format: str | None,  # noqa: A002
+    metric: str,
+    train: str | None,
+    limit: int | None,
+    how: str,
+    max_new_tokens: int,
+    batch_size: int,
+    choices: str | None,
+    save: Path | None,
+    seed: int,
+) -> Result:
+    """Evaluate a model on a data set; the index is temporary."""
+    if how not in ("generate", "likelihood"):
+        raise ConfigError(f"--how is generate or likelihood, not '{how}'")
+    config = EvaluationConfig(
+        data=DataConfig(path=data, images=images, format=format),
+        metric=metric,
+        how=how,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        limit=limit,
+    )
+    loaded = load_model(model)
+    with tempfile.TemporaryDirectory() as cache:
+        known = _samples(train, images, Path(cache)) if train else None
+        result = evaluate_data(loaded, config, Path(cache), train=known, seed=seed)
+    result = replace(result, text=measure_text(loaded, choices))
+    if save is not None:
+        result.save(save)
+    return result
+
+
+def _samples(path: str, images: str | None, cache: Path) -> Iterator[Sample]:
+    index = Index.build(path, cache, images=images, verify="none")
+    for row in range(len(index)):
+        yield index[row]
+
+
+def compare_runs(a: Path, b: Path, seed: int) -> Comparison:
+    """Pair two runs (or saved results) question by question."""
+    return compare(_result(a), _result(b), seed=seed)
+
+
+def _result(path: Path) -> Result:
+    for folder in (path, path / "eval" / "after"):
+        if (folder / "result.json").is_file():
+            return Result.load(folder)
+    raise DataError(
+        "there is no evaluation here",
+        where=str(path),
+        fix="name a run folder, or a folder that `diptych eval --save` wrote",
+    )
+
+
+def result_table(result: Result) -> Group:
+    """Score, controls and kinds."""
+    table = Table(title=f"{result.benchmark}, metric {result.metric}", title_justify="left")
+    for title in ("", "score", "95 % interval", "questions"):
+        table.add_column(title, justify="left" if not title else "right")
+    rows = {"model": result.overall, "blind": result.blind, "majority": result.majority}
+    for name, score in rows.items():
+        if score is not None:
+            interval = f"{score.low:.1%} to {score.high:.1%}"
+            table.add_row(name, f"{score.score:.1%}", interval, str(score.n))
+    kinds = Table(title="by kind", title_justify="left")
+    for title in ("kind", "score", "95 % interval", "blind", "majority", "questions"):
+        kinds.add_column(title, justify="left" if title == "kind" else "right")
+    for kind, score in sorted(result.by_kind.items()):
+        blind = "-" if score.blind is None else f"{score.blind:.1%}"
+        interval = f"{score.low:.1%} to {score.high:.1%}"
+        kinds.add_row(
+            kind, f"{score.score:.1%}", interval, blind, f"{score.majority:.1%}", str(score.n)
+        )
+    if result.text is not None:
+        kinds.caption = f"text-only perplexity {result.text.perplexity:.2f}"
+    return Group(table, kinds)
+
+
+def comparison_table(comparison: Comparison) -> Group:
+    """Differences with intervals, overall and by kind."""
+    table = Table(title="second minus first, paired by question", title_justify="left")
+    for title in ("", "before", "after", "difference", "95 % interval", "p", "questions"):
+        table.add_column(title, justify="left" if not title else "right")
+    entries: dict[str, Any] = {"all": comparison.overall, **comparison.by_kind}
+    for name, d in entries.items():
+        table.add_row(
+            name,
+            f"{d.before:.1%}",
+            f"{d.after:.1%}",
+            f"{d.difference:+.1%}",
+            f"{d.low:+.1%} to {d.high:+.1%}",
+            f"{d.p_value:.3g}",
+            str(d.n),
+        )
+    gained, lost = len(comparison.gained_ids), len(comparison.lost_ids)
+    table.caption = f"gained {gained} questions, lost {lost}"
+    parts: list[Any] = [table]
+    if comparison.forgotten:
+        forgotten = Table(title="text-only ability", show_header=False, title_justify="left")
+        forgotten.add_column()
+        forgotten.add_column(justify="right")
+        for key, value in comparison.forgotten.items():
+            forgotten.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        parts.append(forgotten)
+    return Group(*parts)

@@ -1,0 +1,117 @@
+"""`diptych quickstart`: the main job in one command."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diptych.cli.run import Phases, run_folder, run_recipe
+from diptych.cli.shell import err
+from diptych.data.index import Index
+from diptych.errors import DataError
+from diptych.families import quickstart as family
+from diptych.train.progress import Progress
+from diptych.train.stage import DataConfig
+
+NUM_CHARTS = 4000
+TEST_SHARE = 0.15
+
+
+def run_quickstart(
+    *,
+    data: str | None,
+    images: str | None,
+    runs: Path,
+    num: int | None,
+    seed: int,
+    overrides: list[str],
+) -> dict[str, Any]:
+    """Draw (or split) the data, then run the quickstart recipe on it."""
+    runs.mkdir(parents=True, exist_ok=True)
+    drawing: dict[str, Any] = {"seconds": 0.0}
+    if data is None:
+        folder = runs / f"charts-{num or NUM_CHARTS}-{seed}"
+        drawing = _draw(folder, num or NUM_CHARTS, seed)
+        recipe = family.on_data(
+            "quickstart",
+            train=_data(folder / "train.json", folder / "images"),
+            captions=_data(folder / "captions_train.json", folder / "images"),
+            test=_data(folder / "test.json", folder / "images"),
+            seed=seed,
+        )
+    else:
+        train, test = split_rows(data, images, runs, seed)
+        recipe = family.on_data("quickstart-own", train=train, captions=None, test=test, seed=seed)
+    recipe = recipe.override(overrides)
+    run = run_folder(recipe, runs)
+    run.mkdir(parents=True, exist_ok=True)
+    err.print(f"run folder: {run}", highlight=False)
+    phases = Phases(run)
+    if drawing["seconds"] and not phases.phases:
+        phases.phases.append({"name": "draw charts", "seconds": drawing["seconds"]})
+    return run_recipe(recipe, run, progress=Progress(run / "train.log"), phases=phases)
+
+
+def _data(path: Path, images: Path) -> DataConfig:
+    return DataConfig(path=str(path.absolute()), images=str(images.absolute()))
+
+
+def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:
+    """Draw the charts once; a half-drawn folder is drawn anew."""
+    from diptych.cli.data import draw_charts
+
+    if (folder / "charts.json").is_file():
+        return {**json.loads((folder / "charts.json").read_text()), "seconds": 0.0}
+    staged = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(staged, ignore_errors=True)
+    summary = draw_charts(staged, num, seed, None, None, show=False)
+    staged.rename(folder)
+    return summary
+
+
+def split_rows(
+    data: str, images: str | None, runs: Path, seed: int
+) -> tuple[DataConfig, DataConfig]:
+    """Hold out every so many-th picture of the user's own data for the test.
+
+    Rows about one picture stay on one side, so no test picture was trained on.
+
+    Raises:
+        DataError: too few pictures to hold any out.
+    """
+    import random
+
+    from diptych.data.format import write
+
+    index = Index.build(data, runs / "data", images=images)
+    index.ledger.enforce(0.01)
+    groups: dict[Any, list[int]] = {}
+    for row in range(len(index)):
+        sample = index[row]
+        key = tuple((i.path, i.span) for i in sample.images()) or sample.id
+        groups.setdefault(key, []).append(row)
+    keys = list(groups)
+    random.Random(seed).shuffle(keys)
+    held_out = math.ceil(len(keys) * TEST_SHARE)
+    if len(keys) < 8:
+        raise DataError(
+            f"{len(keys)} pictures are too few to train on some and measure on others",
+            where=data,
+            fix="give at least 8 pictures with questions",
+        )
+    folder = runs / f"data-{index.fingerprint[:12]}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"test": keys[:held_out], "train": keys[held_out:]}
+    root = images or str(Path(data).parent)
+    configs = {}
+    for name, chosen in parts.items():
+        rows = sorted(r for k in chosen for r in groups[k])
+        path = folder / f"{name}.jsonl"
+        write((index[r] for r in rows), str(path), "messages")
+        configs[name] = DataConfig(path=str(path.absolute()), images=str(Path(root).absolute()))
+    return configs["train"], configs["test"]
+
+

@@ -1,0 +1,41 @@
+"""What a finished run says in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from diptych.cli.shell import out
+
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Scores with intervals and controls, by kind, and where everything is."""
+    if summary.get("after"):
+        table = Table(title="held-out questions", title_justify="left")
+        for title in ("", "score", "95 % interval", "questions"):
+            table.add_column(title, justify="left" if not title else "right")
+        for name in ("before", "after", "blind", "majority"):
+            score = summary.get(name)
+            if score:
+                interval = f"{score['low']:.1%} to {score['high']:.1%}"
+                style = "bold green" if name == "after" else None
+                table.add_row(name, f"{score['score']:.1%}", interval, str(score["n"]), style=style)
+        out.print(table)
+        kinds = Table(title="by kind", title_justify="left")
+        for title in ("kind", "before", "after", "blind", "majority", "questions"):
+            kinds.add_column(title, justify="left" if title == "kind" else "right")
+        for kind, entry in sorted(summary["by_kind"].items()):
+            cells = [
+                f"{entry[name]['score']:.0%}" if entry.get(name) else "-"
+                for name in ("before", "after", "blind", "majority")
+            ]
+            kinds.add_row(kind, *cells, str(entry["after"]["n"]))
+        out.print(kinds)
+    seconds = summary["seconds"]
+    out.print(
+        f"{seconds / 60:.1f} minutes, {summary['peak_memory_bytes'] / 2**30:.1f} GiB at the peak",
+        highlight=False,
+    )
+    out.print(f"report: {summary['run']}/report.html", highlight=False, soft_wrap=True)
+    out.print(f"chat:   diptych chat {summary['run']} PICTURE", highlight=False, soft_wrap=True)

@@ -1,0 +1,267 @@
+"""Source: where rows and pictures come from.
+
+`rows` makes one stream of Samples from whatever a path names: a data file, a folder, tar or
+Parquet shards, a glob, a list, on disk or behind any URL that fsspec opens. `read_bytes`
+fetches a picture that a row refers to, and is the guard of the image folder: what a row says
+is hostile, so it can only ever name a plain file inside that folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from diptych.data import files
+from diptych.data import format as formats
+from diptych.data.formats.captions import PICTURE_SUFFIXES
+from diptych.data.rows import Reject
+from diptych.data.sample import Image, Sample
+from diptych.data.shards import MAX_IMAGE_BYTES, is_shard, read_shard
+from diptych.errors import (
+    DataError,
+    EmptyImage,
+    FormatError,
+    ImageTooLarge,
+    MissingImage,
+    NotAnImage,
+    UnsafePath,
+)
+
+_DATA_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a path turned out to name.
+
+    Attributes:
+        paths: data files or shards, or one folder of pictures and texts.
+        root: folder (or URL) that image paths are relative to.
+        format: name of the format; None tells it shard row by shard row.
+    """
+
+    paths: tuple[str, ...]
+    root: str
+    format: str | None
+
+    @property
+    def is_shards(self) -> bool:
+        """Whether pictures travel inside the rows."""
+        return is_shard(self.paths[0])
+
+    def rows(self) -> Iterator[Sample | Reject]:
+        """All rows, in order. Generated ids are told apart by the file's number."""
+        for number, path in enumerate(self.paths):
+            if self.is_shards:
+                items = read_shard(path, self.format)
+            else:
+                items = formats.read(path, self.format)
+            if len(self.paths) == 1:
+                yield from items
+                continue
+            for item in items:
+                if isinstance(item, Sample) and item.id.startswith("row-"):
+                    item = replace(item, id=f"row-{number}-{item.id[4:]}")
+                yield item
+
+
+def rows(
+    path: str | Sequence[str], format: str | None = None, images: str | None = None
+) -> Iterator[Sample | Reject]:
+    """Stream the rows that a path names; see `locate`."""
+    return locate(path, format, images).rows()
+
+
+def locate(
+    path: str | Sequence[str], format: str | None = None, images: str | None = None
+) -> Source:
+    """Find out what `path` names.
+
+    Args:
+        path: a data file, a folder (of shards, of pictures with `.txt`, or with one data
+            file), a tar or Parquet shard, a glob, or a list of files of one kind.
+        format: name of the format; None detects it.
+        images: folder that image paths are relative to; None takes the data file's own.
+
+    Raises:
+        DataError: nothing is there, or a folder holds several things that could be meant.
+        FormatError: the format cannot be told.
+    """
+    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    paths = [p for one in paths for p in _found(os.fspath(one))]
+    kinds = {is_shard(p) for p in paths}
+    if len(kinds) > 1:
+        raise DataError("shards and data files cannot be read as one set", where=paths[0])
+    first = paths[0].split(",")[0]
+    if format is not None:
+        formats.find(format)
+    elif not is_shard(first):
+        format = formats.detect(paths[0])
+    root = images or (first if files.is_folder(first) else files.parent(first))
+    return Source(tuple(paths), root, format)
+
+
+def _found(path: str) -> list[str]:
+    if any(character in path for character in "*?[") and not files.exists(path):
+        found = files.expand(path)
+        if not found:
+            raise DataError("no file matches the pattern", where=path)
+        return found
+    # VQA's pair of files is one path; URLs of web servers may hold commas of their own.
+    first = path.split(",")[0]
+    if not files.is_folder(first):
+        if not path.startswith(("http://", "https://")) and not files.exists(first):
+            raise DataError(
+                "there is no such file or folder",
+                where=first,
+                fix="check the path; it is taken as written",
+            )
+        return [path]
+    return _in_folder(path)
+
+
+def _in_folder(folder: str) -> list[str]:
+    top, pictures = [], False
+    for name in files.walk(folder):
+        ending = files.suffix(name)
+        if "/" not in name and os.sep not in name and (ending in _DATA_SUFFIXES or is_shard(name)):
+            top.append(name)
+        pictures = pictures or ending in PICTURE_SUFFIXES
+    shards = [name for name in top if is_shard(name)]
+    data = [name for name in top if not is_shard(name)]
+    if shards and len({files.suffix(n) for n in shards}) == 1 and not pictures:
+        return [files.join(folder, name) for name in shards]
+    questions = [n for n in data if "questions" in n.lower() and n.endswith(".json")]
+    if len(data) == 1 or (len(data) == 2 and len(questions) == 1):
+        return [files.join(folder, (questions or data)[0])]
+    if pictures and not top:
+        return [folder]
+    if not top:
+        raise DataError(
+            "the folder holds no data: no data file, no shard, no picture",
+            where=folder,
+            fix="give a folder with one .json, .jsonl or .csv, with shards, or with pictures "
+            "and .txt files beside them",
+        )
+    raise DataError(
+        f"the folder holds several data files: {', '.join(top[:8])}",
+        where=folder,
+        fix="name the one you mean, or give a glob for shards of one kind",
+    )
+
+
+def read_bytes(
+    image: Image, root: str | None, *, max_bytes: int = MAX_IMAGE_BYTES
+) -> bytes:
+    """The encoded bytes of a picture.
+
+    Args:
+        root: image folder, a local path or a URL; rows can name files inside it only.
+        max_bytes: size that is still read.
+
+    Raises:
+        UnsafePath: the path leaves the folder (also through a symbolic link), is absolute,
+            or has a scheme.
+        MissingImage: there is no such file, or it may not be read.
+        NotAnImage: it is a folder or a device.
+        EmptyImage, ImageTooLarge: no bytes, or more than allowed.
+    """
+    where = image.path
+    if image.data is not None:
+        data = image.data
+    elif image.span is not None:
+        _check_size(image.span[1], where, max_bytes)
+        data = files.read_range(image.path, *image.span)
+        if len(data) != image.span[1]:
+            raise MissingImage("the shard is shorter than it was", where=where)
+    elif root is None:
+        raise MissingImage("no image folder is known", where=where, fix="give the image folder")
+    else:
+        check_path(image.path)
+        data = (_read_remote if files.is_url(root) else _read_local)(image.path, root, max_bytes)
+    _check_size(len(data), where, max_bytes)
+    return data
+
+
+def check_path(path: str) -> None:
+    """Make sure that a row's image path is relative, stays below, and has no scheme.
+
+    Raises:
+        UnsafePath: it is not so.
+    """
+    if "://" in path or path.lower().startswith(("data:", "file:")):
+        scheme = path.split(":", 1)[0][:20]
+        raise UnsafePath(
+            f"rows cannot name pictures by {scheme}: addresses",
+            where=path[:200],
+            fix="download the pictures into the image folder first",
+        )
+    pieces = path.replace("\\", "/").split("/")
+    if path.startswith(("/", "\\")) or path[1:2] == ":" and path[:1].isalpha():
+        reason = "is absolute"
+    elif ".." in pieces:
+        reason = "climbs out of its folder"
+    elif "\0" in path:
+        reason = "contains a NUL character"
+    else:
+        return
+    raise UnsafePath(
+        f"the image path {reason}",
+        where=path[:200],
+        fix="give paths relative to the image folder",
+    )
+
+
+def _check_size(num_bytes: int, where: str, max_bytes: int) -> None:
+    if num_bytes == 0:
+        raise EmptyImage("the picture has no bytes", where=where, fix="fetch the picture again")
+    if num_bytes > max_bytes:
+        raise ImageTooLarge(
+            f"the picture's file has {num_bytes:,} bytes and {max_bytes:,} are allowed",
+            where=where,
+            fix="scale it down, or drop the row",
+        )
+
+
+def _read_local(path: str, root: str, max_bytes: int) -> bytes:
+    base = os.path.realpath(root)
+    full = os.path.realpath(os.path.join(base, path))
+    if full != base and not full.startswith(base.rstrip(os.sep) + os.sep):
+        raise UnsafePath(
+            "a symbolic link leads out of the image folder",
+            where=path,
+            fix="put the picture itself into the folder",
+        )
+    try:
+        # Non-blocking, so that a named pipe in the folder cannot hang the reader.
+        descriptor = os.open(full, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise MissingImage(
+            f"the picture cannot be opened: {error.strerror or error}",
+            where=os.path.join(root, path)[:400],
+            fix="check the path and the image folder (--images)",
+        ) from None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no plain file"
+            raise NotAnImage(f"the path is {kind}", where=path, fix="name a picture's file")
+        _check_size(status.st_size, path, max_bytes)
+        return file.read(max_bytes + 1)
+
+
+def _read_remote(path: str, root: str, max_bytes: int) -> bytes:
+    full = files.join(root, path)
+    try:
+        with files.reading(full) as stream:
+            pieces, total = [], 0
+            while total <= max_bytes and (piece := stream.read(files.CHUNK_BYTES)):
+                pieces.append(piece)
+                total += len(piece)
+    except FormatError:
+        raise
+    except DataError as error:
+        raise MissingImage(error.what, where=full, fix=error.fix) from None
+    return b"".join(pieces)
