@@ -115,7 +115,9 @@ def part_field(folder: str, contract: type[T]) -> Any:
         try:
             return parts.find(folder, value["name"]).Config.from_dict(value)
         except ConfigError as error:
-            raise ValueError(f"{error.where}: {error.what}" if error.where else error.what) from None
+            raise ValueError(
+                f"{error.where}: {error.what}" if error.where else error.what
+            ) from None
         except DiptychError as error:
             raise ValueError(f"{error.what} ({error.fix})") from None
 

@@ -133,7 +133,10 @@ def squares(tmp_path_factory) -> Path:
         colour = list(COLOURS)[number % 3]
         name = f"{number:03d}.png"
         (folder / "images" / name).write_bytes(square(colour, seed=number))
-        questions = [("What colour is the square?", colour), ("Is the square red?", "yes" if colour == "red" else "no")]  # noqa: E501
+        questions = [
+            ("What colour is the square?", colour),
+            ("Is the square red?", "yes" if colour == "red" else "no"),
+        ]  # noqa: E501
         for which, (question, answer) in enumerate(questions):
             rows.append(
                 {

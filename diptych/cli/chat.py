@@ -26,9 +26,7 @@ def talk(
     if image is not None and not image.is_file():
         raise MissingImage("there is no such picture", where=str(image))
     model = load_model(name)
-    session = model.chat(
-        image, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
-    )
+    session = model.chat(image, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     if question is not None:
         answer = session.ask(question)
         if not as_json:

@@ -113,5 +113,3 @@ def split_rows(
         write((index[r] for r in rows), str(path), "messages")
         configs[name] = DataConfig(path=str(path.absolute()), images=str(Path(root).absolute()))
     return configs["train"], configs["test"]
-
-

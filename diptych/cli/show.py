@@ -32,7 +32,9 @@ def _print(node: BaseModel, console: Console, depth: int) -> None:
                 label = getattr(item, "name", None) or str(number)
                 console.print(f"{pad}  - {label}", highlight=False, style="bold")
                 _print(item, console, depth + 2)
-        elif isinstance(value, dict) and value and isinstance(next(iter(value.values())), BaseModel):
+        elif (
+            isinstance(value, dict) and value and isinstance(next(iter(value.values())), BaseModel)
+        ):
             _line(console, f"{pad}{name}:", "", meaning)
             for key, item in value.items():
                 console.print(f"{pad}  {key}:", highlight=False, style="bold")
@@ -57,7 +59,9 @@ def plan_table(plan: dict[str, Any]) -> Group:
     for name, count in plan["parameters"].items():
         parameters.add_row(name, f"{count:,}")
     rows, columns = plan["image_grid"]
-    parameters.caption = f"one picture: {rows} x {columns} patches, {plan['tokens_per_image']} tokens"
+    parameters.caption = (
+        f"one picture: {rows} x {columns} patches, {plan['tokens_per_image']} tokens"
+    )
     stages = Table()
     for title in ("stage", "objective", "learns", "samples", "steps", "memory", "work"):
         stages.add_column(title, justify="left" if title in ("stage", "objective") else "right")

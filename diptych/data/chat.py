@@ -296,6 +296,4 @@ def truncate(encoded: Encoded, limit: int) -> Encoded:
         raise ModelError(
             f"the pictures alone need {encoded.prefix_length()} tokens, the context has {limit}"
         )
-    return Encoded(
-        encoded.ids[:limit], encoded.fates[:limit], encoded.images, len(encoded) - limit
-    )
+    return Encoded(encoded.ids[:limit], encoded.fates[:limit], encoded.images, len(encoded) - limit)

@@ -242,9 +242,11 @@ class TokenCollator:
                             targets.append((r * length + place, sample.ids[i], len(sample_ids)))
                     sample_ids.append(ids[member])
                     column += len(own)
-        where, what, whose = (np.array(x, np.int64) for x in zip(*targets, strict=True)) if (
-            targets
-        ) else (np.zeros(0, np.int64),) * 3
+        where, what, whose = (
+            (np.array(x, np.int64) for x in zip(*targets, strict=True))
+            if (targets)
+            else (np.zeros(0, np.int64),) * 3
+        )
         batch = Batch(
             input_ids=torch.from_numpy(tokens),
             position_ids=torch.from_numpy(positions),

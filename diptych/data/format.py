@@ -54,9 +54,7 @@ class Format(Protocol):
 
     def read(self, path: str) -> Iterator[Sample | Reject]: ...
 
-    def write(
-        self, samples: Iterable[Sample], path: str, refuse: Refuse | None = None
-    ) -> int: ...
+    def write(self, samples: Iterable[Sample], path: str, refuse: Refuse | None = None) -> int: ...
 
 
 def find(name: str) -> Format:
@@ -118,6 +116,17 @@ def convert(source: str, target: str, from_: str | None, to: str) -> Ledger:
         ledger.num_used = write(samples(), target, to, refuse=refuse)
     ledger.check()
     return ledger
+
+
+def row_text(sample: Sample, format: str | None) -> str:
+    """The sample as a row of its format, or where that cannot be, its turns as JSON."""
+    if format is not None:
+        try:
+            return json.dumps(find(format).render(sample), ensure_ascii=False)
+        except FormatError:  # a picture inside a shard has no row of text
+            pass
+    turns = [[turn.role, turn.text] for turn in sample.turns]
+    return json.dumps({"id": sample.id, "turns": turns}, ensure_ascii=False)
 
 
 def detect(path: str) -> str:
@@ -296,7 +305,8 @@ def image_list(value: Any, key: str) -> list[str]:
         raise FormatError(f"'{key}' is {_kind(value)}, not a path or a list of paths")
     for number, path in enumerate(paths):
         if not isinstance(path, str) or not path:
-            raise FormatError(f"'{key}[{number}]' is {_kind(path) if path else 'empty'}, not a path")
+            kind = "empty" if path == "" else _kind(path)
+            raise FormatError(f"'{key}[{number}]' is {kind}, not a path")
     return paths
 
 

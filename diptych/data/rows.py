@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import codecs
 import csv
-import json
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 from diptych.data import files
+from diptych.data.json_window import MAX_ROW_BYTES, JsonWindow
+from diptych.data.strict_json import DECODER, READING_ERRORS, check_text, not_utf8, parse_json
 from diptych.errors import DataError, FormatError
 
-MAX_ROW_BYTES = 64 << 20
 _MAX_KEPT_CHARACTERS = 1 << 20
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -72,23 +70,6 @@ class Reject:
         return asdict(self)
 
 
-def parse_json(text: str, line: int = 1) -> Any:
-    """The value of one JSON text.
-
-    Stricter than `json.loads`: repeated keys, NaN and infinities, NUL characters and broken
-    surrogates are errors, because they could not be written back or bound to one meaning.
-
-    Raises:
-        FormatError: says what is wrong in which line and column.
-    """
-    try:
-        value = _DECODER.decode(text)
-        _vet(value, text)
-    except _READING_ERRORS as error:
-        raise _explain(error, line) from None
-    return value
-
-
 def layout(path: str) -> str:
     """How the JSON in a file is laid out: `array`, `lines` or one `object`.
 
@@ -110,8 +91,8 @@ def layout(path: str) -> str:
     if text[0] != "{" or files.suffix(path) in (".jsonl", ".ndjson"):
         return "lines"
     try:
-        end = _DECODER.raw_decode(text)[1]
-    except _READING_ERRORS:
+        end = DECODER.raw_decode(text)[1]
+    except READING_ERRORS:
         first, _, rest = text.partition("\n")
         broken_first_row = first.rstrip().endswith("}") and rest.lstrip().startswith("{")
         return "lines" if broken_first_row else "object"
@@ -130,7 +111,7 @@ def read_json(path: str) -> Iterator[Row | Reject]:
         if kind == "lines":
             yield from _read_lines(stream, path)
             return
-        text = _Text(stream)
+        text = JsonWindow(stream)
         text.skip_space()
         if kind == "array":
             text.position += 1
@@ -140,8 +121,8 @@ def read_json(path: str) -> Iterator[Row | Reject]:
             yield _row(value, f"{path}:{line}", raw, 0)
         text.skip_space()
         if not text.at_end():
-            message = f"there is text after the end of the JSON, from line {text.line} on"
-            yield Reject("%s:%d" % (path, text.line), None, "FormatError", message, text.rest())
+            error = FormatError(f"there is text after the JSON's end, from line {text.line} on")
+            yield Reject.of(error, f"{path}:{text.line}", text.rest())
 
 
 def read_object(
@@ -157,7 +138,7 @@ def read_object(
     """
     layout(path)
     with files.reading(path) as stream:
-        text = _Text(stream)
+        text = JsonWindow(stream)
         text.skip_space()
         if text.peek() != "{":
             raise FormatError("the file is not one JSON object", where=f"{path}:{text.line}")
@@ -195,7 +176,7 @@ def object_keys(path: str) -> Iterator[str]:
     """The keys of a file that is one JSON object, in order."""
     layout(path)
     with files.reading(path) as stream:
-        text = _Text(stream)
+        text = JsonWindow(stream)
         text.skip_space("{")
         while not text.at_end() and text.peek() != "}":
             _, _, key = text.element()
@@ -272,7 +253,7 @@ def _csv_row(
     try:
         if len(cells) != len(header):
             raise FormatError(f"the row has {len(cells)} cells, the header {len(header)} columns")
-        _check_text(raw)
+        check_text(raw)
         if "\0" in raw:
             raise FormatError("the row contains a NUL byte")
     except FormatError as error:
@@ -318,7 +299,7 @@ def _read_lines(stream: BinaryIO, path: str) -> Iterator[Row | Reject]:
             try:
                 value = parse_json(line.decode("utf-8"), line_number)
             except UnicodeDecodeError as error:
-                yield Reject.of(_not_utf8(error), where, line.decode("utf-8", "backslashreplace"))
+                yield Reject.of(not_utf8(error), where, line.decode("utf-8", "backslashreplace"))
             except FormatError as error:
                 yield Reject.of(error, where, line.decode("utf-8"))
             else:
@@ -329,7 +310,7 @@ def _read_lines(stream: BinaryIO, path: str) -> Iterator[Row | Reject]:
 # --- JSON arrays -----------------------------------------------------------------------------
 
 
-def _read_elements(text: _Text, path: str, key: str | None) -> Iterator[Row | Reject]:
+def _read_elements(text: JsonWindow, path: str, key: str | None) -> Iterator[Row | Reject]:
     """Elements of the array whose `[` was just passed; passes its `]`."""
     number = 0
     text.skip_space(",")
@@ -370,234 +351,3 @@ _JSON_NAMES = {
     bool: "boolean",
     type(None): "null",
 }
-# A string up to its quote (or the end of its line: JSON strings hold no raw line ends), or a
-# bracket. Possessive, so that megabytes of text take no backtracking.
-_TOKEN = re.compile(r'"(?:[^"\\\n]++|\\.)*+(?P<open>"|\n|\Z)|(?P<bracket>[{}\[\]])')
-_SCALAR = re.compile(r"[^,\[\]{}\s\"][^,\]}\n]*")
-
-
-class _Text:
-    """A window on a stream of UTF-8 text, with the line it stands at."""
-
-    LOST = object()
-
-    def __init__(self, stream: BinaryIO):
-        self._stream = stream
-        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-        self._text = ""
-        self._ended = False
-        self._line = 1
-        self._counted = 0
-        self.position = 0
-        self._more()
-        self._text = self._text.removeprefix("\ufeff")
-
-    @property
-    def line(self) -> int:
-        """Line of the current position, from 1."""
-        self._line += self._text.count("\n", self._counted, self.position)
-        self._counted = self.position
-        return self._line
-
-    def _more(self) -> bool:
-        if self._ended:
-            return False
-        _ = self.line
-        kept = self._text[self.position :]
-        # Reading as much again as is kept makes the work on a long row linear, not quadratic.
-        chunk = self._stream.read(max(files.CHUNK_BYTES, len(kept)))
-        self._ended = not chunk
-        self._text = kept + self._decode(chunk, final=self._ended)
-        self.position = self._counted = 0
-        return True
-
-    def peek(self) -> str:
-        """The character at the current position, or the empty string at the end."""
-        while self.position >= len(self._text):
-            if not self._more():
-                return ""
-        return self._text[self.position]
-
-    def at_end(self) -> bool:
-        return not self.peek()
-
-    def skip_space(self, also: str = "") -> None:
-        """Pass white space and the characters `also`."""
-        while (character := self.peek()) and character in " \t\r\n" + also:
-            self.position += 1
-
-    def fence(self) -> re.Pattern[str] | None:
-        """What the elements of an array begin with, judged by the first, which starts here.
-
-        An indented line, or in an array without line ends the first key.
-        """
-        before = self._text[: self.position].rpartition("\n")
-        if before[1] and not before[2].strip():
-            return re.compile(f"\n{before[2]}{{")
-        first_key = re.compile(r'\{\s*"[^"\\]+"').match(self._text, self.position)
-        return re.compile(rf",\s*{re.escape(first_key[0])}\s*:") if first_key else None
-
-    def rest(self) -> str:
-        """The text that is left in the window."""
-        return self._text[self.position :]
-
-    def element(self, fence: re.Pattern[str] | None = None) -> tuple[int, str, Any]:
-        """(line, raw text, value) of the JSON value here; passes it.
-
-        The value is a FormatError when the text is no JSON, and `LOST` when it cannot even
-        be told where it ends.
-        """
-        line = self.line
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._text, self.position)
-                # A number at the edge of the window may go on beyond it.
-                if end < len(self._text) or self._ended or not isinstance(value, int | float):
-                    return self._take(line, end, value)
-                self._more()
-                continue
-            except _READING_ERRORS as caught:
-                error = caught
-            cut = self._end_by_brackets(fence)
-            if cut is not None:
-                return self._take(line, cut, error)
-            if len(self._text) - self.position > MAX_ROW_BYTES or not self._more():
-                break
-        cut = self._next_element(fence, len(self._text))
-        if cut is not None:
-            return self._take(line, cut, error)
-        raw, self.position = self._text[self.position :], len(self._text)
-        while self._more():
-            self.position = len(self._text)
-        return line, raw, self.LOST
-
-    def _take(self, line: int, end: int, value: Any) -> tuple[int, str, Any]:
-        raw = self._text[self.position : end]
-        self.position = end
-        try:
-            _check_text(raw)
-            if isinstance(value, Exception):
-                # The window's message counts lines and columns from its own start.
-                return line, raw, self._error_in(raw, line, value)
-            _vet(value, raw)
-        except FormatError as error:
-            shown = raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            return line, shown, error
-        return line, raw, value
-
-    @staticmethod
-    def _error_in(raw: str, line: int, seen: Exception) -> FormatError:
-        try:
-            parse_json(raw, line)
-        except FormatError as error:
-            return error
-        return _explain(seen, line)
-
-    def _end_by_brackets(self, fence: re.Pattern[str] | None) -> int | None:
-        """End of the damaged value here, or None when the window does not show it."""
-        text, start = self._text, self.position
-        if text[start : start + 1] not in ("{", "["):
-            if text[start : start + 1] == '"':
-                token = _TOKEN.match(text, start)
-                return token.end() if token and (token["open"] or self._ended) else None
-            scalar = _SCALAR.match(text, start)
-            end = scalar.end() if scalar else start + 1
-            return end if end < len(text) or self._ended else None
-        stack: list[str] = []
-        for token in _TOKEN.finditer(text, start):
-            bracket = token["bracket"]
-            if bracket is None:
-                continue
-            if bracket in "{[":
-                stack.append("}" if bracket == "{" else "]")
-            elif stack.pop() != bracket:
-                return self._next_element(fence, len(text))
-            elif not stack:
-                return self._next_element(fence, token.end()) or token.end()
-        return None
-
-    def _next_element(self, fence: re.Pattern[str] | None, end: int) -> int | None:
-        """Where the element after the damaged one here seems to start, before `end`."""
-        found = fence.search(self._text, self.position + 1, end) if fence else None
-        return found.start() + 1 if found else None
-
-
-# --- strict values ---------------------------------------------------------------------------
-
-_READING_ERRORS = (ValueError, RecursionError, FormatError)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise FormatError(f"the key '{twice}' occurs twice in one object")
-    return found
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise FormatError(f"the number {digits[:40]} is too large")
-    return number
-
-
-def _no_constant(name: str) -> Any:
-    raise FormatError(f"{name} is not a JSON value")
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant
-)
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def _vet(value: Any, raw: str) -> None:
-    if _SURROGATE.search(raw):
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:
-            raise FormatError("a string contains half of a surrogate pair") from None
-    if "\\u0000" in raw and _has_nul(value):
-        raise FormatError("a string contains a NUL character")
-
-
-def _has_nul(value: Any) -> bool:
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str) and "\0" in item:
-            return True
-        if isinstance(item, list):
-            stack.extend(item)
-        elif isinstance(item, dict):
-            stack.extend(item)
-            stack.extend(item.values())
-    return False
-
-
-def _check_text(raw: str) -> None:
-    if not raw.isascii():
-        try:
-            raw.encode("utf-8", "surrogateescape").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error) from None
-
-
-def _not_utf8(error: UnicodeDecodeError) -> FormatError:
-    byte = error.object[error.start]
-    return FormatError(f"the row is not UTF-8: byte 0x{byte:02x} at position {error.start}")
-
-
-def _explain(error: Exception, line: int) -> FormatError:
-    if isinstance(error, FormatError):
-        return error
-    if isinstance(error, json.JSONDecodeError):
-        if "\0" in error.doc[max(0, error.pos - 1) : error.pos + 1]:
-            return FormatError("the row contains a NUL byte")
-        place = f"line {line + error.lineno - 1} column {error.colno}"
-        return FormatError(f"invalid JSON in {place}: {error.msg}")
-    if isinstance(error, RecursionError):
-        return FormatError("the JSON is nested too deeply")
-    return FormatError(f"a value cannot be read: {error}")

@@ -18,7 +18,8 @@ from diptych.data import format as formats
 from diptych.data.formats.captions import PICTURE_SUFFIXES
 from diptych.data.rows import Reject
 from diptych.data.sample import Image, Sample
-from diptych.data.shards import MAX_IMAGE_BYTES, is_shard, read_shard
+from diptych.data.shard_row import MAX_IMAGE_BYTES
+from diptych.data.shards import is_shard, read_shard
 from diptych.errors import (
     DataError,
     EmptyImage,
@@ -152,9 +153,7 @@ def _in_folder(folder: str) -> list[str]:
     )
 
 
-def read_bytes(
-    image: Image, root: str | None, *, max_bytes: int = MAX_IMAGE_BYTES
-) -> bytes:
+def read_bytes(image: Image, root: str | None, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """The encoded bytes of a picture.
 
     Args:
@@ -243,13 +242,16 @@ def _read_local(path: str, root: str, max_bytes: int) -> bytes:
             where=os.path.join(root, path)[:400],
             fix="check the path and the image folder (--images)",
         ) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no plain file"
             raise NotAnImage(f"the path is {kind}", where=path, fix="name a picture's file")
         _check_size(status.st_size, path, max_bytes)
-        return file.read(max_bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
 
 
 def _read_remote(path: str, root: str, max_bytes: int) -> bytes:

@@ -120,6 +120,4 @@ def on_data(
         evaluation = EvaluationConfig(
             data=test, metric="relaxed", max_new_tokens=16, batch_size=64, limit=600
         )
-    return Recipe(
-        name=name, model=model, stages=tuple(stages), evaluation=evaluation, seed=seed
-    )
+    return Recipe(name=name, model=model, stages=tuple(stages), evaluation=evaluation, seed=seed)

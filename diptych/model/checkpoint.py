@@ -128,7 +128,7 @@ def _card(model: vlms.Vlm) -> str:
         "# A vision-language model composed with Diptych\n\n"
         f"| part | class | parameters |\n|---|---|---|\n{table}\n\n"
         f"One picture takes {model.tokens_per_image} tokens.\n\n"
-        "```python\nimport diptych\n\nmodel = diptych.load(\"path/to/this/folder\")\n"
+        '```python\nimport diptych\n\nmodel = diptych.load("path/to/this/folder")\n'
         'print(model.chat("picture.png").ask("What is shown?"))\n```\n'
     )
 

@@ -190,7 +190,7 @@ class _Seq2SeqDecoder:
         self.model = model
         self.mask = mask
         lm = model.language_model
-        self.encoded = lm.module.get_encoder()(inputs_embeds=embeds, attention_mask=mask)
+        self.encoded = lm.encode(embeds, mask)
         self.cache: Any = None
         start = getattr(lm.hf_config, "decoder_start_token_id", 0) or 0
         self.feed(torch.full((len(embeds),), start, device=embeds.device))
@@ -198,9 +198,9 @@ class _Seq2SeqDecoder:
     def feed(self, tokens: Tensor) -> None:
         """Read one new decoder token per sample."""
         output = self.model.language_model.body(
-            encoder_outputs=self.encoded,
-            attention_mask=self.mask,
-            decoder_input_ids=tokens[:, None],
+            input_ids=tokens[:, None],
+            encoder_hidden_states=self.encoded,
+            encoder_attention_mask=self.mask,
             past_key_values=self.cache,
             use_cache=True,
         )

@@ -126,8 +126,17 @@ class LanguageModel(nn.Module):
         return self.module.get_input_embeddings()(ids)
 
     def body(self, **inputs: Any) -> Any:
-        """The transformer without its output layer; arguments as in transformers."""
-        return self.module.base_model(**inputs)
+        """The transformer without its output layer; arguments as in transformers.
+
+        Of an encoder-decoder model this is the decoder.
+        """
+        inner = self.module.get_decoder() if self.is_encoder_decoder else self.module.base_model
+        return inner(**inputs)
+
+    def encode(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """Encoder states [R, S, D] of an encoder-decoder model."""
+        encoder = self.module.get_encoder()
+        return encoder(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
 
     def logits(self, hidden_PD: Tensor) -> Tensor:  # noqa: N803
         """Hidden states [P, D] -> logits [P, V], with the model's own scaling."""

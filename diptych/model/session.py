@@ -133,8 +133,8 @@ class ChatSession:
 
             self._cache = DynamicCache(config=model.language_model.hf_config)
             shared = before = 0
-        elif shared < len(self._cached_ids):
-            self._cache.crop(shared)
+        elif surplus := self._cache.get_seq_length() - shared:
+            self._cache.crop(-surplus)
         decoder = generation.continue_causal(
             model, ids, self._picture_tokens[before:], self._cache, shared
         )

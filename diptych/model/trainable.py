@@ -106,9 +106,7 @@ class Witness:
             or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad)
         }
         self._before = {name: _digest(tensor) for name, tensor in self._frozen.items()}
-        self._start = {
-            g.name: {n: _digest(p) for n, p in g.parameters.items()} for g in groups
-        }
+        self._start = {g.name: {n: _digest(p) for n, p in g.parameters.items()} for g in groups}
 
     def check(self) -> dict[str, int]:
         """Number of tensors that moved, by group.

@@ -156,10 +156,13 @@ class Vlm(nn.Module):
             tokens = self.image_tokens(self.encode_pixels(batch.pixel_values))
         lm = self.language_model
         if lm.is_encoder_decoder:
+            assert batch.encoder_ids is not None and batch.encoder_mask is not None
             return lm.body(
-                inputs_embeds=self.embed(batch.encoder_ids, tokens),
-                attention_mask=batch.encoder_mask,
-                decoder_input_ids=batch.input_ids,
+                input_ids=batch.input_ids,
+                encoder_hidden_states=lm.encode(
+                    self.embed(batch.encoder_ids, tokens), batch.encoder_mask
+                ),
+                encoder_attention_mask=batch.encoder_mask,
                 use_cache=False,
             ).last_hidden_state
         embeds = self.embed(batch.input_ids, tokens)

@@ -69,7 +69,9 @@ def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prep
         prefetch_factor=4 if num_workers and len(steps) > 1 else None,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
-        pin_memory=False,
+        # A loader draws a seed when it starts; from the global generator that would make a
+        # resumed run, which starts one more loader, draw other dropout masks.
+        generator=torch.Generator(),
     )
     yield from loader
 

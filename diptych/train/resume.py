@@ -139,9 +139,7 @@ def _moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[st
 def _restore_moments(
     optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]
 ) -> None:
-    by_name = {
-        names[id(p)]: p for group in optimizer.param_groups for p in group["params"]
-    }
+    by_name = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
     optimizer.state.clear()
     for key, tensor in tensors.items():
         name, _, what = key.rpartition("/")

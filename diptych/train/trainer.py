@@ -152,8 +152,10 @@ class Trainer:
         learner = Learner(self.model, objective).to(self.accelerator.device)
         names = {id(p): n for g in groups for n, p in g.parameters.items()}
         adamw = optimizer.build(groups, stage)
-        if checkpoint is not None:
-            # A checkpoint at step 0 of this stage belongs to the end of the one before.
+        if checkpoint is not None and self.position.step == 0:
+            # Saved at the end of the stage before: this one starts with its own random state.
+            resume.load_weights(checkpoint / "weights.safetensors", learner)
+        elif checkpoint is not None:
             resume.load(checkpoint, learner, adamw, names)
         if stage.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -249,9 +251,7 @@ class Trainer:
                 if self.position.stage_ended:
                     return
 
-    def _step(
-        self, state: _StageState, prepared: Any, step: int, num_steps: int
-    ) -> dict[str, Any]:
+    def _step(self, state: _StageState, prepared: Any, step: int, num_steps: int) -> dict[str, Any]:
         """One optimizer step over all micro-batches; returns figures for the log."""
         stage, accelerator = state.stage, self.accelerator
         objective = state.learner.objective
@@ -310,9 +310,7 @@ class Trainer:
 
     # -- data -------------------------------------------------------------------------------
 
-    def _open_data(
-        self, stage: Stage, configs: Sequence[DataConfig]
-    ) -> tuple[list[Index], Ledger]:
+    def _open_data(self, stage: Stage, configs: Sequence[DataConfig]) -> tuple[list[Index], Ledger]:
         """Read and check every data set once; stops here when too much is rejected."""
         indexes = []
         ledger = Ledger()
@@ -535,9 +533,7 @@ class Trainer:
             learned |= {f"objective.{n}": t.detach().cpu() for n, t in objective.items()}
             inner = getattr(state.optimizer, "optimizer", state.optimizer)
             start = time.monotonic()
-            path = resume.save(
-                self.run / "checkpoints", self.position, learned, inner, state.names
-            )
+            path = resume.save(self.run / "checkpoints", self.position, learned, inner, state.names)
             log.info("saved checkpoint %s in %.1f s", path.name, time.monotonic() - start)
         self.accelerator.wait_for_everyone()
 

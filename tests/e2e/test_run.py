@@ -55,6 +55,8 @@ def test_train_eval_and_repeat(recipe_file, tmp_path):
     assert len(lines) == 64
     ledger = json.loads((run / "ledger.json").read_text())["stages"]["instruct"]
     assert ledger["read"] == ledger["used"] == 48 * 16 and ledger["data"]["read"] == 48
-    again = runner.invoke(app, ["train", str(run / "recipe.json"), "--runs", str(tmp_path), "--json"])
+    again = runner.invoke(
+        app, ["train", str(run / "recipe.json"), "--runs", str(tmp_path), "--json"]
+    )
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["after"] == summary["after"]

@@ -77,9 +77,7 @@ def test_shared_pictures_use_fewer_tokens(tiny_model):
         collator = token_collator(model, share_images=share, tokens_per_row=400)
         batch = collator(items(SAMPLES)).batches[0]
         count[share] = (batch.num_real_tokens, int((batch.input_ids == IMAGE_TOKEN).sum()))
-        assert batch.num_targets == sum(
-            collator.encoder.encode(s).num_targets for s in SAMPLES
-        )
+        assert batch.num_targets == sum(collator.encoder.encode(s).num_targets for s in SAMPLES)
     # "a", "b" and "f" show the same picture.
     assert count[True][1] == 3 * model.tokens_per_image
     assert count[False][1] == 5 * model.tokens_per_image

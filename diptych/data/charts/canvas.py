@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,6 +22,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import IdentityTransform
 from PIL import Image
 
+Align = Literal["left", "center", "right"]
+Vertical = Literal["bottom", "center", "top"]
+Dash = Literal["-", "--", ":", ""]
 DPI = 72  # one point is one pixel: font sizes are pixel sizes
 CHINESE_FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"
 _BUNDLED = {
@@ -112,8 +115,8 @@ class Canvas:
         text: str,
         size: float,
         colour: str,
-        align: str = "center",
-        vertical: str = "center",
+        align: Align = "center",
+        vertical: Vertical = "center",
         rotation: float = 0.0,
     ) -> None:
         """One line of text; `$` and `\\` stand for themselves."""
@@ -173,7 +176,7 @@ class Canvas:
         points: list[tuple[float, float]],
         colour: str,
         width: float = 1.0,
-        dash: str = "-",
+        dash: Dash = "-",
     ) -> None:
         """A polyline; `dash` as matplotlib's line styles."""
         xs, ys = zip(*points, strict=True)

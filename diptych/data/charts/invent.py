@@ -57,6 +57,9 @@ def invent(
         values, ticks, gaps = _stack(rng, scale, number, len(series), labelled)
     else:
         values, ticks, gaps = _columns(rng, scale, number, len(series), labelled, topic.order)
+        while name == "line" and any(len(set(at)) < len(at) for at in zip(*values, strict=True)):
+            # One point would hide another.
+            values, ticks, gaps = _columns(rng, scale, number, len(series), labelled, topic.order)
         if name == "funnel":
             values = tuple(tuple(sorted(row, reverse=True)) for row in values)
     table = Table(
@@ -137,14 +140,9 @@ def _colours(
     colour_of = rng.choice(kind.COLOUR_OF)
     need = {"category": number, "series": columns, "all": 1, "none": 0}[colour_of]
     free = [shade for shade in SHADES if not (dark and shade == "black")]
-    chosen: list[str] = []
-    while len(chosen) < need:
-        colour = rng.choice([shade for shade in free if shade not in chosen])
-        thin = name in ("line", "scatter")
-        if thin and any(frozenset({colour, other}) in CONFUSABLE for other in chosen):
-            free = [shade for shade in free if shade != colour]
-            continue
-        chosen.append(colour)
+    chosen = rng.sample(free, need)
+    while name in ("line", "scatter") and any(pair <= set(chosen) for pair in CONFUSABLE):
+        chosen = rng.sample(free, need)
     return {"colours": tuple(chosen), "colour_of": colour_of}
 
 

@@ -6,6 +6,7 @@ counted by city. The lists themselves stand in `topics_en.py` and `topics_zh.py`
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from functools import cache
 
@@ -95,8 +96,5 @@ class Lists:
 @cache
 def lists(language: str) -> Lists:
     """The lists of a language (`en` or `zh`)."""
-    if language == "en":
-        from diptych.data.charts import topics_en as module
-    else:
-        from diptych.data.charts import topics_zh as module
+    module = importlib.import_module(f"diptych.data.charts.topics_{language}")
     return Lists(module.TOPICS, module.SERIES)

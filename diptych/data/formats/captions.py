@@ -63,9 +63,7 @@ def read(path: str) -> Iterator[Sample | Reject]:
     return contract.parsed(read_json(path), parse)
 
 
-def write(
-    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None
-) -> int:
+def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None) -> int:
     """By the path: CSV/TSV, JSON lines, a folder's `.txt` files, else COCO or a JSON array.
 
     `.json` becomes a COCO file when the samples came from one.
@@ -193,9 +191,7 @@ def _parse_annotation(row: Row, images: Table) -> Sample:
     return _sample(sample_id, path, caption, row.where, meta)
 
 
-def _write_coco(
-    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None
-) -> int:
+def _write_coco(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None) -> int:
     images = Table()
     header: dict[str, Any] = {}
     count = 0
@@ -259,9 +255,7 @@ def _json_cell(column: str, text: str) -> Any:
         raise FormatError(f"the column '{column}' holds no JSON: {error}") from None
 
 
-def _write_csv(
-    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None
-) -> int:
+def _write_csv(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None) -> int:
     columns: list[str] = []
     count = 0
 

@@ -41,9 +41,7 @@ def read(path: str) -> Iterator[Sample | Reject]:
     return contract.parsed(read_json(path), parse)
 
 
-def write(
-    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None
-) -> int:
+def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None) -> int:
     """A JSON array where the path ends in `.json`, else JSON lines."""
     return contract.write_json(contract.rendered(samples, render, refuse), path)
 

@@ -39,9 +39,7 @@ def read(path: str) -> Iterator[Sample | Reject]:
     return contract.parsed(read_json(path), parse)
 
 
-def write(
-    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None
-) -> int:
+def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None) -> int:
     """A JSON array where the path ends in `.json`, else JSON lines."""
     return contract.write_json(contract.rendered(samples, render, refuse), path)
 
@@ -67,8 +65,7 @@ def parse(row: Row) -> Sample:
         num_places = _num_places(messages, style)
         if num_places != len(paths):
             raise MarkerMismatch(
-                f"the messages have {num_places} places for images, the row has "
-                f"{len(paths)} images"
+                f"the messages have {num_places} places for images, the row has {len(paths)} images"
             )
     images = iter([Image(path) for path in paths])
     turns: list[Turn] = []

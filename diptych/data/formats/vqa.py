@@ -18,6 +18,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from diptych.data import files
@@ -88,15 +89,15 @@ def _read_pair(questions: str, annotations: str) -> Iterator[Sample | Reject]:
             yield item
         elif key == "questions" and isinstance(item, Row):
             found = answers.pop(str(item.value.get("question_id")))
-            for sample in contract.parsed([item], lambda r, f=found: _joined(r, f, subtype)):
+            for sample in contract.parsed([item], partial(_joined, found=found, subtype=subtype)):
                 if first and isinstance(sample, Sample):
                     sample.meta.setdefault(MARK, {})["file"] = about
                     first = False
                 yield sample
     for question_id, found in answers.items():
         where, row = json.loads(found)
-        error = OneSidedConversation(f"the questions file has no question {question_id}")
-        yield Reject.of(error, where, json.dumps(row, ensure_ascii=False), question_id)
+        orphan = OneSidedConversation(f"the questions file has no question {question_id}")
+        yield Reject.of(orphan, where, json.dumps(row, ensure_ascii=False), question_id)
     answers.close()
 
 
@@ -174,7 +175,7 @@ def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
         answers = [given]
     else:
         items = contract.require(value, key, list, "a list of answers")
-        texts = [item.get("answer") if isinstance(item, dict) else item for item in items]
+        texts: list[Any] = [i.get("answer") if isinstance(i, dict) else i for i in items]
         if not all(isinstance(text, str) for text in texts):
             raise FormatError(f"'{key}' holds something that is neither text nor has an 'answer'")
         extras = [
@@ -253,9 +254,7 @@ def _answers_row(answers: list[str], note: dict[str, Any]) -> dict[str, Any]:
     return {key: answers}
 
 
-def write(
-    samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None
-) -> int:
+def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None = None) -> int:
     """JSON lines of flat rows where the path ends in `.jsonl`, else VQA's two files.
 
     Two files need a path with `questions` in its name, or two paths with a comma.
@@ -302,7 +301,9 @@ def _pair(sample: Sample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     question = {k: v for k, v in flat.items() if k not in _ANSWER_KEYS}
     if "question_id" not in question:
         question["question_id"] = question.pop("id")
-    annotation = {k: question[k] for k in ("question_id", "image_id") if k in question}
+    annotation: dict[str, Any] = {
+        k: question[k] for k in ("question_id", "image_id") if k in question
+    }
     annotation |= {k: v for k, v in rest.items() if k}
     annotation = {k: v for k, v in annotation.items() if k not in lacking}
     annotation |= {k: flat[k] for k in _ANSWER_KEYS if k in flat}

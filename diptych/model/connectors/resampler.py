@@ -75,9 +75,7 @@ class Resampler(Connector):
         self.queries = nn.Parameter(torch.randn(config.num_queries, dim) * dim**-0.5)
         self.input = nn.Linear(vision_dim, dim)
         self.input_norm = nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(
-            _Block(dim, config.num_heads) for _ in range(config.num_layers)
-        )
+        self.blocks = nn.ModuleList(_Block(dim, config.num_heads) for _ in range(config.num_layers))
         self.output_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, text_dim)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from diptych.data.charts import plot
-from diptych.data.charts.canvas import Box, Canvas
+from diptych.data.charts.canvas import Align, Box, Canvas
 from diptych.data.charts.style import Style, ink_on
 from diptych.data.charts.table import Table
 
@@ -50,7 +50,7 @@ def slices(canvas: Canvas, table: Table, style: Style, box: Box, hole: float) ->
             text = table.text(0, index)
             canvas.text(x + at * right, y + at * up, text, size, ink_on(colours[index]))
         if beside:
-            align = "left" if right > 0.15 else "right" if right < -0.15 else "center"
+            align: Align = "left" if right > 0.15 else "right" if right < -0.15 else "center"
             away = radius + 4
             canvas.text(
                 x + away * right, y + (away + size * 0.4) * up, table.categories[index], size,

@@ -1,0 +1,142 @@
+"""Contract: a public checkpoint layout, both ways, behind a gate.
+
+A file in `convert/layouts` knows one layout that other software reads. What leaves is
+loaded with the ecosystem's own class and compared with the Diptych model: logits, greedy
+tokens, pixels and chat template. What differs is not written. What comes in is compared the
+same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+
+from diptych import parts
+from diptych.convert.comparison import ExportReport, logits_of_probes, probes
+from diptych.errors import ConfigError, ExportMismatch
+from diptych.model import checkpoint, weights
+from diptych.model.adapters import merge_adapters
+from diptych.model.vlm import Vlm
+
+
+class Layout(Protocol):
+    """What every file in `convert/layouts` offers."""
+
+    def export(self, model: Vlm, out: Path) -> ExportReport:
+        """Write `model` into the empty folder `out` and compare what the ecosystem reads there.
+
+        The model has its weights in float32, no adapters, and only values that the precision
+        of its language model's config can hold.
+
+        Raises:
+            ConfigError: the layout cannot hold this model; says which part and the way out.
+        """
+        ...
+
+    def load(self, path: Path) -> Vlm:
+        """The model of a folder in this layout.
+
+        Raises:
+            CheckpointError: incomplete, or something that Diptych cannot compute.
+            UnsafeFile: the weights are a pickle.
+        """
+        ...
+
+    def compare(self, model: Vlm, path: Path) -> ExportReport:
+        """Hold a float32 model against what the ecosystem's class computes from `path`."""
+        ...
+
+
+def find(name: str) -> Layout:
+    """The layout of that name, such as `hf-llava`.
+
+    Raises:
+        PartNotFound: there is none; the message lists those that exist.
+    """
+    return cast(Layout, parts.find("convert.layouts", name.replace("-", "_")))
+
+
+def export(model_or_path: Vlm | Path | str, name: str, out: Path | str) -> ExportReport:
+    """Write a model in a public layout; the gate.
+
+    Staged beside `out` and moved there only when the ecosystem's class computes what the
+    model computes. Adapters are merged into a copy in float32 before anything is rounded to
+    the precision that is stored.
+
+    Raises:
+        ExportMismatch: it computes something else; nothing is left, an older `out` stays.
+        ConfigError: the layout cannot hold this model, or `out` holds something that is not
+            an earlier export.
+        CheckpointError, WeightsNotFound: `model_or_path` is no model folder.
+    """
+    layout, out = find(name), Path(out)
+    _refuse_to_replace(out)
+    if isinstance(model_or_path, Vlm):
+        model = copy.deepcopy(model_or_path)
+    else:
+        model = checkpoint.load_model(model_or_path)
+    model = merge_adapters(model.float().eval())
+    rounding = _round(model, getattr(torch, model.config.language_model.dtype))
+    with checkpoint.staged_folder(out) as folder:
+        report = layout.export(model, folder)
+        if report.problems:
+            raise ExportMismatch(
+                f"the export does not compute what the model computes: {'; '.join(report.problems)}",
+                where=f"{report.class_name}, {report.where}",
+                fix="nothing was written; please report the model's config.json, for this layout "
+                "should hold it",
+            )
+    report.rounding_difference = rounding
+    return report
+
+
+def load(path: Path | str, name: str) -> tuple[Vlm, ExportReport]:
+    """Read a model from a public layout and compare it with what the ecosystem computes.
+
+    Raises:
+        ExportMismatch: Diptych computes something else from these weights.
+        CheckpointError, UnsafeFile, WeightsNotFound: no such folder, or one that cannot be used.
+    """
+    layout, folder = find(name), weights.locate(str(path))
+    model = layout.load(folder).eval()
+    report = layout.compare(copy.deepcopy(model).float(), folder)
+    if report.problems:
+        raise ExportMismatch(
+            f"the model read does not compute what {report.class_name} computes: "
+            f"{'; '.join(report.problems)}",
+            where=str(path),
+            fix="nothing was written; the folder uses something that Diptych does not follow",
+        )
+    return model, report
+
+
+@torch.no_grad()
+def _round(model: Vlm, dtype: torch.dtype) -> float:
+    """Round every weight to `dtype`, kept as float32; the largest change of a logit."""
+    if dtype == torch.float32:
+        return 0.0
+    cases = probes(model)
+    before = logits_of_probes(model, cases)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+    after = logits_of_probes(model, cases)
+    return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+
+
+def _refuse_to_replace(out: Path) -> None:
+    """Replacing deletes: only an earlier export or an empty folder may stand at `out`."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = out / "config.json"
+    if (out / checkpoint.HASHES).is_file() and config.is_file():
+        if "vision_encoder" not in json.loads(config.read_text(encoding="utf-8")):
+            return
+    raise ConfigError(
+        "there is something that is not an earlier export, and exporting would replace it",
+        where=str(out),
+        fix="name a folder that does not exist yet",
+    )

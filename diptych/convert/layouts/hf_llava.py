@@ -1,0 +1,490 @@
+"""`LlavaForConditionalGeneration`: vision transformer, two-layer projector, language model.
+
+The layout that vLLM, SGLang, lmdeploy and transformers serve unchanged. It holds the `mlp`
+connector as it is, and `linear` by an identity: relu(x) - relu(-x) = x, so the projector
+[I; -I; 0], ReLU, [W, -W, 0] is W x, where twice the encoder's width fits the language
+model's (servers know ReLU; "no activation" is not among what they know).
+
+Source: transformers, models/llava; weight names as in the published llava-hf checkpoints.
+Parity: tests/parity/test_hf_llava.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diptych.convert import comparison
+from diptych.convert.chat_parts import IMAGE_MARK, for_parts, for_text
+from diptych.convert.comparison import ExportReport
+from diptych.convert.llava_class import LlavaReference, open_llava
+from diptych.data.image import Preprocessing
+from diptych.errors import CheckpointError, ConfigError, ExportMismatch
+from diptych.model import vlm as vlms
+from diptych.model.checkpoint import save_tensors, unique_tensors
+from diptych.model.connectors.linear import Linear
+from diptych.model.connectors.mlp import Mlp
+from diptych.model.language_model import LanguageModelConfig
+from diptych.model.vision_encoder import VisionEncoderConfig
+from diptych.model.vlm import Vlm, VlmConfig
+
+NAME = "hf-llava"
+
+Names = Literal["diptych", "published", "loaded"]
+KEYS: tuple[dict[Names, str], ...] = (
+    {
+        "diptych": "vision_encoder.module.",
+        "published": "vision_tower.",
+        "loaded": "model.vision_tower.",
+    },
+    {
+        "diptych": "connector.",
+        "published": "multi_modal_projector.",
+        "loaded": "model.multi_modal_projector.",
+    },
+    {
+        "diptych": "language_model.module.model.",
+        "published": "language_model.model.",
+        "loaded": "model.language_model.",
+    },
+    {
+        "diptych": "language_model.module.lm_head.",
+        "published": "language_model.lm_head.",
+        "loaded": "lm_head.",
+    },
+)
+"""Prefixes of weight names: in a Vlm, in published files, and in the class once loaded."""
+
+WRAPPED_TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Towers whose published names have one more level, `vision_tower.vision_model.`."""
+
+PAD_ROWS_TO = 64
+"""A grown vocabulary is filled up to a multiple, as in the published checkpoints."""
+
+FITS = {
+    "pixel_shuffle": "it is InternVL's shape (InternVLForConditionalGeneration)",
+    "downsample": "it is VILA's shape, which no server reads as a plain transformers folder",
+    "resampler": "it is near BLIP-2's shape (Blip2ForConditionalGeneration)",
+}
+
+
+def renamed(tensors: Mapping[str, Tensor], source: Names, target: Names) -> dict[str, Tensor]:
+    """The same tensors under the names of another column of `KEYS`.
+
+    Raises:
+        ConfigError: a weight that the layout has no place for.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        for rule in KEYS:
+            if name.startswith(rule[source]):
+                result[rule[target] + name.removeprefix(rule[source])] = tensor
+                break
+        else:
+            raise ConfigError(
+                f"the layout has no place for the weight {name}",
+                fix="language models of the Llama kind fit (llama, mistral, qwen2 and alike)",
+            )
+    return result
+
+
+# -- leaving --------------------------------------------------------------------------------
+
+
+def export(model: Vlm, out: Path) -> ExportReport:
+    """Write `model` to the empty folder `out` and compare; see `layout.Layout`."""
+    weights = write(model, out)
+    try:
+        reference = LlavaReference(out, model.device, settled=True)
+    except CheckpointError as error:
+        raise ExportMismatch(error.what, where=error.where) from error
+    report = comparison.compare(model, reference, NAME)
+    loaded = reference.module.state_dict()
+    for name, tensor in renamed(weights, "published", "loaded").items():
+        if not torch.equal(loaded[name].cpu(), tensor.float()):
+            report.problems.append(f"the weight {name} is not what was written")
+    if reference.stop_ids != model.chat_encoder.stop_ids():
+        report.problems.append("generation stops at other tokens")
+    if model.vision_encoder.hf_config.model_type not in WRAPPED_TOWERS:
+        report.notes.append(
+            "transformers reads this encoder; servers may know CLIP and SigLIP only"
+        )
+    return report
+
+
+def compare(model: Vlm, path: Path) -> ExportReport:
+    """Hold `model` (float32) against a folder; see `layout.Layout`."""
+    reference = LlavaReference(path, model.device, settled=False)
+    return comparison.compare(model, reference, NAME)
+
+
+def write(model: Vlm, out: Path) -> dict[str, Tensor]:
+    """Write every file; the weights under their published names, as they were written.
+
+    Raises:
+        ConfigError: the layout cannot hold a part of the model.
+    """
+    if model.language_model.is_encoder_decoder:
+        raise ConfigError(
+            "the layout holds decoder-only language models, this one has an encoder of its own",
+            where="model.language_model",
+            fix="keep the Diptych folder, or compose with a causal language model",
+        )
+    layer, strategy, num_prefix = _tower(model)
+    projector, activation = _projector(model)
+    tokenizer = _tokenizer(model)
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+
+    tensors = {n: t for n, t in unique_tensors(model).items() if not n.startswith("connector.")}
+    tensors |= {f"connector.{n}": t for n, t in projector.items()}
+    tensors = _grown(renamed(tensors, "diptych", "published"), image_token)
+    dtype = getattr(torch, model.config.language_model.dtype)
+    tensors = {n: t.to(dtype) for n, t in tensors.items()}
+    wrap = model.vision_encoder.hf_config.model_type in WRAPPED_TOWERS
+    save_tensors(
+        {_published(n) if wrap else n: t for n, t in tensors.items()}, out / "model.safetensors"
+    )
+
+    rows = tensors["language_model.model.embed_tokens.weight"].shape[0]
+    config = {
+        "image_token_index": image_token,
+        "image_seq_length": model.tokens_per_image,
+        "projector_hidden_act": activation,
+        "vision_feature_layer": layer,
+        "vision_feature_select_strategy": strategy,
+    }
+    _write_config(model, config, rows, dtype, out)
+    _write_generation_config(model, tokenizer, out)
+    tokenizer.save_pretrained(out)
+    kind = "siglip" if "siglip" in model.vision_encoder.hf_config.model_type else "clip"
+    pixels = model.vision_encoder.preprocessing.to_hf(kind)
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_MARK,
+        "patch_size": model.vision_encoder.hf_config.patch_size,
+        "num_additional_image_tokens": num_prefix,
+        "vision_feature_select_strategy": strategy,
+    }
+    _write_json(out / "preprocessor_config.json", {**pixels, "processor_class": "LlavaProcessor"})
+    _write_json(out / "processor_config.json", processor)
+    (out / "README.md").write_text(_card(model), encoding="utf-8")
+    return tensors
+
+
+@torch.no_grad()
+def _tower(model: Vlm) -> tuple[int, str, int]:
+    """(vision_feature_layer, vision_feature_select_strategy, tokens before the patches).
+
+    Raises:
+        ConfigError: the class cannot select these features.
+    """
+    encoder = model.vision_encoder
+    height, width = encoder.preprocessing.image_size
+    pixels = torch.rand(1, 3, height, width, device=model.device)
+    output = encoder.module(pixel_values=pixels, output_hidden_states=True)
+    states = output.last_hidden_state
+    if states.ndim != 3 or not isinstance(encoder.hf_config.patch_size, int):
+        raise ConfigError(
+            f"the layout holds vision transformers with square patches, not a "
+            f"{encoder.hf_config.model_type} encoder",
+            where="model.vision_encoder",
+            fix="keep the Diptych folder, or compose with CLIP, SigLIP or another ViT",
+        )
+    layer = encoder.config.layer
+    if layer is None:
+        if not torch.equal(states, output.hidden_states[-1]):
+            raise ConfigError(
+                "the model reads the encoder's output after its final normalisation, the layout "
+                "can only name hidden states, the last of which lies before it",
+                where="model.vision_encoder.layer",
+                fix="train with model.vision_encoder.layer=-1 (or -2, as LLaVA does)",
+            )
+        layer = -1
+    num_prefix = states.shape[1] - encoder.grid[0] * encoder.grid[1]
+    if encoder.config.features == "full" or num_prefix == 0:
+        return layer, "full", num_prefix
+    if num_prefix == 1:
+        return layer, "default", num_prefix
+    raise ConfigError(
+        f"the encoder has {num_prefix} class and register tokens, the layout can leave out one",
+        where="model.vision_encoder.features",
+        fix="train with model.vision_encoder.features=full",
+    )
+
+
+def _projector(model: Vlm) -> tuple[dict[str, Tensor], str]:
+    """Weights of the two-layer projector that is the connector, and its activation.
+
+    Raises:
+        ConfigError: the connector has another shape.
+    """
+    connector = model.connector
+    if isinstance(connector, Mlp):
+        return {n: t.detach().cpu() for n, t in connector.state_dict().items()}, "gelu"
+    if isinstance(connector, Linear):
+        weight = connector.projection.weight.detach().cpu()
+        text_dim, vision_dim = weight.shape
+        if 2 * vision_dim > text_dim:
+            raise ConfigError(
+                f"a linear connector fits the layout where twice the encoder's width "
+                f"({vision_dim}) is at most the language model's ({text_dim})",
+                where="model.connector",
+                fix="train with the mlp connector; as it is, only PaliGemma's shape would hold it",
+            )
+        first, second = torch.zeros(text_dim, vision_dim), torch.zeros(text_dim, text_dim)
+        first[:vision_dim] = torch.eye(vision_dim)
+        first[vision_dim : 2 * vision_dim] = -torch.eye(vision_dim)
+        second[:, :vision_dim] = weight
+        second[:, vision_dim : 2 * vision_dim] = -weight
+        return {
+            "linear_1.weight": first,
+            "linear_1.bias": torch.zeros(text_dim),
+            "linear_2.weight": second,
+            "linear_2.bias": connector.projection.bias.detach().cpu(),
+        }, "relu"
+    name = model.config.connector.name
+    raise ConfigError(
+        f"the layout holds the connectors mlp and linear, not {name}",
+        where="model.connector",
+        fix=f"{FITS.get(name, 'it has no public shape')}; keep the Diptych folder, or train "
+        "with the mlp connector",
+    )
+
+
+def _tokenizer(model: Vlm) -> Any:
+    """A copy that knows the image mark and has the template for parts."""
+    from transformers import AddedToken
+
+    tokenizer = copy.deepcopy(model.tokenizer)
+    if IMAGE_MARK not in tokenizer.added_tokens_encoder:
+        mark = AddedToken(IMAGE_MARK, special=True, normalized=False)
+        tokenizer.add_tokens([mark], special_tokens=True)
+    tokenizer.chat_template = for_parts(model.chat_encoder.template or "")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer("a").input_ids != tokenizer.encode("a", add_special_tokens=False):
+        # Diptych adds nothing that the template does not write; neither shall the processor.
+        tokenizer.add_bos_token = tokenizer.add_eos_token = False
+    return tokenizer
+
+
+def _grown(tensors: dict[str, Tensor], image_token: int) -> dict[str, Tensor]:
+    """Embeddings and output layer with a row for the image mark.
+
+    New rows are the mean of the others: their logit is the mean of all logits, so that no
+    greedy choice ever falls on them, tied or not.
+    """
+    names = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+    grown = dict(tensors)
+    for name in names:
+        rows = tensors.get(name)
+        if rows is not None and image_token >= len(rows):
+            target = -(-(image_token + 1) // PAD_ROWS_TO) * PAD_ROWS_TO
+            grown[name] = torch.cat(
+                [rows, rows.mean(0, keepdim=True).repeat(target - len(rows), 1)]
+            )
+    return grown
+
+
+def _published(name: str) -> str:
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
+def _write_config(
+    model: Vlm, values: dict[str, Any], rows: int, dtype: torch.dtype, out: Path
+) -> None:
+    from transformers import LlavaConfig
+
+    text_config = copy.deepcopy(model.language_model.hf_config)
+    text_config.vocab_size = rows
+    vision_config = copy.deepcopy(model.vision_encoder.hf_config)
+    text_config.dtype = vision_config.dtype = dtype
+    config = LlavaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+        **values,
+    )
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.dtype = dtype
+    config.save_pretrained(out)
+    written = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    rope = written["text_config"].get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        # Readers before transformers 5 know this key only, and take 10000 without it.
+        written["text_config"]["rope_theta"] = rope["rope_theta"]
+    _write_json(out / "config.json", written)
+
+
+def _write_generation_config(model: Vlm, tokenizer: Any, out: Path) -> None:
+    from transformers import GenerationConfig
+
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(model.chat_encoder.stop_ids()),
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(out)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _card(model: Vlm) -> str:
+    return (
+        "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n"
+        "# A vision-language model composed with Diptych\n\n"
+        "`LlavaForConditionalGeneration`; exported after its logits and greedy tokens were "
+        "found equal to the original's.\n"
+        f"One picture takes {model.tokens_per_image} tokens.\n"
+    )
+
+
+# -- coming in ------------------------------------------------------------------------------
+
+
+def load(path: Path) -> Vlm:
+    """The model of a folder in this layout; see `layout.Layout`.
+
+    A projector that is the identity of a linear connector becomes `linear` again. The row of
+    the image mark stays in the embeddings, where nothing looks it up.
+    """
+    config_file = path / "config.json"
+    values = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    if values.get("model_type") != "llava":
+        raise CheckpointError(
+            f"the folder is no LLaVA model (model_type {values.get('model_type')!r})",
+            where=str(path),
+            fix="name a folder that LlavaForConditionalGeneration can read",
+        )
+    module = open_llava(path, "auto")
+    config = module.config
+    if not isinstance(config.vision_feature_layer, int):
+        raise CheckpointError(
+            f"it joins several vision layers ({config.vision_feature_layer}); Diptych reads one",
+            where=f"{config_file}: vision_feature_layer",
+        )
+    tensors = renamed(module.state_dict(), "loaded", "diptych")
+    connector, projector = _read_projector(tensors, config, config_file)
+    tensors = {n: t for n, t in tensors.items() if not n.startswith("connector.")} | projector
+    is_half = all(p.dtype == torch.bfloat16 for p in module.parameters())
+    dtype: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
+    text_config = _plain(config.text_config)
+    text_config["tie_word_embeddings"] = bool(config.tie_word_embeddings)
+    model = vlms.build(
+        VlmConfig(
+            vision_encoder=VisionEncoderConfig(
+                config=_plain(config.vision_config),
+                layer=config.vision_feature_layer,
+                features="full" if config.vision_feature_select_strategy == "full" else "patch",
+                dtype=dtype,
+                image=_read_preprocessing(path),
+            ),
+            connector={"name": connector},
+            language_model=LanguageModelConfig(
+                config=text_config,
+                tokenizer=str(path),
+                template=_read_template(path),
+                dtype=dtype,
+            ),
+        )
+    )
+    _fill(model, tensors, path)
+    _refuse_cut_patches(model, config.vision_feature_select_strategy, config_file)
+    return model
+
+
+def _read_projector(
+    tensors: Mapping[str, Tensor], config: Any, where: Path
+) -> tuple[str, dict[str, Tensor]]:
+    """Name of the connector and its weights."""
+    activation = config.projector_hidden_act
+    found = {n: t for n, t in tensors.items() if n.startswith("connector.")}
+    for layer in ("linear_1", "linear_2"):
+        weight = found[f"connector.{layer}.weight"]
+        found.setdefault(f"connector.{layer}.bias", weight.new_zeros(len(weight)))
+    if activation == "gelu":
+        return "mlp", found
+    first, second = (found[f"connector.linear_{i}.weight"] for i in (1, 2))
+    dim = first.shape[1]
+    if activation == "relu" and 2 * dim <= len(first):
+        eye = torch.eye(dim, dtype=first.dtype)
+        is_identity = (
+            torch.equal(first[:dim], eye)
+            and torch.equal(first[dim : 2 * dim], -eye)
+            and not first[2 * dim :].any()
+            and not found["connector.linear_1.bias"].any()
+            and torch.equal(second[:, :dim], -second[:, dim : 2 * dim])
+        )
+        if is_identity:
+            return "linear", {
+                "connector.projection.weight": second[:, :dim],
+                "connector.projection.bias": found["connector.linear_2.bias"],
+            }
+    raise CheckpointError(
+        f"the projector's activation is {activation}; Diptych's mlp has gelu",
+        where=f"{where}: projector_hidden_act",
+    )
+
+
+def _read_preprocessing(path: Path) -> Preprocessing:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (path / name).is_file():
+            values = json.loads((path / name).read_text(encoding="utf-8"))
+            values = values.get("image_processor", values)
+            if "image_mean" in values or "image_processor_type" in values:
+                return Preprocessing.from_hf(values)
+    raise CheckpointError(
+        "the folder does not say how pictures become pixels (no preprocessor_config.json)",
+        where=str(path),
+        fix="put the image processor's preprocessor_config.json beside the weights",
+    )
+
+
+def _read_template(path: Path) -> str | None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises many kinds
+        raise CheckpointError(
+            f"transformers cannot read the tokenizer: {error}", where=str(path)
+        ) from error
+    template = tokenizer.chat_template
+    if (path / "chat_template.json").is_file():
+        text = (path / "chat_template.json").read_text(encoding="utf-8")
+        template = json.loads(text)["chat_template"]
+    return for_text(template, tokenizer) if isinstance(template, str) else None
+
+
+def _plain(hf_config: Any) -> dict[str, Any]:
+    values = json.loads(hf_config.to_json_string(use_diff=True))
+    dropped = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
+    kept = {k: v for k, v in values.items() if k not in dropped}
+    return {"model_type": hf_config.model_type, **kept}
+
+
+@torch.no_grad()
+def _fill(model: Vlm, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    if differ := sorted(set(own) ^ set(tensors)):
+        raise CheckpointError(
+            f"{len(differ)} weights have no counterpart, for example {differ[0]}", where=str(path)
+        )
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def _refuse_cut_patches(model: Vlm, strategy: str, where: Path) -> None:
+    if strategy == "default" and _tower(model)[2] != 1:
+        raise CheckpointError(
+            "it leaves out the first token of an encoder that has not one class token",
+            where=f"{where}: vision_feature_select_strategy",
+        )
