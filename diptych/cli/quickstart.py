@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,19 @@ def run_quickstart(
             train=_data(folder / "train.json", folder / "images"),
             captions=_data(folder / "captions_train.json", folder / "images"),
             test=_data(folder / "test.json", folder / "images"),
+            tokenizer=_tokenizer(folder, [folder / "train.json", folder / "captions_train.json"]),
             seed=seed,
         )
     else:
         train, test = split_rows(data, images, runs, seed)
-        recipe = family.on_data("quickstart-own", train=train, captions=None, test=test, seed=seed)
+        recipe = family.on_data(
+            "quickstart-own",
+            train=train,
+            captions=None,
+            test=test,
+            tokenizer=_tokenizer(Path(train.path).parent, [Path(train.path)]),
+            seed=seed,
+        )
     recipe = recipe.override(overrides)
     run = run_folder(recipe, runs)
     run.mkdir(parents=True, exist_ok=True)
@@ -57,6 +66,25 @@ def run_quickstart(
 
 def _data(path: Path, images: Path) -> DataConfig:
     return DataConfig(path=str(path.absolute()), images=str(images.absolute()))
+
+
+def _tokenizer(folder: Path, files: list[Path]) -> str:
+    """Train the small tokenizer on the training rows, once."""
+    from diptych.data.format import read
+    from diptych.data.sample import Sample
+    from diptych.data.tokenizer import train
+
+    target = folder / "tokenizer"
+    if not (target / "tokenizer.json").is_file():
+
+        def texts() -> Iterator[str]:
+            for file in files:
+                for row in read(str(file)):
+                    if isinstance(row, Sample):
+                        yield from (turn.text for turn in row.turns)
+
+        train(texts(), target, vocab_size=family.VOCAB_SIZE)
+    return str(target.absolute())
 
 
 def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:

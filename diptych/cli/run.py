@@ -123,7 +123,7 @@ def run_recipe(
         save_model(model, run / "model")
     comparison = measured.after(model)
     phases.save()
-    summary = summarize(run, measured.results, comparison, phases)
+    summary = summarize(run, measured.results, comparison, phases, recipe.evaluation)
     from diptych.report.page import write
 
     with phases("report"):
@@ -233,7 +233,11 @@ def measure_text(model: Vlm, choices: str | None) -> TextAbility:
 
 
 def summarize(
-    run: Path, results: dict[str, Result], comparison: Comparison | None, phases: Phases
+    run: Path,
+    results: dict[str, Result],
+    comparison: Comparison | None,
+    phases: Phases,
+    config: EvaluationConfig | None,
 ) -> dict[str, Any]:
     """Write `evaluation.json` and the records; returns the machine-readable summary."""
     summary: dict[str, Any] = {"run": str(run)}
@@ -255,7 +259,7 @@ def summarize(
             "blind_method": "the same trained model, image withheld",
             "majority_method": after.majority_from,
             "failures": after.failures,
-            "images": _images_folder(after),
+            "images": _images_folder(config),
             "text": _text(before, after),
         }
         if comparison is not None:
@@ -313,9 +317,11 @@ def _text(before: Result | None, after: Result | None) -> dict[str, Any]:
     return values
 
 
-def _images_folder(result: Result) -> str:
-    # Records hold absolute paths or paths under the data's image folder; see Index.
-    return "images"
+def _images_folder(config: EvaluationConfig | None) -> str:
+    """Where the pictures of the evaluated questions are, for the report's gallery."""
+    if config is None:
+        return "images"
+    return config.data.images or str(Path(config.data.path).parent)
 
 
 def _write_records(run: Path, before: Result | None, after: Result) -> None:

@@ -85,7 +85,7 @@ def export(model_or_path: Vlm | Path | str, name: str, out: Path | str) -> Expor
         report = layout.export(model, folder)
         if report.problems:
             raise ExportMismatch(
-                f"the export does not compute what the model computes: {'; '.join(report.problems)}",
+                f"the export computes something else: {'; '.join(report.problems)}",
                 where=f"{report.class_name}, {report.where}",
                 fix="nothing was written; please report the model's config.json, for this layout "
                 "should hold it",

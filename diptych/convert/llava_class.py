@@ -33,9 +33,10 @@ def open_llava(path: Path, dtype: torch.dtype | str) -> Any:
                 fix="save the model as safetensors",
             )
     try:
-        module, found = LlavaForConditionalGeneration.from_pretrained(
+        both: Any = LlavaForConditionalGeneration.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
+        module, found = both
     except Exception as error:  # transformers and safetensors raise many kinds
         raise CheckpointError(
             f"transformers cannot read the folder: {error}", where=str(path)

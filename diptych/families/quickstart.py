@@ -17,7 +17,10 @@ from diptych.model.vlm import LoraConfig, VlmConfig
 from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.stage import DataConfig, Schedule, Stage
 
-TOKENIZER = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+VOCAB_SIZE = 2048
+"""Tokens of the tokenizer that is trained on the data: a small model's work is mostly its output
+layer, and SmolLM2's vocabulary is twenty-four times as large."""
 
 
 def quickstart() -> Recipe:
@@ -27,6 +30,7 @@ def quickstart() -> Recipe:
         train=DataConfig(path="charts/train.json", images="charts/images"),
         captions=DataConfig(path="charts/captions_train.json", images="charts/images"),
         test=DataConfig(path="charts/test.json", images="charts/images"),
+        tokenizer="charts/tokenizer",
     )
 
 
@@ -34,7 +38,7 @@ def quickstart_smollm2() -> Recipe:
     """The same encoder in front of SmolLM2-135M with LoRA: knows language, learns slower."""
     recipe = quickstart()
     model = recipe.model.model_copy(
-        update={"language_model": LanguageModelConfig(weights=TOKENIZER, dtype="bfloat16")}
+        update={"language_model": LanguageModelConfig(weights=SMOLLM2, dtype="bfloat16")}
     )
     align, instruct = recipe.stages
     learn = {
@@ -57,6 +61,7 @@ def on_data(
     train: DataConfig,
     captions: DataConfig | None,
     test: DataConfig | None,
+    tokenizer: str,
     seed: int = 0,
 ) -> Recipe:
     """The quickstart recipe on any data; without captions there is no `align` stage."""
@@ -82,8 +87,9 @@ def on_data(
                 "num_key_value_heads": 4,
                 "max_position_embeddings": 2048,
                 "tie_word_embeddings": True,
+                "vocab_size": VOCAB_SIZE,
             },
-            tokenizer=TOKENIZER,
+            tokenizer=tokenizer,
             template="chatml",
         ),
     )

@@ -95,7 +95,10 @@ def build(config: LanguageModelConfig) -> LanguageModel:
             use_safetensors=True,
             dtype=torch.float32,
         )
-    return LanguageModel(module.to(getattr(torch, config.dtype)), tokenizer)
+    for parameter in module.parameters():
+        # Weights only: buffers hold rotary frequencies, which bfloat16 would spoil.
+        parameter.data = parameter.data.to(getattr(torch, config.dtype))
+    return LanguageModel(module, tokenizer)
 
 
 class LanguageModel(nn.Module):

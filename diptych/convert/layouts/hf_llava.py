@@ -186,7 +186,8 @@ def _tower(model: Vlm) -> tuple[int, str, int]:
     """
     encoder = model.vision_encoder
     height, width = encoder.preprocessing.image_size
-    pixels = torch.rand(1, 3, height, width, device=model.device)
+    weight = next(encoder.parameters())
+    pixels = torch.rand(1, 3, height, width, device=weight.device, dtype=weight.dtype)
     output = encoder.module(pixel_values=pixels, output_hidden_states=True)
     states = output.last_hidden_state
     if states.ndim != 3 or not isinstance(encoder.hf_config.patch_size, int):
@@ -302,9 +303,9 @@ def _write_config(
 ) -> None:
     from transformers import LlavaConfig
 
-    text_config = copy.deepcopy(model.language_model.hf_config)
+    text_config: Any = copy.deepcopy(model.language_model.hf_config)
     text_config.vocab_size = rows
-    vision_config = copy.deepcopy(model.vision_encoder.hf_config)
+    vision_config: Any = copy.deepcopy(model.vision_encoder.hf_config)
     text_config.dtype = vision_config.dtype = dtype
     config = LlavaConfig(
         vision_config=vision_config,

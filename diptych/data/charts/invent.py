@@ -18,6 +18,7 @@ from diptych.data.charts.topics import Lists, Scale, Topic
 
 # Longest number text for which the kind's labels stay apart; other kinds take any.
 LABEL_CHARACTERS = {"stacked_bar": 4, "grouped_bar": 5, "line": 5, "pie": 5, "donut": 4}
+Values = tuple[tuple[float, ...], ...]
 PATTERNS = ("rising", "falling", "mixed")
 
 
@@ -31,6 +32,8 @@ def invent(
     title = rng.choice(topic.titles)
     scale = rng.choice(topic.scales)
     series: tuple[str, ...] = (topic.measure,)
+    scales: tuple[Scale, ...]
+    values: Values
     if name == "scatter":
         other = rng.choice(_partners(topic, lists.topics))
         scales = (scale, rng.choice(other.scales))
@@ -47,10 +50,9 @@ def invent(
             series = tuple(names[i] for i in sorted(rng.sample(range(len(names)), columns)))
         scales = (scale,) * columns
     labelled = _labelled(rng, name, scale, len(series))
-    ticks: tuple[tuple[float, ...], ...] = ()
+    ticks: Values = ()
     if name in ("pie", "donut"):
-        scale, row, gap = _parts(rng, scale, number, labelled)
-        scales, values, gaps = (scale,), (row,), (gap,)
+        scales, values, gaps = _parts(rng, scale, number, labelled)
     elif name == "scatter":
         values, ticks, gaps = _cloud(rng, scales, number)
     elif name == "stacked_bar":
@@ -102,7 +104,7 @@ def _topic(rng: random.Random, name: str, topics: Sequence[Topic]) -> Topic:
     fitting = [topic for topic in topics if _suits(name, topic, topics)]
     # Orders are chosen before topics: there are few lists of stages and of dates.
     orders = sorted({topic.order for topic in fitting})
-    weights = [{"any": 2.0, "time": 0.7, "stages": 3.0}[order] for order in orders]
+    weights = [{"any": 2.0, "time": 1.0, "stages": 3.0}[order] for order in orders]
     order = rng.choices(orders, weights)[0]
     return rng.choice([topic for topic in fitting if topic.order == order])
 
@@ -221,7 +223,7 @@ def _columns(
     columns: int,
     labelled: bool,
     order: str,
-):
+) -> tuple[Values, Values, tuple[float, ...]]:
     top = rng.uniform(0.45, 1.0) * scale.high
     ticks, step = _axis(rng, scale, top)
     unit = 10.0**-scale.decimals
@@ -241,7 +243,9 @@ def _columns(
     return values, (ticks,), (quantum,) * columns
 
 
-def _stack(rng: random.Random, scale: Scale, number: int, columns: int, labelled: bool):
+def _stack(
+    rng: random.Random, scale: Scale, number: int, columns: int, labelled: bool
+) -> tuple[Values, Values, tuple[float, ...]]:
     top = rng.uniform(0.6, 1.0) * scale.high
     ticks, step = _axis(rng, scale, top)
     quantum = 10.0**-scale.decimals if labelled else _quantum(rng, scale, step)
@@ -258,7 +262,9 @@ def _stack(rng: random.Random, scale: Scale, number: int, columns: int, labelled
     return values, (ticks,), (quantum,) * columns
 
 
-def _parts(rng: random.Random, scale: Scale, number: int, labelled: bool):
+def _parts(
+    rng: random.Random, scale: Scale, number: int, labelled: bool
+) -> tuple[tuple[Scale, ...], Values, tuple[float, ...]]:
     """Parts of a whole: percentages that add up to 100, or amounts; none under 6 %."""
     percent = rng.random() < 0.55
     spare = 100 - 7 * number
@@ -273,15 +279,17 @@ def _parts(rng: random.Random, scale: Scale, number: int, labelled: bool):
             break
     rng.shuffle(shares)
     if percent:
-        return Scale(1, 99, suffix="%"), tuple(float(s) for s in shares), wanted
+        return (Scale(1, 99, suffix="%"),), (tuple(float(s) for s in shares),), (float(wanted),)
     biggest = rng.uniform(0.6, 1.0) * scale.high
     factor = biggest / max(shares)
     row = tuple(max(round(s * factor, scale.decimals), 10.0**-scale.decimals) for s in shares)
     gap = 10.0**-scale.decimals if labelled else 4.5 * factor
-    return scale, row, gap
+    return (scale,), (row,), (gap,)
 
 
-def _cloud(rng: random.Random, scales: tuple[Scale, ...], number: int):
+def _cloud(
+    rng: random.Random, scales: tuple[Scale, ...], number: int
+) -> tuple[Values, Values, tuple[float, ...]]:
     """Points whose y rises with x, falls, or has nothing to do with it."""
     rows, ticks, gaps = [], [], []
     for scale in scales:

@@ -165,7 +165,7 @@ def _trend(rng, table, pool) -> Made | None:
     if table.kind == "scatter":
         x, y = table.series
         return "relation", {"op": "trend"}, {"a": x, "b": y}
-    if table.order != "time" or table.kind not in ("line", "bar", "grouped_bar"):
+    if table.order != "time" or table.kind not in ("line", "bar", "grouped_bar", "table"):
         return None
     form, field, slot = _form(rng, table)
     return "trend" + form, {"op": "trend", **field}, slot

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from diptych.data.charts.canvas import FONTS
+from diptych.data.charts.canvas import FONTS, Align, Dash
 
 # Shades that anyone would call by the name; several per name, so that palettes differ.
 SHADES = {
@@ -49,11 +49,11 @@ class Style:
     font: str
     text_size: float
     title_size: float
-    title_align: str
+    title_align: Align
     background: str
     ink: str
     grid_colour: str
-    grid: str
+    grid: Dash
     frame: str
     legend: str
     fill: float

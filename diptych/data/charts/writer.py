@@ -223,8 +223,9 @@ def _topic(row: dict[str, Any], language: str) -> Topic | None:
         return None
     categories = [_line(name, language, 13 // wide) for name in names]
     low, high, decimals = row.get("low"), row.get("high"), row.get("decimals", 0)
-    numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (low, high))
-    if None in categories or len(set(categories)) < len(categories) or not numbers:
+    if None in categories or len(set(categories)) < len(categories):
+        return None
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
         return None
     if not (0 < low < high <= 99_000 and decimals in (0, 1, 2) and high * 10**decimals >= 20):
         return None

@@ -1,0 +1,57 @@
+"""A small tokenizer trained on the data itself.
+
+A language model that learns from scratch does not need the vocabulary of the whole web: its
+output layer, and with it most of the work of a small model, shrinks with the vocabulary.
+Byte-level, so that any text in any script can be written; digits stand alone, so that numbers
+are spelled the same way everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from diptych.data.chat import TEMPLATES
+
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+"""Padding, start and end of a turn."""
+
+
+def train(texts: Iterable[str], folder: Path, *, vocab_size: int = 2048) -> Path:
+    """Train a byte-level BPE tokenizer and save it as a folder that transformers loads.
+
+    Args:
+        texts: what it shall write well: questions, answers, descriptions.
+        vocab_size: tokens, the 256 bytes and the three ChatML marks included.
+
+    Returns:
+        `folder`; the same texts give the same files.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(MARKS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # The marks of a conversation are always written; so are the roles between them.
+    tokenizer.train_from_iterator([*texts, "system\n", "user\n", "assistant\n"], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = TEMPLATES["chatml"]
+    fast.save_pretrained(folder)
+    return folder
