@@ -15,9 +15,9 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
@@ -36,6 +36,7 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
     @classmethod
@@ -49,8 +50,8 @@ class Config(BaseModel):
             # Validated as JSON: lists become tuples, strings stay strings, nothing else bends.
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            raise _explain(cls, error, where) from None
-        except TypeError as error:
+            raise _explain(cls, error, values, where) from None
+        except (TypeError, RecursionError) as error:
             raise ConfigError(f"a value is no plain JSON: {error}", where=where) from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,13 +114,13 @@ def part_field(folder: str, contract: type[T]) -> Any:
                 f"give a mapping with a 'name', one of: {', '.join(parts.names(folder))}"
             )
         try:
-            return parts.find(folder, value["name"]).Config.from_dict(value)
-        except ConfigError as error:
-            raise ValueError(
-                f"{error.where}: {error.what}" if error.where else error.what
-            ) from None
+            chosen = getattr(parts.find(folder, value["name"]), "Config", None)
+            if not (isinstance(chosen, type) and issubclass(chosen, contract)):
+                raise ValueError(f"'{value['name']}' has no Config that is a {contract.__name__}")
+            return chosen.from_dict(value)
         except DiptychError as error:
-            raise ValueError(f"{error.what} ({error.fix})") from None
+            place = f"{error.where}: " if error.where else ""
+            raise ValueError(f"{place}{error.what}" + (f" ({error.fix})" if error.fix else "")) from None
 
     return Annotated[SerializeAsAny[contract], BeforeValidator(load)]
 
@@ -138,6 +139,8 @@ def read_file(path: Path) -> dict[str, Any]:
         values = json.loads(text) if path.suffix == ".json" else yaml.load(text, _YamlLoader)
     except json.JSONDecodeError as error:
         raise ConfigError(f"invalid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except RecursionError:
+        raise ConfigError("the file is nested too deeply", where=str(path)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -150,22 +153,41 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML in which `2e-3` is a number, as everybody expects."""
+    """Safe YAML 1.2: `2e-3` is a number, `off` is a word, and a key given twice is an error."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != _MERGE and isinstance(key.value, str):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key '{key.value}' is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+(?:[eE][-+]?[0-9]+)?)$"
+_MERGE = "tag:yaml.org,2002:merge"
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
+        list("-+0123456789."),
     ),
-    list("-+0123456789."),
-)
+    (_MERGE, r"<<", ["<"]),
+):
+    _YamlLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def _parse_value(text: str) -> Any:
     try:
         return yaml.load(text, _YamlLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -197,7 +219,7 @@ def _item(items: list[Any], key: str, path: str) -> int:
     named = [i.get("name") for i in items if isinstance(i, dict)]
     if key in named:
         return named.index(key)
-    if key.isdigit() and int(key) < len(items):
+    if key.isdecimal() and int(key) < len(items):
         return int(key)
     raise _unknown(key, [str(n) for n in named if n] or [str(i) for i in range(len(items))], path)
 
@@ -210,17 +232,14 @@ def _unknown(key: str, known: list[str], path: str) -> ConfigError:
     )
 
 
-def _explain(cls: type[Config], error: ValidationError, where: str | None) -> ConfigError:
+def _explain(
+    cls: type[Config], error: ValidationError, values: Any, where: str | None
+) -> ConfigError:
     first = error.errors()[0]
-    key = ".".join(str(k) for k in first["loc"])
+    key = _dotted(values, first["loc"])
     place = f"{where}: {key}" if where and key else (where or key or None)
     if first["type"] == "extra_forbidden":
-        owner: Any = cls
-        for step in first["loc"][:-1]:
-            field = getattr(owner, "model_fields", {}).get(str(step))
-            owner = getattr(field, "annotation", None) or owner
-        known = list(getattr(owner, "model_fields", cls.model_fields))
-        plain = _unknown(str(first["loc"][-1]), known, "")
+        plain = _unknown(str(first["loc"][-1]), list(_owner(cls, first["loc"]).model_fields), "")
         return ConfigError(plain.what, where=place, fix=plain.fix)
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
@@ -228,3 +247,35 @@ def _explain(cls: type[Config], error: ValidationError, where: str | None) -> Co
     others = len(error.errors()) - 1
     more = f"; and {others} more" if others else ""
     return ConfigError(f"{message}{shown}{more}", where=place)
+
+
+def _dotted(values: Any, place: Iterable[Any]) -> str:
+    """The place of an error as an override would write it: list items by name."""
+    keys = []
+    for step in place:
+        inner = None
+        if isinstance(values, Mapping):
+            inner = values.get(step)
+        elif isinstance(values, list | tuple) and isinstance(step, int) and step < len(values):
+            inner = values[step]
+        name = inner.get("name") if isinstance(step, int) and isinstance(inner, Mapping) else None
+        keys.append(name if isinstance(name, str) else str(step))
+        values = inner
+    return ".".join(keys)
+
+
+def _owner(cls: type[Config], place: tuple[Any, ...]) -> type[Config]:
+    """The config class whose key stands at the end of `place`."""
+    owner = cls
+    for step in place[:-1]:
+        field = owner.model_fields.get(str(step))
+        owner = next(_configs(field.annotation), owner) if field else owner
+    return owner
+
+
+def _configs(annotation: Any) -> Iterator[type[Config]]:
+    """Config classes inside `X | None`, `tuple[X, ...]`, `dict[str, X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _configs(inner)

@@ -2,7 +2,9 @@
 
 One file in a plural folder (`model/connectors/mlp.py`) is one part; its stem is its name.
 There is no registry: adding the file is adding the part. A name with a dot
-(`my_package.my_connector`) is imported as it stands, so parts may live outside Diptych.
+(`my_package.my_connector`) is a module outside Diptych. Recipes and model folders come from
+anywhere and importing runs code, so such a module is imported only when its top-level package
+is listed in the environment variable `DIPTYCH_PARTS` (comma separated).
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -32,11 +36,12 @@ def find(folder: str, name: str) -> ModuleType:
     """The module that is the part `name` of `folder`.
 
     Raises:
-        PartNotFound: there is no such file; the message lists the names that exist.
+        PartNotFound: there is no such file, or a dotted name is not allowed or not installed;
+            the message lists the names that exist.
         Errors raised while the part is imported propagate unchanged.
     """
     if "." in name:
-        return importlib.import_module(name)
+        return _outside(name)
     known = names(folder)
     if name not in known:
         kind = folder.rsplit(".", 1)[-1]
@@ -47,6 +52,24 @@ def find(folder: str, name: str) -> ModuleType:
             fix=f"{hint}available: {', '.join(known)}",
         )
     return importlib.import_module(f"diptych.{folder}.{name}")
+
+
+def _outside(name: str) -> ModuleType:
+    """A part of another package, when the user has allowed that package."""
+    package = name.partition(".")[0]
+    allowed = [p.strip() for p in os.environ.get("DIPTYCH_PARTS", "").split(",") if p.strip()]
+    if package not in allowed:
+        raise PartNotFound(
+            f"'{name}' is a module outside Diptych and is not imported unless you allow it",
+            fix=f"if you trust the package '{package}', set DIPTYCH_PARTS={package}",
+        )
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise PartNotFound(f"there is no module '{name}'", fix="install it, or check the name")
+    return importlib.import_module(name)
 
 
 def describe(folder: str) -> dict[str, str]:

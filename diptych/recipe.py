@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diptych import parts
 from diptych.config import Config, read_file
@@ -54,10 +55,24 @@ class Recipe(Config):
     """What it learns, in order."""
     evaluation: EvaluationConfig | None = None
     """How it is measured; null trains only."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of initial weights, data order and everything random."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Experiment trackers that Accelerate knows: tensorboard, wandb, mlflow."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        names = [s.name for s in self.stages]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two stages are named '{twice[0]}'; give each its own name")
+        if len({s.precision for s in self.stages}) > 1:
+            raise ValueError("the stages differ in precision; use one for the whole run")
+        return self
+
+    def located(self, folder: Path) -> Recipe:
+        """The same recipe with its data paths absolute, read as relative to `folder`."""
+        return Recipe.from_dict(_absolute(self.to_dict(), folder))
 
 
 def named() -> dict[str, Callable[[], Recipe]]:
@@ -84,8 +99,7 @@ def load(reference: str) -> Recipe:
     if path.is_dir() and (path / "recipe.json").is_file():
         path = path / "recipe.json"
     if path.is_file():
-        values = _with_base(read_file(path), str(path))
-        return Recipe.from_dict(_absolute(values, path.parent), where=str(path))
+        return Recipe.from_dict(_read(path, ()), where=str(path))
     recipes = named()
     name = reference.replace("_", "-")
     if name in recipes:
@@ -98,22 +112,33 @@ def load(reference: str) -> Recipe:
     )
 
 
-def _with_base(values: dict[str, Any], where: str) -> dict[str, Any]:
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe file over its base, data paths absolute."""
+    path = path.absolute()
+    where = f"{path}: base"
+    if path in readers:
+        raise ConfigError("the recipe is its own base", where=where)
+    values = read_file(path)
     base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise ConfigError("base must name a recipe", where=f"{where}: base")
-    return _merge(load(base).to_dict(), values, where)
+    if base is not None:
+        if not isinstance(base, str):
+            raise ConfigError("base must name a recipe", where=where)
+        file = path.parent / base
+        if file.is_file():
+            below = _read(file, (*readers, path))
+        else:
+            below = load(base).to_dict()
+        values = _merge(below, values, ())
+    return _absolute(values, path.parent)
 
 
-def _merge(old: Any, new: Any, where: str) -> Any:
+def _merge(old: Any, new: Any, keys: tuple[str, ...]) -> Any:
     if isinstance(old, dict) and isinstance(new, Mapping):
-        if "name" in new and "name" in old and new["name"] != old["name"] and where.count(":"):
+        if keys and "name" in new and "name" in old and new["name"] != old["name"]:
             return dict(new)  # another part altogether: none of the old one's settings fit
         merged = dict(old)
         for key, value in new.items():
-            merged[key] = _merge(old.get(key), value, f"{where}:{key}")
+            merged[key] = _merge(old.get(key), value, (*keys, str(key)))
         return merged
     if isinstance(old, list) and isinstance(new, Mapping):
         names = [i.get("name") if isinstance(i, dict) else None for i in old]
@@ -122,11 +147,11 @@ def _merge(old: Any, new: Any, where: str) -> Any:
             if name not in names:
                 raise ConfigError(
                     f"the base has no item named '{name}'",
-                    where=where,
+                    where=".".join(keys),
                     fix=f"its items: {', '.join(str(n) for n in names)}; a list replaces them all",
                 )
             place = names.index(name)
-            merged_list[place] = _merge(old[place], value, f"{where}:{name}")
+            merged_list[place] = _merge(old[place], value, (*keys, name))
         return merged_list
     return new
 
@@ -134,12 +159,20 @@ def _merge(old: Any, new: Any, where: str) -> Any:
 def _absolute(values: Any, folder: Path) -> Any:
     """Data paths in a recipe file are relative to that file."""
     if isinstance(values, dict):
-        if isinstance(values.get("path"), str):
-            values = dict(values)
-            for key in ("path", "images"):
-                if isinstance(values.get(key), str) and "://" not in values[key]:
-                    values[key] = str((folder / values[key]).resolve())
-        return {k: _absolute(v, folder) for k, v in values.items()}
+        return {
+            key: _placed(value, folder)
+            if key in ("path", "images", "choices") and isinstance(value, str)
+            else _absolute(value, folder)
+            for key, value in values.items()
+        }
     if isinstance(values, list):
         return [_absolute(v, folder) for v in values]
     return values
+
+
+def _placed(path: str, folder: Path) -> str:
+    if "://" in path:
+        return path
+    # A pair of files (VQA) is written with a comma; each stands for itself.
+    files = (os.path.join(folder, os.path.expanduser(p)) for p in path.split(","))
+    return ",".join(os.path.abspath(p) for p in files)

@@ -111,7 +111,7 @@ def train(
     from diptych.recipe import load
     from diptych.train.progress import Progress
 
-    chosen = load(recipe).override(set or [])
+    chosen = load(recipe).override(set or []).located(Path.cwd())
     folder = run or run_folder(chosen, runs)
     folder.mkdir(parents=True, exist_ok=True)
     err.print(f"run folder: {folder}", highlight=False)

@@ -130,14 +130,14 @@ def split_rows(
             where=data,
             fix="give at least 8 pictures with questions",
         )
-    folder = runs / f"data-{index.fingerprint[:12]}-{seed}"
+    folder = runs / f"data-{index.folder.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     parts = {"test": keys[:held_out], "train": keys[held_out:]}
-    root = images or str(Path(data).parent)
+    root = index.root
     configs = {}
     for name, chosen in parts.items():
         rows = sorted(r for k in chosen for r in groups[k])
         path = folder / f"{name}.jsonl"
         write((index[r] for r in rows), str(path), "messages")
-        configs[name] = DataConfig(path=str(path.absolute()), images=str(Path(root).absolute()))
+        configs[name] = DataConfig(path=str(path.absolute()), images=root)
     return configs["train"], configs["test"]

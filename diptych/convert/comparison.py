@@ -180,7 +180,11 @@ def compare(model: Vlm, reference: Reference, layout: str) -> ExportReport:
         ids, mask = ids.to(model.device), mask.to(model.device)
         shown = [p for i in members if (p := pixels[i]) is not None]
         stacked = torch.cat(shown).to(model.device) if shown else None
-        theirs = reference.logits(ids, mask, stacked).float().cpu()
+        try:
+            theirs = reference.logits(ids, mask, stacked).float().cpu()
+        except Exception as error:  # whatever its class raises, it cannot run what we can
+            report.problems.append(f"{reference.class_name} fails on '{name}': {error}")
+            continue
         for row, i in enumerate(members):
             real = theirs[row, mask[row].bool().cpu(), : own[i].shape[1]]
             _note_difference(report, f"{name}: {cases[i].name}", own[i], real)
@@ -240,22 +244,26 @@ def _compare_chat(reference: Reference, case: Probe, report: ExportReport) -> No
         }
         for turn in case.sample.turns
     ]
-    theirs = reference.chat_ids(messages)
-    if theirs is None:
-        note = f"{reference.class_name} has no chat template to compare with"
+    own = [reference.image_token if i == IMAGE_TOKEN else i for i in case.encoded.ids]
+    try:
+        theirs = reference.chat_ids(messages)
+    except ModelError as error:
+        note = f"{error.what} ('{case.name}')"
     else:
-        own = [reference.image_token if i == IMAGE_TOKEN else i for i in case.encoded.ids]
         if theirs == own:
             return
-        at = next((n for n, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), -1)
-        at = min(len(own), len(theirs)) if at < 0 else at
-        note = (
-            f"the chat template gives other token ids for '{case.name}' "
-            f"({len(theirs)} against {len(own)}, first at {at})"
-        )
-        if case.settled and reference.chat_settled:
-            report.problems.append(note)
-            return
+        if theirs is None:
+            note = f"{reference.class_name} has no chat template to compare with"
+        else:
+            same = [a == b for a, b in zip(own, theirs, strict=False)]
+            first = same.index(False) if False in same else len(same)
+            note = (
+                f"the chat template gives other token ids for '{case.name}' "
+                f"({len(theirs)} against {len(own)}, first at {first})"
+            )
+    if case.settled and reference.chat_settled:
+        report.problems.append(note)
+        return
     if note not in report.notes:
         report.notes.append(note)
 

@@ -74,12 +74,16 @@ class Batch:
         """Share of the row area that is padding."""
         return 1.0 - self.num_real_tokens / max(1, self.segment_ids.numel())
 
-    def attention_mask(self) -> Tensor | None:
+    def attention_mask(self, window: int | None = None) -> Tensor | None:
         """Bool [R, 1, T, T], True where a query (row) may see a key (column).
 
         A token sees its own segment and its shared prefix, never later tokens and never a
         neighbour. None where plain causal attention says the same (one sample a row, padding
         on the right), which lets SDPA take its fast path.
+
+        Args:
+            window: a token sees only so many positions back, itself included (sliding-window
+                attention); distance is counted within the sample, whatever stands between.
         """
         segments = self.segment_ids
         first = segments[:, :1]
@@ -89,6 +93,9 @@ class Batch:
         visible = (queries == keys) | (self.prefix_ids[:, :, None] == keys)
         length = segments.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+        if window is not None:
+            distance = self.position_ids[:, :, None] - self.position_ids[:, None, :]
+            visible = visible & (distance < window)
         # Padding sees padding: a row of False would make softmax return NaN.
         return (visible & causal)[:, None]
 

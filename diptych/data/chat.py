@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.sample import Image, Sample, Text, Turn, Video
 from diptych.errors import ConfigError, EmptyConversation, ModelError
 
 TEMPLATES = {
@@ -110,7 +110,12 @@ class ChatEncoder:
                 fix=f"available: {', '.join(TEMPLATES)}, a Jinja text, or null for the "
                 "tokenizer's own",
             )
-        added = {str(t): i for i, t in self.tokenizer.added_tokens_decoder.items()}
+        # One plain character that is an added token (a tab, say) can be had no other way.
+        added = {
+            str(t): i
+            for i, t in self.tokenizer.added_tokens_decoder.items()
+            if t.special or len(str(t)) > 1
+        }
         self._reserved = added
         self._reserved_ids = frozenset(added.values())
         self._pattern = (
@@ -244,15 +249,24 @@ class ChatEncoder:
                 position = match.start() + 1
             cuts.append(len(text))
             pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        ids = self._plain(pieces)
+        if self._special(ids) is not None:
+            # A normalizer can write a reserved string that was not there (full-width letters).
+            ids = self._plain(text)
+        if (found := self._special(ids)) is not None:
+            name = self.tokenizer.convert_ids_to_tokens(found)
+            raise ModelError(f"plain text became the special token {name!r}")
+        return tuple(ids)
+
+    def _plain(self, pieces: Iterable[str]) -> list[int]:
         ids: list[int] = []
         for piece in pieces:
             ids += self.tokenizer.encode(piece, add_special_tokens=False)
-        if not self._reserved_ids.isdisjoint(ids):
-            found = next(i for i in ids if i in self._reserved_ids)
-            name = self.tokenizer.convert_ids_to_tokens(found)
-            if name != self.tokenizer.unk_token:
-                raise ModelError(f"plain text became the special token {name!r}")
-        return tuple(ids)
+        return ids
+
+    def _special(self, ids: Iterable[int]) -> int | None:
+        unknown = self.tokenizer.unk_token_id
+        return next((i for i in ids if i in self._reserved_ids and i != unknown), None)
 
 
 def _joined(turn: Turn) -> list[Text | Image]:
@@ -262,12 +276,13 @@ def _joined(turn: Turn) -> list[Text | Image]:
     must not.
     """
     parts: list[Text | Image] = []
-    turn_parts = [p for p in turn.parts if isinstance(p, Text | Image)]
-    for index, part in enumerate(turn_parts):
-        before = turn_parts[index - 1] if index else None
-        after = turn_parts[index + 1] if index + 1 < len(turn_parts) else None
+    for index, part in enumerate(turn.parts):
+        before = turn.parts[index - 1] if index else None
+        after = turn.parts[index + 1] if index + 1 < len(turn.parts) else None
+        if isinstance(part, Video):
+            raise ModelError(f"the model reads no videos, and this turn shows '{part.path}'")
         if isinstance(part, Image):
-            if before is not None:
+            if parts:
                 parts.append(Text("\n"))
             parts.append(part)
             continue

@@ -242,11 +242,7 @@ class TokenCollator:
                             targets.append((r * length + place, sample.ids[i], len(sample_ids)))
                     sample_ids.append(ids[member])
                     column += len(own)
-        where, what, whose = (
-            (np.array(x, np.int64) for x in zip(*targets, strict=True))
-            if (targets)
-            else (np.zeros(0, np.int64),) * 3
-        )
+        where, what, whose = _columns(targets)
         batch = Batch(
             input_ids=torch.from_numpy(tokens),
             position_ids=torch.from_numpy(positions),
@@ -270,18 +266,13 @@ class TokenCollator:
         arrays: dict[str, np.ndarray],
     ) -> Batch:
         members = [row.groups[0].members[0] for row in rows]
-        prompts, answers = [], []
-        for member in members:
-            pairs = list(zip(encoded[member].ids, encoded[member].fates, strict=True))
-            prompts.append([i for i, f in pairs if f is not Fate.TARGET])
-            answers.append([i for i, f in pairs if f is Fate.TARGET])
+        prompts, answers = zip(*(split_answer(encoded[m]) for m in members), strict=True)
         encoder_ids, encoder_mask = _pad(prompts)
         decoder_ids, decoder_mask = _pad([[self.decoder_start, *a[:-1]] for a in answers])
         length = decoder_ids.shape[1]
-        targets = [
-            (r * length + i, token, r) for r, a in enumerate(answers) for i, token in enumerate(a)
-        ]
-        where, what, whose = (np.array(x, np.int64) for x in zip(*targets, strict=True))
+        where, what, whose = _columns(
+            [(r * length + i, token, r) for r, a in enumerate(answers) for i, token in enumerate(a)]
+        )
         batch = Batch(
             input_ids=torch.from_numpy(decoder_ids),
             position_ids=torch.arange(length).expand(len(members), -1).contiguous(),
@@ -337,6 +328,25 @@ class PairCollator:
             _attach(batch, arrays, self.pictures.features is not None)
             prepared.batches.append(batch)
         return prepared
+
+
+def split_answer(encoded: Encoded) -> tuple[list[int], list[int]]:
+    """What an encoder reads and what its decoder learns to write: the last answer.
+
+    Everything before that answer (earlier answers too) is the prompt, as when it is generated;
+    what the template writes after it is dropped.
+    """
+    end = max((i for i, f in enumerate(encoded.fates) if f is Fate.TARGET), default=-1) + 1
+    start = end
+    while start and encoded.fates[start - 1] is Fate.TARGET:
+        start -= 1
+    return list(encoded.ids[:start]) if end else list(encoded.ids), list(encoded.ids[start:end])
+
+
+def _columns(targets: list[tuple[int, int, int]]) -> tuple[np.ndarray, ...]:
+    if not targets:
+        return (np.zeros(0, np.int64),) * 3
+    return tuple(np.array(x, np.int64) for x in zip(*targets, strict=True))
 
 
 def _write(tokens, positions, segments, row, column, ids, first_position, segment) -> None:

@@ -119,14 +119,19 @@ def convert(source: str, target: str, from_: str | None, to: str) -> Ledger:
 
 
 def row_text(sample: Sample, format: str | None) -> str:
-    """The sample as a row of its format, or where that cannot be, its turns as JSON."""
+    """The sample as a row of its format, or where that cannot be, what it holds as JSON."""
     if format is not None:
         try:
-            return json.dumps(find(format).render(sample), ensure_ascii=False)
+            return json.dumps(_row_of(sample, find(format).render), ensure_ascii=False)
         except FormatError:  # a picture inside a shard has no row of text
             pass
-    turns = [[turn.role, turn.text] for turn in sample.turns]
-    return json.dumps({"id": sample.id, "turns": turns}, ensure_ascii=False)
+    content = {
+        "id": sample.id,
+        "images": [image.path for image in sample.images()],
+        "turns": [[turn.role, turn.text] for turn in sample.turns],
+        "meta": sample.meta,
+    }
+    return json.dumps(content, ensure_ascii=False)
 
 
 def detect(path: str) -> str:
@@ -198,14 +203,26 @@ def rendered(
     """`render` over samples; those that it cannot hold go to `refuse`."""
     for sample in samples:
         try:
-            row = render(sample)
+            row = _row_of(sample, render)
         except DataError as error:
             if refuse is None:
                 raise
-            raw = json.dumps([t.text for t in sample.turns], ensure_ascii=False)
-            refuse(Reject.of(error, sample.source, raw, sample.id))
+            refuse(Reject.of(error, sample.source, row_text(sample, None), sample.id))
         else:
             yield row
+
+
+def _row_of(sample: Sample, render: Callable[[Sample], Any]) -> Any:
+    try:
+        return render(sample)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # Notes travel through files, where anybody may write them. Without one it is a bug.
+        notes = [key for key in sample.meta if key.startswith("_")]
+        if not notes:
+            raise
+        raise FormatError(
+            f"a note on how the row was said is damaged ({', '.join(notes)})"
+        ) from error
 
 
 def write_json(rows: Iterable[Any], path: str) -> int:

@@ -153,12 +153,7 @@ class JsonWindow:
         """End of the damaged value here, or None when the window does not show it."""
         text, start = self._text, self.position
         if text[start : start + 1] not in ("{", "["):
-            if text[start : start + 1] == '"':
-                token = _TOKEN.match(text, start)
-                return token.end() if token and (token["open"] or self._ended) else None
-            scalar = _SCALAR.match(text, start)
-            end = scalar.end() if scalar else start + 1
-            return end if end < len(text) or self._ended else None
+            return self._end_of_junk(fence)
         stack: list[str] = []
         for token in _TOKEN.finditer(text, start):
             bracket = token["bracket"]
@@ -171,6 +166,18 @@ class JsonWindow:
             elif not stack:
                 return self._next_element(fence, token.end()) or token.end()
         return None
+
+    def _end_of_junk(self, fence: re.Pattern[str] | None) -> int | None:
+        """End of what begins like no row: the next element, or without a fence one word."""
+        text, start = self._text, self.position
+        if fence is not None:
+            return self._next_element(fence, len(text))
+        if text[start : start + 1] == '"':
+            token = _TOKEN.match(text, start)
+            return token.end() if token and (token["open"] or self._ended) else None
+        scalar = _SCALAR.match(text, start)
+        end = scalar.end() if scalar else start + 1
+        return end if end < len(text) or self._ended else None
 
     def _next_element(self, fence: re.Pattern[str] | None, end: int) -> int | None:
         """Where the element after the damaged one here seems to start, before `end`."""

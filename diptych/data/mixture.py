@@ -44,7 +44,7 @@ class Mixture:
             raise ConfigError(f"data set number {empty} has no samples to learn from")
         if weights is not None and (len(weights) != len(groups) or min(weights) <= 0):
             raise ConfigError("give every data set a weight above zero, or none at all")
-        self._starts = [_run_starts(g) for g in groups]
+        self._runs = [_runs(g) for g in groups]
         self._weights = weights
         self._seed = seed
         self._shuffle = shuffle
@@ -61,7 +61,8 @@ class Mixture:
         """(data set, sample) at a position of the endless sequence."""
         if self._weights is None:
             epoch, offset = divmod(position, self.epoch_length)
-            return self._unweighted(epoch)[offset]
+            sources, rows = self._unweighted(epoch)
+            return int(sources[offset]), int(rows[offset])
         source, count = self._drawn(position)
         epoch, offset = divmod(count, self.sizes[source])
         return source, int(self._order(source, epoch)[offset])
@@ -70,28 +71,24 @@ class Mixture:
         """The samples of one optimizer step."""
         return [self.at(step * batch_size + i) for i in range(batch_size)]
 
-    def _unweighted(self, epoch: int) -> list[tuple[int, int]]:
+    def _unweighted(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         cached = getattr(self, "_epoch_cache", None)
         if cached is None or cached[0] != epoch:
-            runs = [
-                (source, start, end)
-                for source, starts in enumerate(self._starts)
-                for start, end in zip(starts, [*starts[1:], self.sizes[source]], strict=True)
-            ]
+            sources = np.repeat(np.arange(len(self.sizes)), self.sizes)
+            rows = np.concatenate([np.arange(n) for n in self.sizes])
             if self._shuffle:
-                order = self._rng(epoch, 0).permutation(len(runs))
-                runs = [runs[i] for i in order]
-            pairs = [(source, i) for source, start, end in runs for i in range(start, end)]
-            self._epoch_cache = cached = (epoch, pairs)
+                lengths = np.concatenate([np.diff(starts) for _, starts in self._runs])
+                rows = np.concatenate([rows for rows, _ in self._runs])
+                order = _shuffled(lengths, self._rng(epoch, 0))
+                sources, rows = sources[order], rows[order]
+            self._epoch_cache = cached = (epoch, (sources, rows))
         return cached[1]
 
     def _epoch_order(self, source: int, epoch: int) -> np.ndarray:
-        starts = self._starts[source]
-        ends = [*starts[1:], self.sizes[source]]
-        runs = np.arange(len(starts))
-        if self._shuffle:
-            runs = self._rng(epoch, source + 1).permutation(len(starts))
-        return np.concatenate([np.arange(starts[r], ends[r]) for r in runs])
+        rows, starts = self._runs[source]
+        if not self._shuffle:
+            return np.arange(self.sizes[source])
+        return rows[_shuffled(np.diff(starts), self._rng(epoch, source + 1))]
 
     _BLOCK = 4096
 
@@ -132,5 +129,18 @@ class Mixture:
         self._draws = lru_cache(maxsize=4)(self._block_of_draws)
 
 
-def _run_starts(keys: Sequence[Any]) -> list[int]:
-    return [i for i in range(len(keys)) if i == 0 or keys[i] is None or keys[i] != keys[i - 1]]
+def _runs(keys: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, starts): rows with equal keys side by side, and where each run starts, and the end."""
+    runs: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        runs.setdefault(("alone", row) if key is None else ("key", key), []).append(row)
+    rows = np.fromiter((r for run in runs.values() for r in run), np.int64, len(keys))
+    return rows, np.cumsum([0, *(len(run) for run in runs.values())])
+
+
+def _shuffled(lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Positions of consecutive runs of these lengths, in a new order of the runs."""
+    order = rng.permutation(len(lengths))
+    moved = lengths[order]
+    starts = (np.cumsum(lengths) - lengths)[order]
+    return np.repeat(starts - (np.cumsum(moved) - moved), moved) + np.arange(moved.sum())

@@ -36,7 +36,7 @@ class Row:
 
     value: dict[str, Any]
     where: str
-    raw: str
+    raw: str = ""
     number: int = 0
 
 

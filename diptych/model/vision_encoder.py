@@ -21,7 +21,7 @@ from diptych.config import Config
 from diptych.data.image import Preprocessing
 from diptych.errors import ConfigError
 from diptych.model.connector import Grid
-from diptych.model.weights import locate
+from diptych.model.weights import cast, load_pretrained, locate, reading
 
 
 class VisionEncoderConfig(Config):
@@ -78,10 +78,10 @@ def build(config: VisionEncoderConfig) -> VisionEncoder:
     if config.weights is None:
         module = AutoModel.from_config(hf_config)
     else:
-        module = AutoModel.from_pretrained(
-            locate(config.weights), config=hf_config, use_safetensors=True, dtype=torch.float32
-        )
-    return VisionEncoder(config, hf_config, module.to(getattr(torch, config.dtype)))
+        folder = locate(config.weights)
+        where = "model.vision_encoder.weights"
+        module = load_pretrained(AutoModel, folder, where, torch.float32, config=hf_config)
+    return VisionEncoder(config, hf_config, cast(module, getattr(torch, config.dtype)))
 
 
 def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
@@ -96,7 +96,8 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
 
     if config.weights is not None:
         folder = locate(config.weights)
-        hf_config = AutoConfig.from_pretrained(folder)
+        with reading(folder, "model.vision_encoder.weights"):
+            hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         hf_config = getattr(hf_config, "vision_config", hf_config)
         if config.image is None and (folder / "preprocessor_config.json").is_file():
             values = json.loads((folder / "preprocessor_config.json").read_text())
@@ -161,22 +162,30 @@ def _probe(config_json: str, hf_json: str) -> tuple[Grid, int, int]:
     assert config.image is not None
     hf_config = config_from_dict(json.loads(hf_json), "model.vision_encoder.config")
     height, width = config.image.image_size
-    with torch.device("meta"):
-        module = AutoModel.from_config(hf_config).eval()
-        pixels = torch.zeros(1, 3, height, width)
-        states = _hidden(module, config, pixels)
+    try:
+        with torch.device("meta"):
+            module = AutoModel.from_config(hf_config).eval()
+            pixels = torch.zeros(1, 3, height, width)
+            states = _hidden(module, config, pixels)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ConfigError(
+            f"the {hf_config.model_type} encoder cannot read pictures of {height} x {width} "
+            f"pixels: {error}",
+            where="model.vision_encoder",
+            fix="check the image size and the encoder's config",
+        ) from error
     if states.ndim == 4:
         return (states.shape[2], states.shape[3]), 0, states.shape[1]
     patch = getattr(hf_config, "patch_size", None)
-    if patch is None:
+    rows, columns = (patch, patch) if isinstance(patch, int) else patch or (1, 1)
+    grid = (height // rows, width // columns)
+    num_prefix = states.shape[1] - grid[0] * grid[1]
+    if patch is None or num_prefix < 0:
         raise ConfigError(
             f"the {hf_config.model_type} encoder gives no grid of patches",
             where="model.vision_encoder",
             fix="choose a vision transformer or a convolutional network",
         )
-    rows, columns = (patch, patch) if isinstance(patch, int) else patch
-    grid = (height // rows, width // columns)
-    num_prefix = states.shape[1] - grid[0] * grid[1]
     return grid, num_prefix if config.features == "full" else 0, states.shape[2]
 
 

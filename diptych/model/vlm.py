@@ -23,7 +23,7 @@ from diptych.config import Config
 from diptych.data.batch import IMAGE_TOKEN, Batch
 from diptych.data.chat import ChatEncoder
 from diptych.data.sample import Image, Sample
-from diptych.errors import ImageTokenMismatch
+from diptych.errors import ImageTokenMismatch, ModelError
 from diptych.model import language_model as language_models
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.connector import ConnectorField
@@ -170,10 +170,33 @@ class Vlm(nn.Module):
             embeds = embeds + self._touch_image_parts()
         return lm.body(
             inputs_embeds=embeds,
-            attention_mask=batch.attention_mask(),
+            attention_mask=self._attention_mask(batch),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
+
+    def _attention_mask(self, batch: Batch) -> Any:
+        """What the language model's layers may see: one mask, or one for each kind of layer.
+
+        Raises:
+            ModelError: packed rows, and layers that are no attention (they would mix samples).
+        """
+        mask = batch.attention_mask()
+        if mask is None:
+            return None
+        config = self.language_model.hf_config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise ModelError(
+                f"a {config.model_type} has layers ({', '.join(sorted(kinds))}) that would mix the "
+                "samples of a packed row",
+                fix="set the stage's packed to false",
+            )
+        window = getattr(config, "sliding_window", None)
+        if window is None or kinds == {"full_attention"} or int(batch.position_ids.max()) < window:
+            return mask
+        near = batch.attention_mask(window)
+        return {"full_attention": mask, "sliding_attention": near} if kinds else near
 
     def _touch_image_parts(self) -> Tensor:
         """Zero that depends on the image parts' parameters.

@@ -23,12 +23,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from diptych.errors import UnsafeFile, WeightsCorrupt, WeightsNotFound
+from safetensors import SafetensorError
+
+from diptych.errors import CheckpointError, UnsafeFile, WeightsCorrupt, WeightsNotFound
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,69 @@ PACKAGES = {
 """Models that a package carries, by the name that they have on the hub."""
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.gguf"]
+
+
+@contextmanager
+def reading(folder: Path, where: str) -> Iterator[None]:
+    """Turns what transformers raises over an unusable folder into a named error.
+
+    Raises:
+        CheckpointError: the files are missing, damaged, or need code of their own to be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the weights in {folder.name} cannot be used: {_first_line(error)}",
+            where=f"{where}: {folder}",
+            fix="give a folder or hub name with config.json and safetensors weights",
+        ) from error
+
+
+def load_pretrained(kind: Any, folder: Path, where: str, dtype: Any, **settings: Any) -> Any:
+    """`kind.from_pretrained` from safetensors only, without code of the folder's own, complete.
+
+    Weights that transformers would fill with random numbers are an error, except heads and
+    poolers, whose output is not used.
+
+    Raises:
+        CheckpointError: unusable, or a weight is missing or has another shape.
+    """
+    with reading(folder, where):
+        module, about = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            output_loading_info=True,
+            **settings,
+        )
+    missing = [
+        n for n in about["missing_keys"] if not {"pooler", "head", "classifier"} & set(n.split("."))
+    ]
+    wrong = [*missing, *(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"])]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} weights of the {type(module).__name__} are not in the folder, for "
+            f"example {sorted(wrong)[0]}",
+            where=f"{where}: {folder}",
+        )
+    return module
+
+
+def cast(module: Any, dtype: Any) -> Any:
+    """Weights to a precision, in place; computed buffers stay as they are.
+
+    `module.to(dtype)` would round the frequencies of rotary positions, too, and the model would
+    read other positions than it was trained with.
+    """
+    kept = {n for n, _ in module.named_buffers()} - set(module.state_dict())
+    buffers = {n: b for n, b in module.named_buffers() if n in kept}
+    module.to(dtype)
+    for name, buffer in buffers.items():
+        parent, _, leaf = name.rpartition(".")
+        module.get_submodule(parent)._buffers[leaf] = buffer
+    return module
 
 
 def cache_folder() -> Path:

@@ -6,12 +6,13 @@ Published recipes are tuples of stages: `align` (the connector learns), `pretrai
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diptych.config import Config
 from diptych.model.trainable import Learn
+from diptych.model.vlm import PARTS
 from diptych.train.objective import ObjectiveField
 
 
@@ -67,7 +68,7 @@ class Stage(Config):
     """What learns, by part (vision_encoder, connector, language_model); the rest is frozen."""
 
     num_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; give this or num_epochs."""
+    """Optimizer steps; wins over num_epochs."""
     num_epochs: float | None = Field(default=None, gt=0)
     """Passes over the data; the default is one."""
     global_batch_size: int = Field(default=32, ge=1)
@@ -126,3 +127,19 @@ class Stage(Config):
     """Checkpoint every so many steps; null checkpoints every `checkpoint_every_seconds`."""
     checkpoint_every_seconds: float = Field(default=600.0, gt=0)
     """Longest time between checkpoints."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if not self.learn:
+            raise ValueError(f"learn names no part; parts: {', '.join(PARTS)}")
+        for part in self.learn:
+            if part not in PARTS:
+                raise ValueError(f"the model has no part '{part}'; parts: {', '.join(PARTS)}")
+        for data in (self.data, self.validation):
+            if len({d.weight is None for d in data}) > 1:
+                raise ValueError("give every data set a weight, or none")
+        if (self.keep_best or self.early_stop_patience) and not self.validation:
+            raise ValueError("keep_best and early_stop_patience need validation data")
+        if (self.keep_best or self.early_stop_patience) and not self.evaluate_every_steps:
+            raise ValueError("keep_best and early_stop_patience need evaluate_every_steps")
+        return self

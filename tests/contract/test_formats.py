@@ -83,6 +83,14 @@ MESSAGE_ROWS: list[dict[str, Any]] = [
         ],
     },
     {
+        "id": "r",
+        "images": ["a.png"],
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "image": "a.png"}]},
+            {"role": "assistant", "content": "A cat."},
+        ],
+    },
+    {
         "id": "n",
         "images": [],
         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}],
@@ -188,28 +196,30 @@ def test_round_trips_lose_nothing(tmp_path, format, rows, detours, ending):
         assert read_back(back) == rows, detour
 
 
+@pytest.mark.parametrize("ending", [".json", ".jsonl"])
 @pytest.mark.parametrize("detour", ["captions", "llava", "messages"])
-def test_coco_files_survive(tmp_path, detour):
+def test_coco_files_survive(tmp_path, detour, ending):
     source = written(tmp_path, COCO, "coco.json")
-    middle, back = str(tmp_path / "middle.json"), str(tmp_path / "back.json")
+    middle, back = str(tmp_path / f"middle{ending}"), str(tmp_path / "back.json")
     formats.convert(source, middle, None, detour)
     formats.convert(middle, back, None, "captions")
     theirs = read_back(back)
     assert theirs["annotations"] == COCO["annotations"]
-    assert sorted(theirs["images"], key=str) == sorted(COCO["images"], key=str)
+    assert theirs["images"] == COCO["images"]
     assert {k: theirs[k] for k in ("info", "licenses")} == {
         k: COCO[k] for k in ("info", "licenses")
     }
 
 
-@pytest.mark.parametrize("detour", ["vqa", "llava", "messages"])
+@pytest.mark.parametrize("detour", ["vqa", "vqa flat", "llava", "messages"])
 def test_vqa_pairs_survive(tmp_path, detour):
     source = written(tmp_path, QUESTIONS, "v2_OpenEnded_mscoco_val_questions.json")
     written(tmp_path, ANNOTATIONS, "v2_mscoco_val_annotations.json")
     (tmp_path / "middle").mkdir()
     middle = str(tmp_path / "middle" / ("questions.json" if detour == "vqa" else "rows.json"))
     back = f"{tmp_path}/q.json,{tmp_path}/a.json"
-    formats.convert(source, middle, None, detour)
+    middle = str(tmp_path / "flat.jsonl") if detour == "vqa flat" else middle
+    formats.convert(source, middle, None, detour.split()[0])
     formats.convert(middle, back, None, "vqa")
     assert read_back(f"{tmp_path}/q.json") == QUESTIONS
     assert read_back(f"{tmp_path}/a.json") == ANNOTATIONS
@@ -305,6 +315,20 @@ def test_what_a_format_cannot_hold_is_a_reject_with_its_row(tmp_path):
         samples = (s for s in formats.read(source) if not isinstance(s, Reject))
         formats.write(samples, out, "llava")
     assert len(read_back(out)) == 1, "a failed write must leave the old file"
+
+
+@pytest.mark.parametrize("note", [7, {"turns": 3, "from": 5, "list": []}, {"file": 1, "image": 2}])
+@pytest.mark.parametrize("to", ["llava", "messages", "captions", "vqa"])
+def test_notes_that_others_wrote_do_no_harm(tmp_path, note, to):
+    marks = ("_llava", "_messages", "_captions", "_coco", "_vqa", "_vqa_pair", "_text_file")
+    rows = []
+    for kept in ("llava", "captions"):
+        base = LLAVA_ROWS[0] if kept == "llava" else CAPTION_ROWS[0]
+        rows.append(base | {m: note for m in marks if m != f"_{kept}"})
+        source = written(tmp_path, rows[-1:], "in.jsonl")
+        out = tmp_path / ("out_questions.json" if to == "vqa" else "out.json")
+        ledger = formats.convert(source, str(out), None, to)
+        assert ledger.num_read == 1 == ledger.num_used + ledger.num_rejected
 
 
 def test_newline_after_the_marker_is_kept():

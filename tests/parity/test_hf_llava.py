@@ -14,6 +14,7 @@ import diptych.model.vlm as vlms
 from diptych.convert import layout
 from diptych.convert.chat_parts import IMAGE_MARK
 from diptych.convert.layouts import hf_llava
+from diptych.convert.llava_projector import to_projector
 from diptych.data.chat import TEMPLATES
 from diptych.data.image import Preprocessing
 from diptych.data.sample import Sample, Text, Turn
@@ -54,6 +55,15 @@ PADDED = EDGE_CROP.model_copy(update={"pad_to_square": True})
 EXACT = Preprocessing(size=(32, 32))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads only cost on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import PreTrainedTokenizerFast
@@ -86,6 +96,7 @@ def compose(
     image: Preprocessing = EDGE_CROP,
     features: str = "patch",
     dtype: str = "float32",
+    template: str | None = None,
 ) -> Vlm:
     model = vlms.build(
         VlmConfig(
@@ -94,7 +105,7 @@ def compose(
             ),
             connector={"name": connector},
             language_model=LanguageModelConfig(
-                config=text, tokenizer=str(tokenizer), dtype=dtype
+                config=text, tokenizer=str(tokenizer), dtype=dtype, template=template
             ),
         ),
         seed=3,
@@ -259,13 +270,15 @@ def test_reads_what_transformers_wrote(tokenizer_folder, tmp_path, vision, text)
         patch_size=8,
         vision_feature_select_strategy="default" if has_class else "full",
         num_additional_image_tokens=int(has_class),
-        chat_template=template,
+        chat_template=TEMPLATES["chatml"] if text is MISTRAL else template,
     ).save_pretrained(tmp_path / "theirs")
 
     model, report = layout.load(tmp_path / "theirs", "hf-llava")
-    assert report.tokens_equal and not report.notes
+    assert report.tokens_equal
     assert report.max_logit_difference <= report.tolerance
     assert model.tokens_per_image == 16
+    # A template that takes text only cannot render what a processor hands it; that is noted.
+    assert bool(report.notes) == (text is MISTRAL)
     model.save(tmp_path / "diptych")
     same = load_model(tmp_path / "diptych")
     ask = Sample("1", (Turn("user", (Text("What is shown here?"),)),))
@@ -310,13 +323,14 @@ def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text
         return weights
 
     projector = "multi_modal_projector.linear_2.weight"
-    embedding = "language_model.model.embed_tokens.weight"
+    embedding = "language_model.model.embed_tokens.weight"  # of a row that no probe reads
     damages = {
         "logits": with_weights(lambda t: t[projector][0, 0].add_(1.0)),
-        embedding: with_weights(lambda t: t[embedding][250, 0].add_(1e-4)),
+        "not what was written": with_weights(lambda t: t[embedding][250, 0].add_(1e-4)),
         "missing": with_weights(lambda t: t.pop(projector)),
         "cannot read": cut,
         "logits differ": with_config("config.json", "vision_feature_layer", -1),
+        "fails on": with_config("config.json", "vision_feature_select_strategy", "full"),
         "stops at": with_config("generation_config.json", "eos_token_id", 7),
         "pixels": with_config("preprocessor_config.json", "image_mean", [0.4, 0.5, 0.5]),
         "chat template": with_config("processor_config.json", "num_additional_image_tokens", 0),
@@ -331,10 +345,36 @@ def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text
         assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
+def test_tokenizer_adds_nothing_that_the_template_does_not_write(tokenizer_folder, tmp_path):
+    """A tokenizer that puts a start token before every text would differ from training."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    mark = "<|endoftext|>"
+    tokenizer.bos_token = mark
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{mark} $A", pair=f"{mark} $A $B", special_tokens=[(mark, 0)]
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for template in (None, "{{ bos_token }}" + TEMPLATES["chatml"]):
+        model = compose(tmp_path / "tokenizer", template=template)
+        report = layout.export(model, "hf-llava", tmp_path / "out")
+        assert report.tokens_equal and not report.notes
+
+
+def test_other_vision_transformers(tokenizer_folder, tmp_path):
+    """A tower that servers may not know is exported all the same, and the report says so."""
+    vit = {**CLIP, "model_type": "vit"}
+    model = compose(tokenizer_folder, vit, layer=-1, image=EXACT)
+    report = layout.export(model, "hf-llava", tmp_path / "out")
+    assert report.tokens_equal and "servers" in report.notes[0]
+
+
 def test_linear_identity_is_exact(tokenizer_folder):
     """[W, -W, 0] relu([I; -I; 0] x) is W x, to rounding of the sum's order."""
     model = compose(tokenizer_folder, connector="linear")
-    weights, activation = hf_llava._projector(model)
+    weights, activation = to_projector(model)
     assert activation == "relu"
     features = torch.randn(5, 16)
     inner = (features @ weights["linear_1.weight"].T + weights["linear_1.bias"]).relu()
@@ -345,12 +385,20 @@ def test_linear_identity_is_exact(tokenizer_folder):
 
 def test_what_does_not_fit_is_refused_with_a_way_out(tokenizer_folder, tmp_path):
     wide = {**CLIP, "hidden_size": 24}
+    resnet = {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    }
     cases = [
         (compose(tokenizer_folder, wide, connector="linear"), "twice the encoder's width"),
         (compose(tokenizer_folder, connector="pixel_shuffle"), "not pixel_shuffle"),
         (compose(tokenizer_folder, connector="downsample"), "not downsample"),
         (compose(tokenizer_folder, connector="resampler"), "not resampler"),
         (compose(tokenizer_folder, SIGLIP, layer=None, image=EXACT), "final normalisation"),
+        (compose(tokenizer_folder, resnet, layer=None, image=EXACT), "not a resnet"),
     ]
     for model, message in cases:
         with pytest.raises(ConfigError, match=message) as caught:
@@ -388,6 +436,9 @@ def test_folders_that_cannot_be_read(tokenizer_folder, tmp_path):
         (out / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(CheckpointError):
             layout.load(out, "hf-llava")
+    (out / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="no JSON"):
+        layout.load(out, "hf-llava")
     (out / "config.json").write_text(json.dumps(config))
     (out / "model.safetensors").rename(out / "pytorch_model.bin")
     with pytest.raises(UnsafeFile):

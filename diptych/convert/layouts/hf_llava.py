@@ -24,12 +24,11 @@ from diptych.convert import comparison
 from diptych.convert.chat_parts import IMAGE_MARK, for_parts, for_text
 from diptych.convert.comparison import ExportReport
 from diptych.convert.llava_class import LlavaReference, open_llava
+from diptych.convert.llava_projector import to_connector, to_projector
 from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
 from diptych.model import vlm as vlms
 from diptych.model.checkpoint import save_tensors, unique_tensors
-from diptych.model.connectors.linear import Linear
-from diptych.model.connectors.mlp import Mlp
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.model.vlm import Vlm, VlmConfig
@@ -67,12 +66,6 @@ WRAPPED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 PAD_ROWS_TO = 64
 """A grown vocabulary is filled up to a multiple, as in the published checkpoints."""
 
-FITS = {
-    "pixel_shuffle": "it is InternVL's shape (InternVLForConditionalGeneration)",
-    "downsample": "it is VILA's shape, which no server reads as a plain transformers folder",
-    "resampler": "it is near BLIP-2's shape (Blip2ForConditionalGeneration)",
-}
-
 
 def renamed(tensors: Mapping[str, Tensor], source: Names, target: Names) -> dict[str, Tensor]:
     """The same tensors under the names of another column of `KEYS`.
@@ -88,7 +81,8 @@ def renamed(tensors: Mapping[str, Tensor], source: Names, target: Names) -> dict
                 break
         else:
             raise ConfigError(
-                f"the layout has no place for the weight {name}",
+                "the layout has no place for one of the model's weights",
+                where=name,
                 fix="language models of the Llama kind fit (llama, mistral, qwen2 and alike)",
             )
     return result
@@ -137,7 +131,7 @@ def write(model: Vlm, out: Path) -> dict[str, Tensor]:
             fix="keep the Diptych folder, or compose with a causal language model",
         )
     layer, strategy, num_prefix = _tower(model)
-    projector, activation = _projector(model)
+    projector, activation = to_projector(model)
     tokenizer = _tokenizer(model)
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
 
@@ -216,45 +210,6 @@ def _tower(model: Vlm) -> tuple[int, str, int]:
         f"the encoder has {num_prefix} class and register tokens, the layout can leave out one",
         where="model.vision_encoder.features",
         fix="train with model.vision_encoder.features=full",
-    )
-
-
-def _projector(model: Vlm) -> tuple[dict[str, Tensor], str]:
-    """Weights of the two-layer projector that is the connector, and its activation.
-
-    Raises:
-        ConfigError: the connector has another shape.
-    """
-    connector = model.connector
-    if isinstance(connector, Mlp):
-        return {n: t.detach().cpu() for n, t in connector.state_dict().items()}, "gelu"
-    if isinstance(connector, Linear):
-        weight = connector.projection.weight.detach().cpu()
-        text_dim, vision_dim = weight.shape
-        if 2 * vision_dim > text_dim:
-            raise ConfigError(
-                f"a linear connector fits the layout where twice the encoder's width "
-                f"({vision_dim}) is at most the language model's ({text_dim})",
-                where="model.connector",
-                fix="train with the mlp connector; as it is, only PaliGemma's shape would hold it",
-            )
-        first, second = torch.zeros(text_dim, vision_dim), torch.zeros(text_dim, text_dim)
-        first[:vision_dim] = torch.eye(vision_dim)
-        first[vision_dim : 2 * vision_dim] = -torch.eye(vision_dim)
-        second[:, :vision_dim] = weight
-        second[:, vision_dim : 2 * vision_dim] = -weight
-        return {
-            "linear_1.weight": first,
-            "linear_1.bias": torch.zeros(text_dim),
-            "linear_2.weight": second,
-            "linear_2.bias": connector.projection.bias.detach().cpu(),
-        }, "relu"
-    name = model.config.connector.name
-    raise ConfigError(
-        f"the layout holds the connectors mlp and linear, not {name}",
-        where="model.connector",
-        fix=f"{FITS.get(name, 'it has no public shape')}; keep the Diptych folder, or train "
-        "with the mlp connector",
     )
 
 
@@ -358,7 +313,7 @@ def load(path: Path) -> Vlm:
     the image mark stays in the embeddings, where nothing looks it up.
     """
     config_file = path / "config.json"
-    values = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+    values = _read_json(config_file) if config_file.is_file() else {}
     if values.get("model_type") != "llava":
         raise CheckpointError(
             f"the folder is no LLaVA model (model_type {values.get('model_type')!r})",
@@ -373,7 +328,7 @@ def load(path: Path) -> Vlm:
             where=f"{config_file}: vision_feature_layer",
         )
     tensors = renamed(module.state_dict(), "loaded", "diptych")
-    connector, projector = _read_projector(tensors, config, config_file)
+    connector, projector = to_connector(tensors, config, config_file)
     tensors = {n: t for n, t in tensors.items() if not n.startswith("connector.")} | projector
     is_half = all(p.dtype == torch.bfloat16 for p in module.parameters())
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
@@ -402,43 +357,20 @@ def load(path: Path) -> Vlm:
     return model
 
 
-def _read_projector(
-    tensors: Mapping[str, Tensor], config: Any, where: Path
-) -> tuple[str, dict[str, Tensor]]:
-    """Name of the connector and its weights."""
-    activation = config.projector_hidden_act
-    found = {n: t for n, t in tensors.items() if n.startswith("connector.")}
-    for layer in ("linear_1", "linear_2"):
-        weight = found[f"connector.{layer}.weight"]
-        found.setdefault(f"connector.{layer}.bias", weight.new_zeros(len(weight)))
-    if activation == "gelu":
-        return "mlp", found
-    first, second = (found[f"connector.linear_{i}.weight"] for i in (1, 2))
-    dim = first.shape[1]
-    if activation == "relu" and 2 * dim <= len(first):
-        eye = torch.eye(dim, dtype=first.dtype)
-        is_identity = (
-            torch.equal(first[:dim], eye)
-            and torch.equal(first[dim : 2 * dim], -eye)
-            and not first[2 * dim :].any()
-            and not found["connector.linear_1.bias"].any()
-            and torch.equal(second[:, :dim], -second[:, dim : 2 * dim])
-        )
-        if is_identity:
-            return "linear", {
-                "connector.projection.weight": second[:, :dim],
-                "connector.projection.bias": found["connector.linear_2.bias"],
-            }
-    raise CheckpointError(
-        f"the projector's activation is {activation}; Diptych's mlp has gelu",
-        where=f"{where}: projector_hidden_act",
-    )
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise CheckpointError(f"the file is no JSON: {error}", where=str(file)) from None
+    if not isinstance(values, dict):
+        raise CheckpointError("the file holds no mapping", where=str(file))
+    return values
 
 
 def _read_preprocessing(path: Path) -> Preprocessing:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (path / name).is_file():
-            values = json.loads((path / name).read_text(encoding="utf-8"))
+            values = _read_json(path / name)
             values = values.get("image_processor", values)
             if "image_mean" in values or "image_processor_type" in values:
                 return Preprocessing.from_hf(values)
@@ -460,8 +392,7 @@ def _read_template(path: Path) -> str | None:
         ) from error
     template = tokenizer.chat_template
     if (path / "chat_template.json").is_file():
-        text = (path / "chat_template.json").read_text(encoding="utf-8")
-        template = json.loads(text)["chat_template"]
+        template = _read_json(path / "chat_template.json").get("chat_template")
     return for_text(template, tokenizer) if isinstance(template, str) else None
 
 

@@ -82,6 +82,8 @@ def _category(table: Table, name: Any) -> int:
 
 
 def _categories(table: Table, operation: dict[str, Any], at_least: int = 2) -> list[int]:
+    if not isinstance(operation["categories"], list):
+        raise Unanswerable("malformed")
     indices = [_category(table, name) for name in operation["categories"]]
     if len(set(indices)) != len(indices) or len(indices) < at_least:
         raise Unanswerable("malformed")

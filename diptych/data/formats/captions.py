@@ -30,6 +30,9 @@ from diptych.data.table import Table
 from diptych.errors import DataError, DuplicateId, FormatError, MissingImage
 
 MARK = "_captions"
+# What only one of the four ways says; the other three keep it like any key they do not know.
+_COCO_MARK = "_coco"
+_FOLDER_MARK = "_text_file"
 PICTURE_SUFFIXES = frozenset(
     ".png .jpg .jpeg .jpe .webp .gif .bmp .tif .tiff .ppm .pgm .pbm".split()
 )
@@ -75,7 +78,7 @@ def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None =
     iterator = iter(samples)
     first = next(iterator, None)
     rest = _chain(first, iterator)
-    if first and files.suffix(path) == ".json" and "image" in contract.noted(first, MARK):
+    if first and files.suffix(path) == ".json" and contract.noted(first, _COCO_MARK):
         return _write_coco(rest, path, refuse)
     return contract.write_json(contract.rendered(rest, render, refuse), path)
 
@@ -171,7 +174,7 @@ def _read_coco(path: str) -> Iterator[Sample | Reject]:
             continue
         for sample in contract.parsed([item], lambda row: _parse_annotation(row, images)):
             if first and isinstance(sample, Sample):
-                sample.meta[MARK]["file"] = header
+                sample.meta[_COCO_MARK]["file"] = header
                 first = False
             yield sample
     images.close()
@@ -187,7 +190,7 @@ def _parse_annotation(row: Row, images: Table) -> Sample:
         raise MissingImage(f"the file lists no image with the id {row.value['image_id']}")
     note["number"], note["image"] = json.loads(found)
     path = contract.require(note["image"], "file_name", str, "a path")
-    meta = contract.take_meta(row.value, frozenset({"id", "caption"}), MARK, note)
+    meta = contract.take_meta(row.value, frozenset({"id", "caption"}), _COCO_MARK, note)
     return _sample(sample_id, path, caption, row.where, meta)
 
 
@@ -216,15 +219,15 @@ def _write_coco(samples: Iterable[Sample], path: str, refuse: contract.Refuse | 
 
 def _coco_rows(sample: Sample) -> tuple[tuple[str, str], dict[str, Any], dict[str, Any]]:
     path, caption = _caption(sample)
-    note = contract.noted(sample, MARK)
+    note = contract.noted(sample, _COCO_MARK)
     if "image" not in note:
         raise FormatError("the sample did not come from a COCO file; write Karpathy rows instead")
     image = note["image"] | {"file_name": path}
     annotation = contract.give_id(sample, note) | {"caption": caption}
     known = frozenset({"id", "caption"})
-    annotation = contract.give_meta(annotation, sample.meta, known, MARK)
+    annotation = contract.give_meta(annotation, sample.meta, known, _COCO_MARK)
     key = f"{note['number']:012d}"
-    return (key, json.dumps(image, ensure_ascii=False)), annotation, note.get("file", {})
+    return (key, json.dumps(image, ensure_ascii=False)), annotation, dict(note.get("file", {}))
 
 
 # --- CSV -------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ def _read_pair(folder: str, stem: str, names: list[str]) -> Sample:
         raise FormatError("the caption contains a NUL byte")
     caption = text.rstrip("\r\n")
     note = {"end": text[len(caption) :]} if text != caption else {}
-    return _sample(stem, pictures[0], caption, where, {MARK: note} if note else {})
+    return _sample(stem, pictures[0], caption, where, {_FOLDER_MARK: note} if note else {})
 
 
 class _TextFiles:
@@ -348,9 +351,9 @@ class _TextFiles:
             raise FormatError(f"the picture '{path}' does not lie in the folder")
         if self._written.add(target, sample.id) is not None:
             raise FormatError(f"a folder holds one caption a picture, and '{path}' has two")
-        extra = {key for key in sample.meta if key != MARK}
+        extra = {key for key in sample.meta if key not in (MARK, _FOLDER_MARK)}
         if extra:
             raise FormatError(f"a text file cannot hold {', '.join(sorted(extra))}")
         with files.replacing(target) as temporary:
-            end = contract.noted(sample, MARK).get("end", "")
+            end = contract.noted(sample, _FOLDER_MARK).get("end", "")
             temporary.write_text(caption + end, encoding="utf-8", newline="")

@@ -57,9 +57,15 @@ def parse(row: Row) -> Sample:
     messages = contract.require(row.value, "messages", list, "a list of messages")
     listed = row.value.get("images")
     paths = contract.image_list(listed, "images")
-    if not paths and "images" in row.value:
+    named = [
+        p[k] for p in _content_parts(messages) if p.get("type") == "image" and (k := _path_key(p))
+    ]
+    # A list that is empty or repeats what the messages name themselves binds nothing.
+    style = _list_style(messages) if paths and paths != named else None
+    if style is None and "images" in row.value:
         note["images"] = listed
-    style = _list_style(messages) if paths else None
+    if style and named:
+        raise FormatError("the pictures are named partly in 'images', partly in the messages")
     if style:
         note["style"] = style
         num_places = _num_places(messages, style)

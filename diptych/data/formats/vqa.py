@@ -29,8 +29,10 @@ from diptych.data.table import Table
 from diptych.errors import DuplicateId, FormatError, OneSidedConversation
 
 MARK = "_vqa"
+# What only the pair of files says; flat rows keep it like any key they do not know.
+_PAIR_MARK = "_vqa_pair"
 _ANSWER_KEYS = ("answers", "answer", "multiple_choice_answer", "question_type", "answer_type")
-_KNOWN = frozenset({"question", "image", "annotation", "kind", *_ANSWER_KEYS})
+_KNOWN = frozenset({"question", "image", "kind", *_ANSWER_KEYS})
 
 
 def sniff(row: dict[str, Any]) -> bool:
@@ -91,7 +93,7 @@ def _read_pair(questions: str, annotations: str) -> Iterator[Sample | Reject]:
             found = answers.pop(str(item.value.get("question_id")))
             for sample in contract.parsed([item], partial(_joined, found=found, subtype=subtype)):
                 if first and isinstance(sample, Sample):
-                    sample.meta.setdefault(MARK, {})["file"] = about
+                    sample.meta[_PAIR_MARK]["file"] = about
                     first = False
                 yield sample
     for question_id, found in answers.items():
@@ -111,15 +113,21 @@ def _joined(row: Row, found: str | None, subtype: Any) -> Sample:
             raise FormatError(f"the question has a key '{key}' that belongs to its annotation")
         if key in annotation:
             flat[key] = annotation.pop(key)
+    pair: dict[str, Any] = {}
     shared = {"question_id", "image_id"}
-    rest = {k: v for k, v in annotation.items() if k not in shared or v != flat.get(k)}
-    if rest:
-        flat["annotation"] = rest
-    # One without an image id of its own is written back without one.
-    lacking = [k for k in ("image_id",) if k in flat and k not in annotation]
-    if lacking:
-        flat["annotation"] = rest | {"": lacking}
-    return _parse(flat, row.where, row.number, subtype)
+    pair["annotation"] = {
+        k: v for k, v in annotation.items() if k not in shared or v != flat.get(k)
+    }
+    if "image_id" in flat and "image_id" not in annotation:
+        pair["lacks_image_id"] = True
+    if "image" not in flat:
+        image_id = contract.require(flat, "image_id", (int, str), "a number or text")
+        flat["image"] = pair["named"] = _usual_name(image_id, subtype)
+    if _PAIR_MARK in flat:
+        raise FormatError(f"the key '{_PAIR_MARK}' is reserved")
+    sample = parse(Row(flat, row.where, row.raw, row.number))
+    sample.meta[_PAIR_MARK] = pair
+    return sample
 
 
 def parse(row: Row) -> Sample:
@@ -129,13 +137,10 @@ def parse(row: Row) -> Sample:
         FormatError: a field is missing or of the wrong type.
         EmptyConversation: the question or the answer is empty.
     """
-    return _parse(row.value, row.where, row.number, None)
-
-
-def _parse(value: dict[str, Any], where: str, number: int, subtype: Any) -> Sample:
+    value = row.value
     note: dict[str, Any] = {}
     id_key = "question_id" if "question_id" in value else "id"
-    sample_id = contract.take_id(Row(value, where, "", number), note, id_key)
+    sample_id = contract.take_id(row, note, id_key)
     note.pop("id", None)
     note.pop("no_id", None)
     question = contract.require(value, "question", str, "text")
@@ -148,11 +153,11 @@ def _parse(value: dict[str, Any], where: str, number: int, subtype: Any) -> Samp
     given = {k: value[k] for k in _ANSWER_KEYS[2:] if k in value}
     if given:
         note["given"] = given
-    if "annotation" in value:
-        note["annotation"] = value["annotation"]
     if "kind" in value:
         note["kind"] = value["kind"]
-    path = _picture(value, subtype, note)
+    path = contract.require(value, "image", str, "a path")
+    if not path:
+        raise FormatError("'image' is empty, not a path")
     meta = contract.take_meta(value, _KNOWN, MARK, note)
     meta["answers"] = answers
     kind = value.get("kind") or value.get("answer_type") or value.get("question_type")
@@ -161,7 +166,7 @@ def _parse(value: dict[str, Any], where: str, number: int, subtype: Any) -> Samp
     asked = (Image(path), Text(question)) if question.strip() else ()
     said = (Text(best),) if best else ()
     turns = (Turn("user", asked), Turn("assistant", said))
-    return contract.checked(Sample(sample_id, turns, where, meta))
+    return contract.checked(Sample(sample_id, turns, row.where, meta))
 
 
 def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
@@ -190,18 +195,6 @@ def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
     return answers
 
 
-def _picture(value: dict[str, Any], subtype: Any, note: dict[str, Any]) -> str:
-    if "image" in value:
-        path = contract.require(value, "image", str, "a path")
-        if not path:
-            raise FormatError("'image' is empty, not a path")
-        return path
-    image_id = contract.require(value, "image_id", (int, str), "a number or text")
-    path = _usual_name(image_id, subtype)
-    note["named"] = path
-    return path
-
-
 def _usual_name(image_id: int | str, subtype: Any) -> str:
     prefix = f"COCO_{subtype}_" if isinstance(subtype, str) and subtype else ""
     digits = str(image_id)
@@ -227,15 +220,10 @@ def render(sample: Sample) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if "question_id" not in meta:
         row["id"] = meta.pop("id", sample.id)
-    path = contract.image_path(image)
-    if note.get("named") != path:
-        row["image"] = path
-    row["question"] = question
+    row |= {"image": contract.image_path(image), "question": question}
     answers = sample.meta.get("answers") or [answer]
     row.update(_answers_row(answers, note))
     row.update(note.get("given", {} if note else {"multiple_choice_answer": answer}))
-    if "annotation" in note:
-        row["annotation"] = note["annotation"]
     if "kind" in note or (not note and "kind" in sample.meta):
         row["kind"] = note.get("kind", sample.meta.get("kind"))
     return contract.give_meta(row, meta, _KNOWN, MARK)
@@ -296,15 +284,15 @@ def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None =
 
 def _pair(sample: Sample) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     flat = render(sample)
-    rest = flat.pop("annotation", {})
-    lacking = rest.get("", [])
+    pair = flat.pop(_PAIR_MARK, {})
     question = {k: v for k, v in flat.items() if k not in _ANSWER_KEYS}
     if "question_id" not in question:
         question["question_id"] = question.pop("id")
-    annotation: dict[str, Any] = {
-        k: question[k] for k in ("question_id", "image_id") if k in question
-    }
-    annotation |= {k: v for k, v in rest.items() if k}
-    annotation = {k: v for k, v in annotation.items() if k not in lacking}
+    if pair.get("named") == question["image"]:
+        del question["image"]
+    shared = ["question_id"] + ["image_id"] * (not pair.get("lacks_image_id"))
+    annotation: dict[str, Any] = {k: question[k] for k in shared if k in question}
+    annotation |= pair.get("annotation", {})
     annotation |= {k: flat[k] for k in _ANSWER_KEYS if k in flat}
-    return question, annotation, contract.noted(sample, MARK).get("file", {})
+    about = {key: dict(value) for key, value in pair.get("file", {}).items()}
+    return question, annotation, about

@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from diptych.data.charts import draw
 from diptych.data.charts import kind as kinds
 from diptych.data.charts.canvas import drawable
@@ -19,7 +21,6 @@ from diptych.data.charts.style import COLOUR_NAMES
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Scale, lists
 from diptych.errors import ConfigError, DataError
-from PIL import Image
 
 KINDS = {
     "bar", "horizontal_bar", "grouped_bar", "stacked_bar", "line", "pie", "donut", "funnel",
@@ -211,9 +212,8 @@ def test_what_the_picture_does_not_settle_is_refused(table, operation, reason):
                              ((5, 1, 6, 2), "fluctuating")],
 )  # fmt: skip
 def test_trends(values, expected):
-    table = _table(
-        kind="line", order="time", categories=("1", "2", "3", "4"), values=(tuple(map(float, values)),),
-    )  # fmt: skip
+    row = tuple(float(value) for value in values)
+    table = _table(kind="line", order="time", categories=("1", "2", "3", "4"), values=(row,))
     assert answer(table, {"op": "trend"}) == expected
 
 

@@ -1,0 +1,631 @@
+"""Training speed and memory: Diptych against transformers' LLaVA class with its Trainer.
+
+Two contenders fine-tune the same model (frozen CLIP vision transformer, two-layer connector,
+SmolLM2-135M-Instruct) on the same chart questions, in turns on the same machine:
+
+- `transformers`: `LlavaForConditionalGeneration`, `transformers.Trainer`, padded batches with
+  labels masked outside the answers; one row and one pass of the vision encoder per question.
+  This is what users do today.
+- `diptych`: `diptych.train.trainer.Trainer` with its usual packing.
+
+Both start from the same weights, see the same questions in the same order in optimizer steps
+of the same size, with the same optimizer, learning rate, precision, token ids, pixels (made by
+the same code) and number of loader processes. That both compute the same thing is checked, not
+assumed: the loss of every step is compared, the number of supervised tokens of every step must
+be equal, and the script fails when the first losses differ by more than the tolerance.
+
+What is counted:
+
+- *real tokens*: tokens of each question as it stands alone (picture, question, answer), no
+  padding. The same number for both, so the ratio of real tokens per second is the ratio of
+  useful work per second.
+- *processed tokens*: non-padding tokens that went through the language model. Diptych gets to
+  its result with fewer: questions about one picture share one copy of its tokens. That is
+  exact (tests/equivalence/test_packing.py), but it is not raw speed, so both are printed. On
+  a set with one question per picture expect the smaller ratio.
+- *peak memory*: highest resident memory of the training process plus the private memory of
+  its loader processes; on a GPU, highest allocated GPU memory.
+- *seconds per epoch*: one pass over all questions of the chart set at the measured speed.
+
+Diptych also runs the vision encoder once per picture and micro-batch and the output layer at
+supervised tokens only. Its feature cache stays off: in one pass over the data it cannot pay.
+
+Each run is a process of its own. Warm-up steps are excluded; figures are medians over the
+repetitions, and `ratio_range` has the smallest and largest ratio of neighbouring runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+CONTENDERS = ("diptych", "transformers")
+TARGETS = {"real_tokens_per_second": 2.0, "peak_memory": 0.7}
+TOLERANCE = {"bf16": 1e-2, "float32": 1e-4}
+"""Largest difference of the first loss, in nats per token."""
+
+ENCODER = {
+    "model_type": "clip_vision_model", "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
+}  # fmt: skip
+"""CLIP ViT-B/16, 196 tokens a picture; random weights, for speed does not depend on them."""
+
+QUICK = {
+    "charts": 4, "warmup_steps": 1, "steps": 1, "repeats": 1, "global_batch": 4, "micro_batch": 2,
+    "encoder": {**ENCODER, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "patch_size": 32},
+}  # fmt: skip
+
+
+def parse(arguments: list[str]) -> tuple[dict[str, Any], argparse.Namespace]:
+    """Command line -> (settings of the measurement, how to run it)."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print exactly one JSON object")
+    parser.add_argument("--quick", action="store_true", help="a few small steps: does it work?")
+    parser.add_argument("--work", type=Path, help="folder to keep charts, weights and runs in")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each contender")
+    parser.add_argument("--steps", type=int, default=4, help="measured optimizer steps a run")
+    parser.add_argument("--warmup-steps", type=int, default=1, help="steps before those")
+    parser.add_argument("--charts", type=int, default=64, help="charts to draw")
+    parser.add_argument("--global-batch", type=int, default=16, help="questions an optimizer step")
+    parser.add_argument(
+        "--micro-batch", type=int, default=8, help="questions the baseline computes at once"
+    )
+    parser.add_argument(
+        "--tokens-per-row",
+        type=int,
+        default=1024,
+        help="longest packed row; Diptych computes one row at once",
+    )
+    parser.add_argument("--precision", choices=list(TOLERANCE), default="bf16", help="autocast")
+    parser.add_argument(
+        "--learn", choices=["full", "lora"], default="full", help="of the language model"
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--language-model", default=SMOLLM2, help="name or folder")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    settings = {k: v for k, v in vars(options).items() if k not in ("json", "quick", "work")}
+    settings["encoder"] = ENCODER
+    if options.quick:
+        settings |= QUICK
+    if settings["global_batch"] % settings["micro_batch"]:
+        parser.error("--global-batch must be a multiple of --micro-batch")
+    return settings, options
+
+
+# -- what both contenders share --------------------------------------------------------------
+
+
+def prepare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Draw the charts and write the same weights in both layouts."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    from diptych.data.charts.dataset import draw
+    from diptych.model.vlm import VlmConfig, build
+    from diptych.model.weights import locate
+
+    summary = draw(
+        work / "charts",
+        num=settings["charts"],
+        seed=settings["seed"],
+        test_fraction=0.0,
+        validation_fraction=0.0,
+    )
+    model = build(
+        VlmConfig.from_dict(
+            {
+                "vision_encoder": {
+                    "config": settings["encoder"],
+                    "layer": -2,
+                    "image": {"resize": "exact", "size": [224, 224]},
+                },
+                "connector": "mlp",
+                "language_model": {"weights": str(locate(settings["language_model"]))},
+            }
+        ),
+        seed=settings["seed"],
+    )
+    model.save(work / "model")
+    config = LlavaConfig(
+        vision_config=model.vision_encoder.hf_config,
+        text_config=model.language_model.hf_config,
+        image_token_index=_image_token(model.tokenizer),
+        image_seq_length=model.tokens_per_image,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=model.language_model.hf_config.tie_word_embeddings,
+    )
+    names = {
+        "vision_encoder.module.": "model.vision_tower.",
+        "connector.": "model.multi_modal_projector.",
+        "language_model.module.model.": "model.language_model.",
+        "language_model.module.lm_head.": "lm_head.",
+    }
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        ours = next(prefix for prefix in names if name.startswith(prefix))
+        tensors[names[ours] + name.removeprefix(ours)] = tensor
+    llava = LlavaForConditionalGeneration(config)
+    llava.load_state_dict(tensors)
+    llava.save_pretrained(work / "llava")
+    return {
+        "num_questions": summary["questions"]["train"],
+        "tokens_per_image": model.tokens_per_image,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "environment": _environment(),
+    }
+
+
+def _image_token(tokenizer: Any) -> int:
+    """A reserved token that no chart question uses, so that no row has to be added."""
+    used = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    used |= {tokenizer.unk_token_id, *tokenizer.encode("<|im_start|><|im_end|>")}
+    return max(set(tokenizer.added_tokens_decoder) - used)
+
+
+def _environment() -> dict[str, Any]:
+    import psutil
+    import torch
+    import transformers
+
+    import diptych
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "diptych": diptych.__version__,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process, or of the GPU where there is one.
+
+    `ru_maxrss` would do, but a child starts with its parent's on Linux; VmHWM is its own.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# -- the contenders --------------------------------------------------------------------------
+
+
+def run_diptych(work: Path, run: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """One figure per step, as the Trainer writes them to metrics.jsonl."""
+    import diptych
+    from diptych.train.progress import Progress
+    from diptych.train.stage import Stage
+    from diptych.train.trainer import Trainer
+
+    stage = Stage.from_dict(
+        {
+            "name": "instruct",
+            "data": [
+                {
+                    "path": str(work / "charts" / "train.json"),
+                    "images": str(work / "charts" / "images"),
+                }
+            ],
+            "learn": {"connector": {}, "language_model": {"how": settings["learn"]}},
+            "num_steps": settings["warmup_steps"] + settings["steps"],
+            "global_batch_size": settings["global_batch"],
+            "learning_rate": settings["learning_rate"],
+            "schedule": {"shape": "constant", "warmup_share": 0.0},
+            "precision": settings["precision"],
+            "tokens_per_row": settings["tokens_per_row"],
+            "rows_per_batch": 1,
+            "cache_features": "off",
+            "num_workers": 1,
+        }
+    )
+    trainer = Trainer(
+        diptych.load(work / "model"),
+        [stage],
+        run,
+        seed=settings["seed"],
+        trackers=(),
+        progress=Progress(quiet=True),
+    )
+    trainer.train()
+    lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            "seconds": line["seconds"],
+            "loss": line["loss"],
+            "questions": line["samples"],
+            "supervised_tokens": line["supervised_tokens"],
+            "processed_tokens": line["real_tokens"],
+            "padded_tokens": round(line["real_tokens"] / (1 - line["padding_share"])),
+        }
+        for line in lines
+    ]
+
+
+def run_transformers(work: Path, run: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The baseline, one figure per step."""
+    import torch
+    import transformers
+    from torch.utils.data import Dataset
+
+    from diptych.data.batch import IGNORE, IMAGE_TOKEN
+    from diptych.data.chat import Fate
+    from diptych.data.image import decode
+    from diptych.data.index import Index
+    from diptych.data.mixture import Mixture
+    from diptych.model.checkpoint import load_model
+    from diptych.train.feed import sharing_keys
+
+    model = transformers.LlavaForConditionalGeneration.from_pretrained(
+        work / "llava", dtype=torch.float32
+    )
+    reader = load_model(work / "model")
+    encoder, preprocessing = reader.chat_encoder, reader.vision_encoder.preprocessing
+    pad_token = reader.tokenizer.pad_token_id or 0
+    del reader
+    image_token = model.config.image_token_id
+    index = Index.build(
+        str(work / "charts" / "train.json"), run / "data", images=str(work / "charts" / "images")
+    )
+    mixture = Mixture([sharing_keys(index)], seed=settings["seed"])
+    num_steps = settings["warmup_steps"] + settings["steps"]
+
+    class Questions(Dataset):
+        """The questions in the order in which Diptych visits them."""
+
+        def __len__(self) -> int:
+            return num_steps * settings["global_batch"]
+
+        def __getitem__(self, position: int) -> dict[str, Any]:
+            sample = index[mixture.at(position)[1]]
+            encoded = encoder.encode(sample)
+            pairs = list(zip(encoded.ids, encoded.fates, strict=True))
+            pixels = [preprocessing.apply(decode(index.image_bytes(i))) for i in encoded.images]
+            return {
+                "input_ids": torch.tensor([image_token if i == IMAGE_TOKEN else i for i, _ in pairs]),
+                "labels": torch.tensor([i if f is Fate.TARGET else IGNORE for i, f in pairs]),
+                "pixel_values": torch.from_numpy(pixels[0]),
+            }
+
+    def pad(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        def padded(name: str, filler: int) -> Any:
+            return torch.nn.utils.rnn.pad_sequence(
+                [row[name] for row in rows], batch_first=True, padding_value=filler
+            )
+
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        input_ids = padded("input_ids", pad_token)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
+            "labels": padded("labels", IGNORE),
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        }
+
+    steps: list[dict[str, Any]] = []
+
+    class Counting(transformers.Trainer):
+        """Counts what goes through the model."""
+
+        def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+            step = steps[-1]
+            step["questions"] += len(inputs["input_ids"])
+            step["supervised_tokens"] += int((inputs["labels"][:, 1:] != IGNORE).sum())
+            step["processed_tokens"] += int(inputs["attention_mask"].sum())
+            step["padded_tokens"] += inputs["input_ids"].numel()
+            loss = super().training_step(model, inputs, *rest, **more)
+            step["loss"] += float(loss)
+            return loss
+
+    class Clock(transformers.TrainerCallback):
+        """Times a step from the end of the one before, loading included."""
+
+        last = 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.last = time.monotonic()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            names = ("questions", "supervised_tokens", "processed_tokens", "padded_tokens")
+            steps.append({**dict.fromkeys(names, 0), "loss": 0.0})
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            now = time.monotonic()
+            steps[-1]["seconds"], self.last = now - self.last, now
+
+    if settings["learn"] == "lora":
+        model = _with_lora(model)
+    for name, parameter in model.named_parameters():
+        if "vision_tower" in name:
+            parameter.requires_grad_(False)
+        elif "multi_modal_projector" in name:
+            parameter.requires_grad_(True)
+    arguments = transformers.TrainingArguments(
+        output_dir=str(run),
+        max_steps=num_steps,
+        per_device_train_batch_size=settings["micro_batch"],
+        gradient_accumulation_steps=settings["global_batch"] // settings["micro_batch"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=settings["precision"] == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=1,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to=[],
+        logging_steps=1,
+        disable_tqdm=True,
+        seed=settings["seed"],
+    )
+    Counting(
+        model=model,
+        args=arguments,
+        train_dataset=Questions(),
+        data_collator=pad,
+        callbacks=[Clock()],
+    ).train()
+    return steps
+
+
+def _with_lora(model: Any) -> Any:
+    """The adapters that Diptych's defaults give."""
+    import peft
+
+    from diptych.model.vlm import LoraConfig
+
+    ours = LoraConfig()
+    settings = peft.LoraConfig(
+        r=ours.rank,
+        lora_alpha=ours.alpha,  # type: ignore[arg-type]
+        lora_dropout=ours.dropout,
+        target_modules=r".*language_model\..*_proj",
+    )
+    return peft.get_peft_model(model, settings)
+
+
+# -- measuring -------------------------------------------------------------------------------
+
+
+def measure(name: str, work: Path, number: int) -> dict[str, Any]:
+    """Run one part in a process of its own; its result and the memory of the whole tree."""
+    import psutil
+
+    result = work / f"{name}-{number}.json"
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, str(work), str(number)]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=sys.stderr, env=environment)
+    loaders = 0
+    while process.poll() is None:
+        private = 0
+        try:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                # Forked loaders share the model's pages; only what is their own is counted.
+                private += child.memory_full_info().uss
+        except psutil.NoSuchProcess:
+            pass
+        loaders = max(loaders, private)
+        time.sleep(0.3)
+    if process.returncode or not result.is_file():
+        raise SystemExit(f"{name} (run {number}) failed with exit code {process.returncode}")
+    return {**json.loads(result.read_text()), "loader_memory_bytes": loaders}
+
+
+def part(name: str, work: Path, number: int) -> None:
+    """What a child process does."""
+    settings = json.loads((work / "settings.json").read_text())
+    if name == "prepare":
+        result = prepare(work, settings)
+    else:
+        run = {"diptych": run_diptych, "transformers": run_transformers}[name]
+        steps = run(work, work / f"run-{name}-{number}", settings)
+        result = {"steps": steps, "memory_bytes": _peak_memory_bytes()}
+    (work / f"{name}-{number}.json").write_text(json.dumps(result))
+
+
+def figures(runs: dict[str, Any], settings: dict[str, Any], num_questions: int) -> dict[str, Any]:
+    """Figures of one run of each contender."""
+    real = [s["processed_tokens"] for s in runs["transformers"]["steps"]]
+    result = {}
+    for name, run in runs.items():
+        steps = run["steps"][settings["warmup_steps"] :]
+        seconds = sum(s["seconds"] for s in steps)
+        processed = sum(s["processed_tokens"] for s in steps)
+        questions = sum(s["questions"] for s in steps)
+        result[name] = {
+            "real_tokens_per_second": sum(real[settings["warmup_steps"] :]) / seconds,
+            "processed_tokens_per_second": processed / seconds,
+            "questions_per_second": questions / seconds,
+            "seconds_per_epoch": num_questions * seconds / questions,
+            "peak_memory_bytes": run["memory_bytes"] + run["loader_memory_bytes"],
+            "padding_share": 1 - processed / sum(s["padded_tokens"] for s in steps),
+            "processed_tokens": processed,
+            "real_tokens": sum(real[settings["warmup_steps"] :]),
+        }
+    return result
+
+
+def check_same(runs: dict[str, Any], precision: str) -> dict[str, Any]:
+    """Losses of both, step by step.
+
+    Raises:
+        SystemExit: the contenders did not do the same work.
+    """
+    ours, theirs = runs["diptych"]["steps"], runs["transformers"]["steps"]
+    for key in ("questions", "supervised_tokens"):
+        if [s[key] for s in ours] != [s[key] for s in theirs]:
+            raise SystemExit(
+                f"not the same work: {key} per step are {[s[key] for s in ours]} and "
+                f"{[s[key] for s in theirs]}"
+            )
+    losses = [[s["loss"] for s in steps] for steps in (ours, theirs)]
+    difference = abs(losses[0][0] - losses[1][0])
+    if not difference <= TOLERANCE[precision]:
+        raise SystemExit(
+            f"not the same model: the first losses are {losses[0][0]:.6f} and "
+            f"{losses[1][0]:.6f}, allowed difference {TOLERANCE[precision]}"
+        )
+    return {
+        "diptych": losses[0],
+        "transformers": losses[1],
+        "first_difference": difference,
+        "largest_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+        "allowed_first_difference": TOLERANCE[precision],
+    }
+
+
+def ratios(pair: dict[str, Any]) -> dict[str, float]:
+    """Ours over theirs."""
+    names = {
+        "real_tokens_per_second": "real_tokens_per_second",
+        "processed_tokens_per_second": "processed_tokens_per_second",
+        "seconds_per_epoch": "seconds_per_epoch",
+        "peak_memory": "peak_memory_bytes",
+    }
+    return {n: pair["diptych"][key] / pair["transformers"][key] for n, key in names.items()}
+
+
+def compare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The whole measurement."""
+    started = time.monotonic()
+    (work / "settings.json").write_text(json.dumps(settings))
+    _say("drawing charts and writing the weights")
+    prepared = measure("prepare", work, 0)
+    pairs, losses = [], []
+    for number in range(settings["repeats"]):
+        # A B, B A, A B ...: what drifts on the machine hits both.
+        order = CONTENDERS if number % 2 == 0 else CONTENDERS[::-1]
+        runs = {}
+        for name in order:
+            _say(f"run {number + 1} of {settings['repeats']}: {name}")
+            runs[name] = measure(name, work, number)
+        losses.append(check_same(runs, settings["precision"]))
+        pairs.append(figures(runs, settings, prepared["num_questions"]))
+        _say(", ".join(f"{k} {v:.2f}" for k, v in ratios(pairs[-1]).items()))
+    contenders: dict[str, Any] = {
+        name: {
+            **{key: statistics.median(p[name][key] for p in pairs) for key in pairs[0][name]},
+            "runs": [p[name] for p in pairs],
+        }
+        for name in CONTENDERS
+    }
+    each = [ratios(p) for p in pairs]
+    ratio = ratios(contenders)
+    return {
+        "benchmark": "train_throughput",
+        "environment": prepared["environment"],
+        "settings": {
+            **settings,
+            **{k: prepared[k] for k in ("num_questions", "tokens_per_image", "parameters")},
+        },
+        "contenders": contenders,
+        "losses": losses[0],
+        "ratio": ratio,
+        "ratio_range": {k: [min(r[k] for r in each), max(r[k] for r in each)] for k in ratio},
+        "targets": TARGETS,
+        "targets_met": ratio["real_tokens_per_second"] >= TARGETS["real_tokens_per_second"]
+        and ratio["peak_memory"] <= TARGETS["peak_memory"],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    """The result for people."""
+    settings, ratio = result["settings"], result["ratio"]
+    rows = [
+        ("real tokens per second", "real_tokens_per_second", "{:,.0f}", 1, "at least 2"),
+        ("processed tokens per second", "processed_tokens_per_second", "{:,.0f}", 1, ""),
+        ("questions per second", "questions_per_second", "{:.2f}", 1, ""),
+        (f"seconds per epoch ({settings['num_questions']} questions)", "seconds_per_epoch",
+         "{:,.0f}", 1, ""),
+        ("peak memory, MB", "peak_memory_bytes", "{:,.0f}", 1e6, "at most 0.7"),
+        ("padding share, %", "padding_share", "{:.1f}", 0.01, ""),
+    ]  # fmt: skip
+    lines = [f"{'':44}{'diptych':>12}{'transformers':>14}{'ratio':>8}  target"]
+    for title, key, form, unit, target in rows:
+        ours, theirs = (result["contenders"][name][key] for name in CONTENDERS)
+        share = f"{ours / theirs:.2f}" if theirs and key != "padding_share" else ""
+        lines.append(
+            f"{title:44}{form.format(ours / unit):>12}{form.format(theirs / unit):>14}"
+            f"{share:>8}  {target}".rstrip()
+        )
+    losses = result["losses"]
+    device = result["environment"]["device"]
+    low, high = result["ratio_range"]["real_tokens_per_second"]
+    lines += [
+        "",
+        f"Ratios are ours over theirs, medians of {settings['repeats']} (real tokens per second "
+        f"{low:.2f} to {high:.2f}), on {device}, {settings['precision']}.",
+        f"Same work: first loss {losses['diptych'][0]:.5f} and {losses['transformers'][0]:.5f}, "
+        f"largest difference in any step {losses['largest_difference']:.5f}.",
+        "Processed tokens went through the language model: Diptych needs fewer, for questions "
+        "about one picture share its tokens. Real tokens count every question alone.",
+    ]
+    speed = ratio["real_tokens_per_second"]
+    assert math.isfinite(speed)
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["--part"]:
+        part(arguments[1], Path(arguments[2]), int(arguments[3]))
+        return 0
+    settings, options = parse(arguments)
+    if options.work is not None:
+        options.work.mkdir(parents=True, exist_ok=False)
+        result = compare(options.work.resolve(), settings)
+    else:
+        with tempfile.TemporaryDirectory(prefix="train-throughput-") as folder:
+            result = compare(Path(folder), settings)
+    print(json.dumps(result, indent=2) if options.json else show(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
