@@ -11,8 +11,9 @@ SmolLM2-135M-Instruct) on the same chart questions, in turns on the same machine
 Both start from the same weights, see the same questions in the same order in optimizer steps
 of the same size, with the same optimizer, learning rate, precision, token ids, pixels (made by
 the same code) and number of loader processes. That both compute the same thing is checked, not
-assumed: the loss of every step is compared, the number of supervised tokens of every step must
-be equal, and the script fails when the first losses differ by more than the tolerance.
+assumed. First both take two steps in float32: the losses before and after the first update must
+agree. Then, in every measured run, the questions and supervised tokens of each step must be
+equal and the first losses must agree within the noise of the precision. Otherwise it fails.
 
 What is counted:
 
@@ -38,7 +39,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -52,14 +52,20 @@ from typing import Any
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CONTENDERS = ("diptych", "transformers")
 TARGETS = {"real_tokens_per_second": 2.0, "peak_memory": 0.7}
-TOLERANCE = {"bf16": 1e-2, "float32": 1e-4}
-"""Largest difference of the first loss, in nats per token."""
+TOLERANCE = {"bf16": 0.02, "float32": 1e-4}
+"""Largest difference of two losses relative to them. With an untrained connector bfloat16 alone
+moves a loss by a percent, in either contender; so the proof is the run in float32."""
 
 ENCODER = {
     "model_type": "clip_vision_model", "hidden_size": 768, "intermediate_size": 3072,
     "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
 }  # fmt: skip
 """CLIP ViT-B/16, 196 tokens a picture; random weights, for speed does not depend on them."""
+
+SAME_WORK = {
+    "precision": "float32", "warmup_steps": 1, "steps": 1, "global_batch": 4, "micro_batch": 2,
+}  # fmt: skip
+"""The check before the measurement: two small steps in full precision."""
 
 QUICK = {
     "charts": 4, "warmup_steps": 1, "steps": 1, "repeats": 1, "global_batch": 4, "micro_batch": 2,
@@ -321,7 +327,9 @@ def run_transformers(work: Path, run: Path, settings: dict[str, Any]) -> list[di
             pairs = list(zip(encoded.ids, encoded.fates, strict=True))
             pixels = [preprocessing.apply(decode(index.image_bytes(i))) for i in encoded.images]
             return {
-                "input_ids": torch.tensor([image_token if i == IMAGE_TOKEN else i for i, _ in pairs]),
+                "input_ids": torch.tensor(
+                    [image_token if i == IMAGE_TOKEN else i for i, _ in pairs]
+                ),
                 "labels": torch.tensor([i if f is Fate.TARGET else IGNORE for i, f in pairs]),
                 "pixel_values": torch.from_numpy(pixels[0]),
             }
@@ -429,12 +437,22 @@ def _with_lora(model: Any) -> Any:
 # -- measuring -------------------------------------------------------------------------------
 
 
-def measure(name: str, work: Path, number: int) -> dict[str, Any]:
+def measure(name: str, work: Path, run: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Run one part in a process of its own; its result and the memory of the whole tree."""
     import psutil
 
-    result = work / f"{name}-{number}.json"
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, str(work), str(number)]
+    folder = work / f"{run}-{name}"
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(settings))
+    result = folder / "result.json"
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--part",
+        name,
+        str(work),
+        str(folder),
+    ]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=sys.stderr, env=environment)
     loaders = 0
@@ -449,20 +467,20 @@ def measure(name: str, work: Path, number: int) -> dict[str, Any]:
         loaders = max(loaders, private)
         time.sleep(0.3)
     if process.returncode or not result.is_file():
-        raise SystemExit(f"{name} (run {number}) failed with exit code {process.returncode}")
+        raise SystemExit(f"{name} ({run}) failed with exit code {process.returncode}")
     return {**json.loads(result.read_text()), "loader_memory_bytes": loaders}
 
 
-def part(name: str, work: Path, number: int) -> None:
+def part(name: str, work: Path, folder: Path) -> None:
     """What a child process does."""
-    settings = json.loads((work / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text())
     if name == "prepare":
         result = prepare(work, settings)
     else:
         run = {"diptych": run_diptych, "transformers": run_transformers}[name]
-        steps = run(work, work / f"run-{name}-{number}", settings)
+        steps = run(work, folder / "run", settings)
         result = {"steps": steps, "memory_bytes": _peak_memory_bytes()}
-    (work / f"{name}-{number}.json").write_text(json.dumps(result))
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 def figures(runs: dict[str, Any], settings: dict[str, Any], num_questions: int) -> dict[str, Any]:
@@ -487,8 +505,8 @@ def figures(runs: dict[str, Any], settings: dict[str, Any], num_questions: int) 
     return result
 
 
-def check_same(runs: dict[str, Any], precision: str) -> dict[str, Any]:
-    """Losses of both, step by step.
+def check_same(runs: dict[str, Any], precision: str, num_steps: int) -> dict[str, Any]:
+    """Losses of both; the first `num_steps` must agree.
 
     Raises:
         SystemExit: the contenders did not do the same work.
@@ -501,18 +519,19 @@ def check_same(runs: dict[str, Any], precision: str) -> dict[str, Any]:
                 f"{[s[key] for s in theirs]}"
             )
     losses = [[s["loss"] for s in steps] for steps in (ours, theirs)]
-    difference = abs(losses[0][0] - losses[1][0])
-    if not difference <= TOLERANCE[precision]:
+    differences = [abs(a - b) / b for a, b in zip(*losses, strict=True)]
+    if not max(differences[:num_steps]) <= TOLERANCE[precision]:
         raise SystemExit(
-            f"not the same model: the first losses are {losses[0][0]:.6f} and "
-            f"{losses[1][0]:.6f}, allowed difference {TOLERANCE[precision]}"
+            f"not the same model: the losses in {precision} are {losses[0]} and {losses[1]}, "
+            f"allowed relative difference of the first {num_steps}: {TOLERANCE[precision]}"
         )
     return {
+        "precision": precision,
         "diptych": losses[0],
         "transformers": losses[1],
-        "first_difference": difference,
-        "largest_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
-        "allowed_first_difference": TOLERANCE[precision],
+        "largest_relative_difference": max(differences[:num_steps]),
+        "allowed_relative_difference": TOLERANCE[precision],
+        "steps_held_to_it": num_steps,
     }
 
 
@@ -530,9 +549,13 @@ def ratios(pair: dict[str, Any]) -> dict[str, float]:
 def compare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The whole measurement."""
     started = time.monotonic()
-    (work / "settings.json").write_text(json.dumps(settings))
     _say("drawing charts and writing the weights")
-    prepared = measure("prepare", work, 0)
+    prepared = measure("prepare", work, "0", settings)
+    _say("checking that both compute the same (float32)")
+    small = {**settings, **SAME_WORK}
+    same = check_same(
+        {name: measure(name, work, "check", small) for name in CONTENDERS}, "float32", 2
+    )
     pairs, losses = [], []
     for number in range(settings["repeats"]):
         # A B, B A, A B ...: what drifts on the machine hits both.
@@ -540,8 +563,8 @@ def compare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
         runs = {}
         for name in order:
             _say(f"run {number + 1} of {settings['repeats']}: {name}")
-            runs[name] = measure(name, work, number)
-        losses.append(check_same(runs, settings["precision"]))
+            runs[name] = measure(name, work, str(number + 1), settings)
+        losses.append(check_same(runs, settings["precision"], 1))
         pairs.append(figures(runs, settings, prepared["num_questions"]))
         _say(", ".join(f"{k} {v:.2f}" for k, v in ratios(pairs[-1]).items()))
     contenders: dict[str, Any] = {
@@ -561,7 +584,7 @@ def compare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
             **{k: prepared[k] for k in ("num_questions", "tokens_per_image", "parameters")},
         },
         "contenders": contenders,
-        "losses": losses[0],
+        "same_work": {"check": same, "runs": losses},
         "ratio": ratio,
         "ratio_range": {k: [min(r[k] for r in each), max(r[k] for r in each)] for k in ratio},
         "targets": TARGETS,
@@ -573,7 +596,7 @@ def compare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> str:
     """The result for people."""
-    settings, ratio = result["settings"], result["ratio"]
+    settings = result["settings"]
     rows = [
         ("real tokens per second", "real_tokens_per_second", "{:,.0f}", 1, "at least 2"),
         ("processed tokens per second", "processed_tokens_per_second", "{:,.0f}", 1, ""),
@@ -591,21 +614,23 @@ def show(result: dict[str, Any]) -> str:
             f"{title:44}{form.format(ours / unit):>12}{form.format(theirs / unit):>14}"
             f"{share:>8}  {target}".rstrip()
         )
-    losses = result["losses"]
+    same = result["same_work"]["check"]
     device = result["environment"]["device"]
     low, high = result["ratio_range"]["real_tokens_per_second"]
     lines += [
         "",
         f"Ratios are ours over theirs, medians of {settings['repeats']} (real tokens per second "
         f"{low:.2f} to {high:.2f}), on {device}, {settings['precision']}.",
-        f"Same work: first loss {losses['diptych'][0]:.5f} and {losses['transformers'][0]:.5f}, "
-        f"largest difference in any step {losses['largest_difference']:.5f}.",
+        "Same work: losses before and after the first update in float32 are "
+        f"{_five(same['diptych'])} and {_five(same['transformers'])}.",
         "Processed tokens went through the language model: Diptych needs fewer, for questions "
         "about one picture share its tokens. Real tokens count every question alone.",
     ]
-    speed = ratio["real_tokens_per_second"]
-    assert math.isfinite(speed)
     return "\n".join(lines)
+
+
+def _five(losses: list[float]) -> str:
+    return ", ".join(f"{loss:.5f}" for loss in losses)
 
 
 def _say(text: str) -> None:
@@ -614,7 +639,7 @@ def _say(text: str) -> None:
 
 def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--part"]:
-        part(arguments[1], Path(arguments[2]), int(arguments[3]))
+        part(arguments[1], Path(arguments[2]), Path(arguments[3]))
         return 0
     settings, options = parse(arguments)
     if options.work is not None:

@@ -29,6 +29,8 @@ TEMPLATES = {
     "{% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
     "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    "compact": "{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}"
+    "<|im_end|>{% else %}{{ m['content'] }}<|im_start|>{% endif %}{% endfor %}",
     "qa": "{% for m in messages %}{% if m['role'] == 'user' %}Question: {{ m['content'] }} "
     "{% elif m['role'] == 'assistant' %}Answer: {{ m['content'] }}{{ eos_token }}"
     "{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
@@ -177,7 +179,7 @@ class ChatEncoder:
                 add([IMAGE_TOKEN] * self.tokens_per_image, Fate.IMAGE)
                 images.append(piece)
             else:
-                add(self._texts(piece.text), Fate.TARGET if answering else Fate.PROMPT)
+                add(self._texts(fragment + piece.text), Fate.TARGET if answering else Fate.PROMPT)
         return Encoded(tuple(ids), tuple(fates), tuple(images))
 
     def stop_ids(self) -> frozenset[int]:
@@ -216,7 +218,14 @@ class ChatEncoder:
         for match in _PLACEHOLDER.finditer(text):
             if match.start() > end:
                 pieces.append((text[end : match.start()], None))
-            pieces.append(("", int(match[1])))
+            lead = ""
+            if pieces and pieces[-1][1] is None:
+                # A blank before a piece belongs to it: "ASSISTANT: yes" is learned as " yes"
+                # after "ASSISTANT:", which is where generation starts.
+                fragment = pieces[-1][0]
+                lead = fragment[len(fragment.rstrip(" ")) :]
+                pieces[-1] = (fragment.removesuffix(lead), None)
+            pieces.append((lead, int(match[1])))
             end = match.end()
         if end < len(text):
             pieces.append((text[end:], None))

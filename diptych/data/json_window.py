@@ -25,13 +25,15 @@ MAX_ROW_BYTES = 64 << 20
 # A string up to its quote (or the end of its line: JSON strings hold no raw line ends), or a
 # bracket. Possessive, so that megabytes of text take no backtracking.
 _TOKEN = re.compile(r'"(?:[^"\\\n]++|\\.)*+(?P<open>"|\n|\Z)|(?P<bracket>[{}\[\]])')
+_BETWEEN = re.compile(r"[\s,]*")
 _SCALAR = re.compile(r"[^,\[\]{}\s\"][^,\]}\n]*")
 
 
 class JsonWindow:
     """A position in a stream of UTF-8 text, and as much of the text as is needed.
 
-    `LOST` stands for a value whose end cannot be told.
+    `LOST` stands for a value whose end cannot be told. `nested` says that values are read from
+    an array inside an object, so that more may follow the array's end.
     """
 
     LOST = object()
@@ -44,6 +46,7 @@ class JsonWindow:
         self._line = 1
         self._counted = 0
         self.position = 0
+        self.nested = False
         self._more()
         self._text = self._text.removeprefix("\ufeff")
 
@@ -164,8 +167,28 @@ class JsonWindow:
             elif stack.pop() != bracket:
                 return self._next_element(fence, len(text))
             elif not stack:
-                return self._next_element(fence, token.end()) or token.end()
+                return self._believed(token.end(), fence)
         return None
+
+    def _believed(self, end: int, fence: re.Pattern[str] | None) -> int | None:
+        """`end`, if the array seems to go on or to close there, else the next element.
+
+        A damaged value may seem to end early, inside its own lists; what comes next tells.
+        """
+        if fence is None:
+            return end
+        text = self._text
+        after = _BETWEEN.match(text, end)
+        next_start = after.end() if after else end
+        if next_start + 1 >= len(text) and not self._ended:
+            return None
+        closes = text[next_start : next_start + 1] == "]"
+        if closes and (self.nested or not text[next_start + 1 :].strip()):
+            return end
+        found = fence.search(text, end)
+        if found is None:
+            return end if self._ended or len(text) - end > MAX_ROW_BYTES else None
+        return end if not closes and found.start() <= next_start else found.start() + 1
 
     def _end_of_junk(self, fence: re.Pattern[str] | None) -> int | None:
         """End of what begins like no row: the next element, or without a fence one word."""

@@ -313,6 +313,7 @@ def _read_lines(stream: BinaryIO, path: str) -> Iterator[Row | Reject]:
 def _read_elements(text: JsonWindow, path: str, key: str | None) -> Iterator[Row | Reject]:
     """Elements of the array whose `[` was just passed; passes its `]`."""
     number = 0
+    text.nested = key is not None
     text.skip_space(",")
     fence = text.fence()
     while not text.at_end():

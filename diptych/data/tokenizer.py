@@ -2,8 +2,9 @@
 
 A language model that learns from scratch does not need the vocabulary of the whole web: its
 output layer, and with it most of the work of a small model, shrinks with the vocabulary.
-Byte-level, so that any text in any script can be written; digits stand alone, so that numbers
-are spelled the same way everywhere.
+Byte-level, so that any text in any script can be written; digits and Chinese characters stand
+alone, so that a number or a name is spelled the same way in a question and in its answer: a
+small model learns to copy it from there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def train(texts: Iterable[str], folder: Path, *, vocab_size: int = 2048) -> Path
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
+            pre_tokenizers.Split(Regex("[\\d\u3400-\u4dbf\u4e00-\u9fff]"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

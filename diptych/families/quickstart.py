@@ -90,7 +90,7 @@ def on_data(
                 "vocab_size": VOCAB_SIZE,
             },
             tokenizer=tokenizer,
-            template="chatml",
+            template="compact",
         ),
     )
     stages = []

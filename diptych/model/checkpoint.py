@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -57,7 +58,9 @@ def load_model(name: Path | str) -> vlms.Vlm:
     """
     from diptych.model.weights import locate
 
-    folder = Path(name)
+    folder = Path(os.path.expanduser(name))
+    for one in (folder, folder / "model"):
+        _recover(one.absolute())
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
     if not folder.is_dir():
@@ -68,14 +71,18 @@ def load_model(name: Path | str) -> vlms.Vlm:
         raise CheckpointError(
             "the folder has no config.json", where=str(folder), fix="name a saved model folder"
         )
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "vision_encoder" not in values:
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"config.json cannot be read: {error}", where=str(folder)) from None
+    if not isinstance(values, dict) or "vision_encoder" not in values:
         raise CheckpointError(
             "the folder is no Diptych model",
             where=str(folder),
             fix="read a Hugging Face model with: diptych convert MODEL --from hf-llava OUT",
         )
-    values["language_model"]["tokenizer"] = str(folder)
+    if isinstance(values.get("language_model"), dict):
+        values["language_model"]["tokenizer"] = str(folder)
     config = vlms.VlmConfig.from_dict(values, where=str(folder / "config.json"))
     if not (folder / "model.safetensors").is_file():
         pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
@@ -86,6 +93,17 @@ def load_model(name: Path | str) -> vlms.Vlm:
                 fix="save the model as model.safetensors",
             )
         raise CheckpointError("model.safetensors is missing", where=str(folder))
+    if any(part.weights for part in (config.vision_encoder, config.language_model)):
+        raise CheckpointError(
+            "the folder's config.json asks for weights from elsewhere", where=str(folder)
+        )
+    known = _known_hashes(folder).get("model.safetensors")
+    if known is not None and file_hash(folder / "model.safetensors") != known:
+        raise CheckpointError(
+            "model.safetensors has another hash than when it was saved",
+            where=str(folder),
+            fix="copy the folder again; after a change on purpose, delete its hashes.json",
+        )
     model = vlms.build(config)
     load_tensors(model, folder / "model.safetensors")
     return model.eval()
@@ -200,8 +218,12 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
+    _recover(target)
     stage = target.parent / f".{target.name}.new-{os.getpid()}"
-    shutil.rmtree(stage, ignore_errors=True)
+    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    for left in (stage, *target.parent.glob(f".{target.name}.new-*")):
+        if left == stage or not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)  # what a killed save left behind
     stage.mkdir()
     try:
         yield stage
@@ -212,15 +234,33 @@ def staged_folder(target: Path) -> Iterator[Path]:
         for path in stage.rglob("*"):
             flush(path)
         flush(stage)
-        old = target.parent / f".{target.name}.old-{os.getpid()}"
         if target.exists():
             target.rename(old)
         stage.rename(target)
         flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(stage, ignore_errors=True)
         raise
+
+
+def _recover(target: Path) -> None:
+    """Put the old folder back when a save was killed between its two renames."""
+    if not target.exists() and target.parent.is_dir():
+        for old in target.parent.glob(f".{target.name}.old-*"):
+            if is_valid(old):
+                old.rename(target)
+                return
+
+
+def _known_hashes(folder: Path) -> dict[str, str]:
+    try:
+        known = json.loads((folder / HASHES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def is_valid(folder: Path) -> bool:

@@ -20,7 +20,7 @@ from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import Encoded
 from diptych.data.image import decode
 from diptych.data.sample import Image, Sample
-from diptych.errors import SampleTooLong
+from diptych.errors import EmptyConversation, SampleTooLong
 from diptych.model.likelihood import no_images
 
 if TYPE_CHECKING:
@@ -97,6 +97,8 @@ def steps(
     """
     lm = model.language_model
     longest = max(len(e) for e in encoded)
+    if not all(len(e) for e in encoded):
+        raise EmptyConversation("the question has neither text nor picture")
     if longest + max_new_tokens > lm.context_tokens:
         raise SampleTooLong(
             f"the prompt has {longest} tokens, with {max_new_tokens} new ones that exceeds the "
@@ -149,6 +151,7 @@ class Chooser:
         chances = (logits.float() / self.temperature).softmax(-1)
         ordered, order = chances.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= self.top_p
+        outside[..., 0] = False  # the likeliest token always stays
         ordered = ordered.masked_fill(outside, 0.0)
         drawn = torch.multinomial(ordered, 1, generator=self.generator)
         return order.gather(-1, drawn)[:, 0]

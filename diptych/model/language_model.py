@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diptych.config import Config
 from diptych.errors import ConfigError, WeightsNotFound
 from diptych.model.vision_encoder import config_from_dict
-from diptych.model.weights import locate
+from diptych.model.weights import cast, load_pretrained, locate, reading
 
 
 class LanguageModelConfig(Config):
@@ -53,14 +53,16 @@ def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
             fix="name a folder or model whose tokenizer it shall use",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(source))
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsNotFound(
             f"'{source}' holds no tokenizer that transformers can read: {error}",
             where="model.language_model.tokenizer",
         ) from error
     if config.weights is not None:
-        hf_config = AutoConfig.from_pretrained(locate(config.weights))
+        folder = locate(config.weights)
+        with reading(folder, "model.language_model.weights"):
+            hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     elif config.config is not None:
         values = {"vocab_size": len(tokenizer), **config.config}
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -88,17 +90,15 @@ def build(config: LanguageModelConfig) -> LanguageModel:
     if config.weights is None:
         module = kind.from_config(hf_config, attn_implementation=config.attention)
     else:
-        module = kind.from_pretrained(
+        module = load_pretrained(
+            kind,
             locate(config.weights),
+            "model.language_model.weights",
+            getattr(torch, config.dtype),
             config=hf_config,
             attn_implementation=config.attention,
-            use_safetensors=True,
-            dtype=torch.float32,
         )
-    for parameter in module.parameters():
-        # Weights only: buffers hold rotary frequencies, which bfloat16 would spoil.
-        parameter.data = parameter.data.to(getattr(torch, config.dtype))
-    return LanguageModel(module, tokenizer)
+    return LanguageModel(cast(module, getattr(torch, config.dtype)), tokenizer)
 
 
 class LanguageModel(nn.Module):
@@ -146,6 +146,8 @@ class LanguageModel(nn.Module):
         if self.is_encoder_decoder and getattr(self.hf_config, "scale_decoder_outputs", False):
             hidden_PD = hidden_PD * self.module.model_dim**-0.5  # noqa: N806
         logits = self.module.get_output_embeddings()(hidden_PD)
+        if (bias := getattr(self.module, "final_logits_bias", None)) is not None:
+            logits = logits + bias[0]
         text_config = self.hf_config.get_text_config()
         if (scale := getattr(text_config, "logit_scale", None)) is not None:
             logits = logits * scale

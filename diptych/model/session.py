@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diptych.data.image import decode
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.errors import MissingImage
+from diptych.errors import MissingImage, SampleTooLong
 from diptych.model import generate as generation
 
 if TYPE_CHECKING:
@@ -55,26 +56,33 @@ class ChatSession:
         """Add a picture to the next question.
 
         Raises:
-            MissingImage: no such file.
+            ImageError: no such file, or no picture that can be read.
         """
         if isinstance(image, str | Path):
             path = Path(image)
             if not path.is_file():
                 raise MissingImage("there is no such picture", where=str(path))
-            self._pending.append(Image(str(path), path.read_bytes()))
+            shown = Image(str(path), path.read_bytes())
         elif isinstance(image, bytes):
-            self._pending.append(Image("picture", image))
+            shown = Image("picture", image)
         else:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, format="PNG")
-            self._pending.append(Image("picture", buffer.getvalue()))
+            shown = Image("picture", buffer.getvalue())
+        # A bad picture is refused here, or every later question would fail because of it.
+        decode(shown.data or b"", where=shown.path)
+        self._pending.append(shown)
 
     def ask(self, question: str) -> str:
         """The whole answer."""
         return "".join(self.stream(question))
 
     def stream(self, question: str) -> Iterator[str]:
-        """The answer piece by piece, as it is generated."""
+        """The answer piece by piece, as it is generated.
+
+        Raises:
+            SampleTooLong: the conversation fills the language model's context.
+        """
         model = self.model
         turn = Turn("user", (*self._pending, Text(question)))
         turns = [*self.turns, turn]
@@ -116,6 +124,13 @@ class ChatSession:
                     yield step[0]
             return
         ids = list(encoded.ids)
+        room = model.language_model.context_tokens - len(ids)
+        if room < 1:
+            raise SampleTooLong(
+                f"the conversation has {len(ids)} tokens, the context "
+                f"{model.language_model.context_tokens}",
+                fix="start over (/reset)",
+            )
         shared = 0
         for a, b in zip(ids, self._cached_ids, strict=False):
             if a != b:
@@ -141,7 +156,7 @@ class ChatSession:
         self._cached_ids = ids
         chooser = generation.Chooser(*self.settings, model.device)
         drawn: list[int] = []
-        for step in generation.run(model, decoder, chooser, self.max_new_tokens):
+        for step in generation.run(model, decoder, chooser, min(self.max_new_tokens, room)):
             if step[0] is not None:
                 drawn.append(step[0])
                 yield step[0]

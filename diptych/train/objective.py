@@ -8,6 +8,8 @@ loss and the gradients of one big batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,6 +36,15 @@ class Objective(nn.Module):
     """
 
     splits = True
+
+    def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
+        """Look at every text of the stage before the first step; nothing by default.
+
+        Args:
+            texts: the assistant's text of every sample.
+            cache: folder for what a resumed run shall find again.
+            progress: progress display.
+        """
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
         """How samples of a step become micro-batches."""

@@ -161,6 +161,8 @@ class Trainer:
             self.model.enable_gradient_checkpointing()
         indexes, read = self._open_data(stage, stage.data)
         ledger = Ledger()
+        answers = (i[row].answer.strip() for i in indexes for row in range(len(i)))
+        objective.prepare(answers, self.cache / "texts", self.progress)
         data, num_steps = self._step_data(number, stage, indexes, objective, learner)
         self._note_parameters(stage, groups)
         wrapped, adamw_ = self.accelerator.prepare(learner, adamw)

@@ -1,18 +1,23 @@
-"""Pictures against sentence embeddings of their descriptions: teaches a new encoder to see.
+"""Pictures against their descriptions: teaches a new encoder to see before it must speak.
 
 A from-scratch encoder behind a language model can stay at the blind score for hundreds of
-steps; a short stage against a frozen text encoder gives it features worth connecting.
+steps; a short stage that only asks which description belongs to which picture gives it
+features worth connecting.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch
@@ -24,12 +29,18 @@ log = logging.getLogger(__name__)
 
 
 class Config(ObjectiveConfig):
-    """Symmetric contrastive loss with a frozen text encoder."""
+    """Symmetric contrastive loss between pictures and texts."""
 
     name: str = "contrastive"
     """File stem of the part."""
-    text_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """Sentence-embedding model (BERT-like, mean pooling), frozen."""
+    text_encoder: str | None = None
+    """Frozen sentence-embedding model (BERT-like, mean pooling), such as
+    sentence-transformers/all-MiniLM-L6-v2; null learns a bag of the model's own tokens and
+    token pairs instead, which needs no download and works in any language."""
+    dim: int = Field(default=256, ge=8)
+    """Width of the shared space, when the text encoder is learned."""
+    token_dim: int = Field(default=64, ge=4)
+    """Width to which every image position is reduced before all are joined."""
     temperature: float = Field(default=0.07, gt=0)
     """Initial temperature; learned from there, never below 0.01."""
     max_text_tokens: int = Field(default=128, ge=8)
@@ -40,12 +51,13 @@ class Config(ObjectiveConfig):
 
 
 class Contrastive(Objective):
-    """Symmetric cross-entropy over a step's pairs.
+    """Symmetric cross-entropy over a step's pairs; weight is their number.
 
-    The image embedding is the mean of the patch features, projected and normalised; the text
-    embedding comes from the frozen sentence encoder and is computed once per distinct text.
-    Weight is the number of pairs.
+    Positions are kept apart: every position is reduced to a few channels and all of them
+    together are projected. With a mean over positions the encoder need not learn where things
+    are, which is what questions ask.
 
+    Shapes: features [V, N, C] -> image embeddings [V, dim]; text embeddings [V, dim].
     Source: CLIP, section 2.3 (arXiv:2103.00020).
     """
 
@@ -53,33 +65,30 @@ class Contrastive(Objective):
 
     def __init__(self, config: Config, model: Any):
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = locate(config.text_encoder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        text_encoder = AutoModel.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32
-        ).eval()
-        # Not a submodule: frozen, never saved with the stage, never moved by the optimizer.
-        self._text_encoder = [text_encoder.requires_grad_(False)]
-        self._max_text_tokens = config.max_text_tokens
-        dim = text_encoder.config.hidden_size
-        self.norm = nn.LayerNorm(model.vision_encoder.dim)
-        self.projection = nn.Linear(model.vision_encoder.dim, dim)
+        encoder = model.vision_encoder
+        num_positions = math.prod(encoder.grid) + encoder.num_prefix
+        if config.text_encoder is None:
+            self.texts: _Bag | _Frozen = _Bag(model.tokenizer, config.dim)
+        else:
+            self.texts = _Frozen(config.text_encoder, config.max_text_tokens)
+        self.reduce = nn.Linear(encoder.dim, config.token_dim)
+        self.projection = nn.Linear(num_positions * config.token_dim, self.texts.dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
-        self._known: dict[str, Tensor] = {}
+
+    def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
+        self.texts.prepare(texts, cache, progress)
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
-        return PairCollator(Pictures(model.vision_encoder.preprocessing, budgets.get("features")))
+        return PairCollator(budgets.get("pictures") or Pictures(model.vision_encoder.preprocessing))
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         if batch.features is not None:
             features = batch.features
         else:
             features = model.encode_pixels(batch.pixel_values)
-        pooled = features.float().mean(1)
-        images = F.normalize(self.projection(self.norm(pooled)), dim=-1)
-        texts = self.embed_texts(batch.texts).to(images.device)
+        images = self.projection(self.reduce(features).flatten(1))
+        images = F.normalize(images.float(), dim=-1)
+        texts = F.normalize(self.texts(batch.texts).float(), dim=-1).to(images.device)
         logits = self.log_scale.clamp(max=math.log(100.0)).exp() * images @ texts.T
         labels = torch.arange(len(images), device=images.device)
         loss = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
@@ -88,23 +97,99 @@ class Contrastive(Objective):
     def weight(self, batch: Batch) -> float:
         return float(len(batch.texts))
 
+
+class _Bag(nn.Module):
+    """Sum of learned embeddings of a text's tokens and of its (hashed) neighbouring pairs."""
+
+    NUM_PAIRS = 8192
+
+    def __init__(self, tokenizer: Any, dim: int):
+        super().__init__()
+        self.dim = dim
+        self._tokenizer = tokenizer
+        self._vocab_size = len(tokenizer)
+        self.embedding = nn.EmbeddingBag(self._vocab_size + self.NUM_PAIRS, dim, mode="sum")
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        self._known: dict[str, list[int]] = {}
+
+    def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
+        """Nothing to do ahead: a text's ids depend on nothing else."""
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        rows = [self._ids(t) for t in texts]
+        offsets = torch.tensor([0, *(len(r) for r in rows[:-1])]).cumsum(0)
+        ids = torch.tensor([i for r in rows for i in r])
+        device = self.embedding.weight.device
+        return self.embedding(ids.to(device), offsets.to(device))
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self._known:
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            # Pairs tell 12 and 3 from 1 and 23; their buckets are fixed by the ids alone.
+            pairs = [
+                self._vocab_size + (a * 1_000_003 + b * 7_919) % self.NUM_PAIRS
+                for a, b in zip(ids, ids[1:], strict=False)
+            ]
+            self._known[text] = [*ids, *pairs]
+        return self._known[text]
+
+
+class _Frozen(nn.Module):
+    """Embeddings of a pretrained sentence encoder, computed once and kept on disk.
+
+    They are computed for all texts in one fixed order, because the padding of a batch changes
+    the last bits: a resumed run must see the very same numbers.
+    """
+
+    def __init__(self, name: str, max_tokens: int):
+        super().__init__()
+        from transformers import AutoConfig
+
+        self._folder = locate(name)
+        self._max_tokens = max_tokens
+        self.dim = AutoConfig.from_pretrained(self._folder).hidden_size
+        self._known: dict[str, Tensor] = {}
+
+    def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
+        """Embed every distinct text, shortest first, or read what was kept."""
+        wanted = sorted(set(texts), key=lambda t: (len(t), t))
+        digest = hashlib.sha256(str(self._folder.name).encode())
+        for text in wanted:
+            digest.update(text.encode() + b"\0")
+        file = cache / f"texts-{digest.hexdigest()[:16]}.safetensors"
+        if file.is_file():
+            rows = load_file(file)["embeddings"]
+        else:
+            rows = self._embed(wanted, progress)
+            cache.mkdir(parents=True, exist_ok=True)
+            staged = file.with_suffix(".part")
+            save_file({"embeddings": rows}, staged)
+            staged.rename(file)
+        self._known = dict(zip(wanted, rows, strict=True))
+
     @torch.no_grad()
-    def embed_texts(self, texts: tuple[str, ...]) -> Tensor:
-        """Normalised sentence embeddings [number of texts, width], float32."""
-        new = sorted({t for t in texts if t not in self._known}, key=len)
-        encoder = self._text_encoder[0]
-        for start in range(0, len(new), 32):
-            chunk = new[start : start + 32]
-            tokens = self._tokenizer(
-                chunk,
+    def _embed(self, texts: list[str], progress: Any) -> Tensor:
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self._folder)
+        encoder = AutoModel.from_pretrained(
+            self._folder, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        rows = []
+        starts = range(0, len(texts), 64)
+        for start in progress.track(starts, "embed descriptions"):
+            tokens = tokenizer(
+                texts[start : start + 64],
                 padding=True,
                 truncation=True,
-                max_length=self._max_text_tokens,
+                max_length=self._max_tokens,
                 return_tensors="pt",
             )
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 states = encoder(**tokens).last_hidden_state.float()
             mask = tokens["attention_mask"][..., None].float()
-            pooled = (states * mask).sum(1) / mask.sum(1)
-            self._known.update(zip(chunk, F.normalize(pooled, dim=-1), strict=True))
+            rows.append((states * mask).sum(1) / mask.sum(1))
+        return torch.cat(rows) if rows else torch.zeros(0, self.dim)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
         return torch.stack([self._known[t] for t in texts])
