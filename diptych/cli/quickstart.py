@@ -81,7 +81,9 @@ def _tokenizer(folder: Path, files: list[Path]) -> str:
             for file in files:
                 for row in read(str(file)):
                     if isinstance(row, Sample):
-                        yield from (turn.text for turn in row.turns)
+                        for turn in row.turns:
+                            # As the template writes them: an answer starts with a blank.
+                            yield turn.text if turn.role == "user" else f" {turn.text}"
 
         train(texts(), target, vocab_size=family.VOCAB_SIZE)
     return str(target.absolute())
