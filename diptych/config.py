@@ -120,7 +120,9 @@ def part_field(folder: str, contract: type[T]) -> Any:
             return chosen.from_dict(value)
         except DiptychError as error:
             place = f"{error.where}: " if error.where else ""
-            raise ValueError(f"{place}{error.what}" + (f" ({error.fix})" if error.fix else "")) from None
+            raise ValueError(
+                f"{place}{error.what}" + (f" ({error.fix})" if error.fix else "")
+            ) from None
 
     return Annotated[SerializeAsAny[contract], BeforeValidator(load)]
 

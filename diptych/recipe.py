@@ -161,7 +161,12 @@ def _absolute(values: Any, folder: Path) -> Any:
     if isinstance(values, dict):
         return {
             key: _placed(value, folder)
-            if key in ("path", "images", "choices") and isinstance(value, str)
+            if isinstance(value, str)
+            and (
+                key in ("path", "images", "choices")
+                # Weights may be hub names; what is a folder beside the file is meant as one.
+                or (key in ("weights", "tokenizer") and value and (folder / value).is_dir())
+            )
             else _absolute(value, folder)
             for key, value in values.items()
         }

@@ -98,7 +98,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         steps = stage.num_steps
         if steps is None and num_samples is not None:
             steps = math.ceil(num_samples * (stage.num_epochs or 1) / stage.global_batch_size)
-        batch_tokens = stage.tokens_per_row * stage.rows_per_batch
+        row_tokens = stage.tokens_per_row or 2 * (model.tokens_per_image + 128)
+        batch_tokens = row_tokens * stage.rows_per_batch
         per_token = 2 if stage.gradient_checkpointing else 34
         halved = 2 if stage.precision == "bf16" else 1
         activations = batch_tokens * width * layers * per_token // halved

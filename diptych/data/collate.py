@@ -108,7 +108,9 @@ class TokenCollator:
         encoder: chat encoder of the model.
         pictures: picture loader.
         context_tokens: longest sample the model can read.
-        tokens_per_row, images_per_row: the two budgets of a packed row.
+        tokens_per_row, images_per_row: the two budgets of a packed row; without a token budget
+            the row length with the least work is chosen for each step.
+        text_dim: width of the language model, which tells how dear attention is.
         rows_per_batch: rows of one micro-batch.
         share_images: samples about one picture share its tokens.
         packed: False gives each sample its own row (for comparison, and where a model cannot).
@@ -120,9 +122,10 @@ class TokenCollator:
     encoder: ChatEncoder
     pictures: Pictures
     context_tokens: int
-    tokens_per_row: int
+    tokens_per_row: int | None
     images_per_row: int
     rows_per_batch: int
+    text_dim: int = 1024
     share_images: bool = True
     packed: bool = True
     long_samples: str = "reject"
@@ -155,18 +158,45 @@ class TokenCollator:
             )
             rows.sort(key=lambda r: r.groups[0].members[0])
         else:
-            rows = pack(
-                encoded,
-                own_keys,
-                tokens_per_row=self.tokens_per_row,
-                images_per_row=self.images_per_row,
-                share_images=self.share_images,
-            )
+            rows = self._pack(encoded, own_keys)
         for start in range(0, len(rows), self.rows_per_batch):
             chunk = rows[start : start + self.rows_per_batch]
             build = self._seq2seq if self.seq2seq else self._tokens
             prepared.batches.append(build(chunk, encoded, own_keys, ids, arrays))
         return prepared
+
+    def _pack(self, encoded: Sequence[Encoded], keys: Sequence[tuple[str, ...]]) -> list[Row]:
+        """Rows within the budgets; without a token budget, those that cost least.
+
+        Attention over a row is dense (what a token must not see is masked, not skipped), so a
+        long row costs more for each token: about length / (6 * width) of the other work. A
+        short row leaves more padding. Both are known, so the best length is computed.
+        """
+
+        def rows_of(budget: int) -> list[Row]:
+            return pack(
+                encoded,
+                keys,
+                tokens_per_row=budget,
+                images_per_row=self.images_per_row,
+                share_images=self.share_images,
+            )
+
+        if self.tokens_per_row is not None:
+            return rows_of(self.tokens_per_row)
+        whole = rows_of(2**31)
+        longest = max(g.num_tokens for row in whole for g in row.groups)
+
+        def cost(rows: list[Row]) -> float:
+            total = 0.0
+            for start in range(0, len(rows), self.rows_per_batch):
+                chunk = rows[start : start + self.rows_per_batch]
+                length = max(r.num_tokens for r in chunk)
+                total += len(chunk) * length * (1 + length / (6 * self.text_dim))
+            return total
+
+        budgets = {min(int(longest * f), 4096) for f in (1, 1.25, 1.5, 2, 3, 4)}
+        return min((rows_of(max(b, longest)) for b in sorted(budgets)), key=cost)
 
     def fit(self, sample: Sample, prepared: Prepared | None = None) -> Encoded:
         """Encode one sample and hold it to the context.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from diptych.data.chat import ChatEncoder
 from diptych.data.sample import Sample
+from diptych.errors import ConversationError, DataError, DiptychError
 
 
 @dataclass
@@ -15,5 +17,18 @@ class TokenCounter:
     encoder: ChatEncoder
 
     def __call__(self, sample: Sample) -> tuple[int, int]:
-        encoded = self.encoder.encode(sample)
+        try:
+            encoded = self.encoder.encode(sample)
+        except DataError:
+            raise
+        except DiptychError as error:
+            # A template that refuses the roles, a video: this row cannot be learned from.
+            raise ConversationError(error.what, where=error.where, fix=error.fix) from error
         return len(encoded), encoded.num_targets
+
+    def key(self) -> str:
+        """Changes with the tokenizer, the template or the tokens of a picture."""
+        backend = getattr(self.encoder.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend else repr(self.encoder.tokenizer.get_vocab())
+        about = f"{self.encoder.template}\0{self.encoder.tokens_per_image}\0{vocabulary}"
+        return hashlib.sha256(about.encode()).hexdigest()[:16]

@@ -111,7 +111,7 @@ def on_data(
     stages.append(
         Stage(
             name="instruct",
-            data=(train,) if captions is None else (train, captions),
+            data=(train,),
             learn={"vision_encoder": Learn(), "connector": Learn(), "language_model": Learn()},
             num_epochs=10,
             global_batch_size=256,

@@ -127,7 +127,10 @@ def load_pretrained(kind: Any, folder: Path, where: str, dtype: Any, **settings:
     missing = [
         n for n in about["missing_keys"] if not {"pooler", "head", "classifier"} & set(n.split("."))
     ]
-    wrong = [*missing, *(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"])]
+    wrong = [
+        *missing,
+        *(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"]),
+    ]
     if wrong:
         raise CheckpointError(
             f"{len(wrong)} weights of the {type(module).__name__} are not in the folder, for "

@@ -10,14 +10,18 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from diptych.data.chat import ChatEncoder
 from diptych.data.collate import Collator, Item, Prepared
 from diptych.data.index import Index
+from diptych.data.measure import TokenCounter
 from diptych.data.mixture import Mixture
+from diptych.train.stage import DataConfig, Stage
 
 
 @dataclass
@@ -86,6 +90,28 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def open_index(
+    config: DataConfig, stage: Stage, folder: Path, encoder: ChatEncoder, context_tokens: int
+) -> Index:
+    """A data set of a stage, read and checked once, reused when nothing changed.
+
+    Samples longer than the context are found here, before training, unless the stage
+    truncates them or does not read their tokens.
+    """
+    counts = stage.long_samples == "reject" and stage.objective.name != "contrastive"
+    counter = TokenCounter(encoder) if counts else None
+    return Index.build(
+        config.path,
+        folder,
+        format=config.format,
+        images=config.images,
+        verify=stage.verify_images,
+        measure=counter,
+        measure_key=counter.key() if counter else None,
+        context=min(stage.context_tokens or context_tokens, context_tokens) if counter else None,
+    )
 
 
 def sharing_keys(index: Index) -> list[Any]:

@@ -41,6 +41,7 @@ class Position:
         num_worse: evaluations since then.
         ledgers: ledger of every stage so far, as plain data.
         seconds: training time spent.
+        steps_before: optimizer steps of the finished stages.
     """
 
     stage: int = 0
@@ -50,6 +51,7 @@ class Position:
     num_worse: int = 0
     ledgers: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    steps_before: int = 0
 
 
 def save(

@@ -99,11 +99,11 @@ class Stage(Config):
     """Several samples a row (exact: same losses and gradients as alone)."""
     share_images: bool = True
     """Samples about one picture share one copy of its tokens (exact too)."""
-    tokens_per_row: int = Field(default=1024, ge=8)
-    """Token budget of a packed row."""
+    tokens_per_row: int | None = Field(default=None, ge=8)
+    """Token budget of a packed row; null finds the length with the least work."""
     images_per_row: int = Field(default=16, ge=1)
     """Picture budget of a packed row."""
-    rows_per_batch: int = Field(default=4, ge=1)
+    rows_per_batch: int = Field(default=8, ge=1)
     """Rows of one micro-batch; lower it when memory runs out, results stay the same."""
 
     cache_features: Literal["auto", "on", "off"] = "auto"

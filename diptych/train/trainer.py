@@ -11,10 +11,13 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from diptych.model.checkpoint import save_tensors, staged_folder
 from diptych.model.trainable import Group, Witness
 from diptych.model.vlm import Vlm
 from diptych.train import feature_cache, optimizer, resume
-from diptych.train.feed import StepData, feed, sharing_keys
+from diptych.train.feed import StepData, feed, open_index, sharing_keys
 from diptych.train.progress import Progress
 from diptych.train.resume import Position
 from diptych.train.stage import DataConfig, Stage
@@ -121,7 +124,9 @@ class Trainer:
         if checkpoint is not None:
             self.position = resume.position_of(checkpoint)
             log.info("resuming from checkpoint %s", checkpoint.name)
-        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        previous = {}
+        if threading.current_thread() is threading.main_thread():  # others cannot take signals
+            previous = {s: signal.signal(s, self._stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             for number, stage in enumerate(self.stages):
                 if number < self.position.stage:
@@ -171,16 +176,20 @@ class Trainer:
         start = self.position.step
         if start == 0 or checkpoint is None:
             start = 0
-            self.position = Position(
-                stage=number, ledgers=self.position.ledgers, seconds=self.position.seconds
+            self.position = replace(
+                Position(stage=number),
+                ledgers=self.position.ledgers,
+                seconds=self.position.seconds,
+                steps_before=self.position.steps_before,
             )
+            shutil.rmtree(self._best_folder(number), ignore_errors=True)
         else:
             ledger = Ledger.from_dict(self.position.ledgers[stage.name])
             state.ledger = ledger
         _cut_metrics(self.run / "metrics.jsonl", stage.name, start)
         if not self.position.stage_ended:
             self._run_steps(state, data, range(start, num_steps), num_steps, validation)
-        best = self.run / "checkpoints" / "best" / "weights.safetensors"
+        best = self._best_folder(number) / "weights.safetensors"
         if stage.keep_best and best.is_file():
             resume.load_weights(best, learner)
         ledger = state.ledger
@@ -193,7 +202,10 @@ class Trainer:
             self.progress.note(ledger.table(f"stage {stage.name}: samples in training steps"))
         learned = self._learned(number)
         self.position = Position(
-            stage=number + 1, ledgers=self.position.ledgers, seconds=self.position.seconds
+            stage=number + 1,
+            ledgers=self.position.ledgers,
+            seconds=self.position.seconds,
+            steps_before=self.position.steps_before + self.position.step,
         )
         if self.accelerator.is_main_process:
             resume.save(self.run / "checkpoints", self.position, learned, None, {})
@@ -217,7 +229,9 @@ class Trainer:
         with self.progress.task(f"train {stage.name}", num_steps, steps.start) as task:
             for step, prepared in zip(steps, feed(data, steps, stage.num_workers), strict=True):
                 figures = self._step(state, prepared, step, num_steps)
-                if witness is not None:
+                seen = any(b.image_keys for b in prepared.batches) or step + 1 == num_steps
+                # A step of text alone moves no image part, and that is right.
+                if witness is not None and seen:
                     moved = witness.check()
                     self._show_groups(state, moved)
                     witness = None
@@ -289,6 +303,12 @@ class Trainer:
         parameters = [p for g in state.groups for p in g.parameters.values()]
         limit = stage.max_gradient_norm
         norm = float(accelerator.clip_grad_norm_(parameters, limit if limit else math.inf))
+        if not math.isfinite(norm):
+            raise LossNotFinite(
+                f"the gradient norm is {norm} at step {step + 1} of stage {stage.name}",
+                where=", ".join(prepared.used[:4]),
+                fix="lower the learning rate, or look at these samples",
+            )
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         named = {
@@ -302,6 +322,7 @@ class Trainer:
             "loss": sum(named.values()),
             "losses": named,
             "learning_rate": rate,
+            "learning_rates": {g.name: g.learning_rate * factor for g in state.groups},
             "gradient_norm": norm,
             "samples": len(prepared.used),
             "real_tokens": int(real_tokens),
@@ -318,12 +339,12 @@ class Trainer:
         ledger = Ledger()
         for config in configs:
             with self.accelerator.main_process_first():
-                index = Index.build(
-                    config.path,
+                index = open_index(
+                    config,
+                    stage,
                     self.run / "data",
-                    format=config.format,
-                    images=config.images,
-                    verify=stage.verify_images,
+                    self.model.chat_encoder,
+                    self.model.language_model.context_tokens,
                 )
             indexes.append(index)
             ledger.merge(index.ledger)
@@ -339,12 +360,6 @@ class Trainer:
         learner: Learner,
     ) -> tuple[StepData, int]:
         weights = [c.weight for c in stage.data]
-        if any(w is not None for w in weights) and None in weights:
-            raise ConfigError(
-                "some data sets have a weight and some have none",
-                where=f"stages.{stage.name}.data",
-                fix="give every data set a weight, or none",
-            )
         keys = [sharing_keys(i) for i in indexes]
         mixture = Mixture(
             keys,
@@ -363,21 +378,22 @@ class Trainer:
         visits = epochs if stage.share_images else epochs * pictures / distinct
         features = None
         if "vision_encoder" not in stage.learn:
-            features = feature_cache.prepare(
-                self.model,
-                (
-                    (image, index.image_bytes)
-                    for index in indexes
-                    for row in range(len(index))
-                    for image in index[row].images()
-                ),
-                self.cache / "features",
-                mode=stage.cache_features,
-                num_visits=visits,
-                max_bytes=stage.cache_bytes,
-                precision=stage.precision,
-                progress=self.progress,
-            )
+            with self.accelerator.main_process_first():
+                features = feature_cache.prepare(
+                    self.model,
+                    (
+                        (image, index.image_bytes)
+                        for index in indexes
+                        for row in range(len(index))
+                        for image in index[row].images()
+                    ),
+                    self.cache / "features",
+                    mode=stage.cache_features,
+                    num_visits=visits,
+                    max_bytes=stage.cache_bytes,
+                    precision=stage.precision,
+                    progress=self.progress,
+                )
         collator = objective.collator(self.model, **_budgets(stage, self.model, features))
         data = StepData(
             indexes,
@@ -392,11 +408,6 @@ class Trainer:
 
     def _validation_data(self, stage: Stage, objective: Any) -> StepData | None:
         if not stage.validation:
-            if stage.keep_best or stage.early_stop_patience:
-                raise ConfigError(
-                    "keep_best and early_stop_patience need validation data",
-                    where=f"stages.{stage.name}.validation",
-                )
             return None
         indexes, _ = self._open_data(stage, stage.validation)
         mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
@@ -427,7 +438,7 @@ class Trainer:
             if self.position.best_loss is None or loss < self.position.best_loss:
                 self.position.best_loss, self.position.num_worse = loss, 0
                 if state.stage.keep_best and self.accelerator.is_main_process:
-                    with staged_folder(self.run / "checkpoints" / "best") as folder:
+                    with staged_folder(self._best_folder(state.number)) as folder:
                         save_tensors(self._learned(state.number), folder / "weights.safetensors")
             else:
                 self.position.num_worse += 1
@@ -439,7 +450,7 @@ class Trainer:
         if self.accelerator.is_main_process and figures:
             line = {"stage": state.stage.name, "step": step, **figures}
             _append_json(self.run / "metrics.jsonl", line)
-            self.accelerator.log(figures, step=step)
+            self.accelerator.log(figures, step=self.position.steps_before + step)
             log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
         return stop
 
@@ -448,7 +459,7 @@ class Trainer:
             return
         _append_json(self.run / "metrics.jsonl", {"stage": stage.name, "step": step + 1, **f})
         flat = {k: v for k, v in f.items() if isinstance(v, int | float)}
-        self.accelerator.log(flat, step=step + 1)
+        self.accelerator.log(flat, step=self.position.steps_before + step + 1)
         self.progress.line(
             f"stage={stage.name} step={step + 1}/{num_steps} loss={f['loss']:.4f} "
             f"learning_rate={f['learning_rate']:.3e} gradient_norm={f['gradient_norm']:.4f} "
@@ -513,6 +524,9 @@ class Trainer:
         self.progress.note(table)
 
     # -- saving and stopping ----------------------------------------------------------------
+
+    def _best_folder(self, number: int) -> Path:
+        return self.run / "checkpoints" / f"best-{number:02d}"
 
     def _learned(self, number: int) -> dict[str, Tensor]:
         """Weights that any stage up to this one may have changed, by learner name."""
@@ -594,7 +608,7 @@ def _budgets(stage: Stage, model: Vlm, features: Any) -> dict[str, Any]:
     return {
         "pictures": Pictures(model.vision_encoder.preprocessing, features),
         "context_tokens": min(stage.context_tokens or context, context),
-        "tokens_per_row": min(stage.tokens_per_row, 2**31),
+        "tokens_per_row": stage.tokens_per_row,
         "images_per_row": stage.images_per_row,
         "rows_per_batch": stage.rows_per_batch,
         "share_images": stage.share_images,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from diptych.data.charts import draw
+from diptych.data.charts import draw, invent, questions
 from diptych.data.charts import kind as kinds
 from diptych.data.charts.canvas import drawable
 from diptych.data.charts.chart import make
@@ -122,8 +123,6 @@ def test_answers_follow_from_the_stored_table_alone():
 
 
 def test_descriptions_name_every_category_and_every_visible_number():
-    import random
-
     for index in range(40):
         table = make(9, index, 0, 224, ("en", "zh")).table
         text = describe(random.Random(index), table)
@@ -137,8 +136,12 @@ def test_yes_and_no_are_even_and_order_of_names_tells_nothing():
     tally: Counter[tuple[str, str]] = Counter()
     first = 0
     compared = 0
-    for index in range(400):
-        for question in make(11, index, 0, 160, ("en",)).questions:
+    names = kinds.names()
+    for index in range(600):
+        rng = random.Random(index)
+        name = names[index % len(names)]
+        table, pool = invent.invent(rng, name, kinds.find(name), "en", lists("en"), dark=False)
+        for question in questions.ask(rng, table, pool):
             if question.kind == "yes_no":
                 tally[question.operation["op"], question.answer] += 1
             if question.kind == "comparison":

@@ -1,0 +1,90 @@
+"""The benchmark scripts run, print one JSON object, and compare like with like."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def small_language_model(tokenizer_folder, tmp_path_factory) -> Path:
+    """A tiny Llama with a tokenizer that has a reserved token to spare."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("language_model")
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|reserved|>"]})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_train_throughput(small_language_model):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "benchmarks" / "train_throughput.py"),
+            "--quick",
+            "--json",
+            "--language-model",
+            str(small_language_model),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    check = result["same_work"]["check"]
+    assert check["precision"] == "float32"
+    assert check["diptych"] == pytest.approx(check["transformers"], rel=1e-4)
+    # The second loss comes after an update: it moved, and to the same place.
+    assert abs(check["diptych"][0] - check["diptych"][1]) > 1e-3
+    ours, theirs = (result["contenders"][n] for n in ("diptych", "transformers"))
+    assert ours["real_tokens"] == theirs["real_tokens"] == theirs["processed_tokens"]
+    # Questions about one picture share its tokens, so fewer go through the model.
+    assert 0 < ours["processed_tokens"] < ours["real_tokens"]
+    for contender in (ours, theirs):
+        assert contender["peak_memory_bytes"] > 1e8
+        assert contender["seconds_per_epoch"] > 0
+        assert 0 <= contender["padding_share"] < 1
+        assert len(contender["runs"]) == result["settings"]["repeats"]
+    ratio = result["ratio"]
+    assert ratio["real_tokens_per_second"] == pytest.approx(
+        ours["real_tokens_per_second"] / theirs["real_tokens_per_second"]
+    )
+    assert ratio["peak_memory"] == pytest.approx(
+        ours["peak_memory_bytes"] / theirs["peak_memory_bytes"]
+    )
+    assert result["environment"]["torch"] and result["settings"]["global_batch"]
+
+
+def test_shipped_figures():
+    """The figures in the repository are whole and come from a run of the default settings."""
+    file = ROOT / "benchmarks" / "results" / "train_throughput.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert {"environment", "settings", "contenders", "ratio", "same_work"} <= set(result)
+    assert result["settings"]["repeats"] >= 3
+    assert result["settings"]["language_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert result["ratio"]["real_tokens_per_second"] >= 2.0
+    assert result["ratio"]["peak_memory"] <= 0.7
