@@ -58,15 +58,16 @@ def prepare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
         seed=settings["seed"],
     )
     model.save(work / "model")
+    text_config: Any = model.language_model.hf_config
     config = LlavaConfig(
         vision_config=model.vision_encoder.hf_config,
-        text_config=model.language_model.hf_config,
+        text_config=text_config,
         image_token_index=_image_token(model.tokenizer),
         image_seq_length=model.tokens_per_image,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
-        tie_word_embeddings=model.language_model.hf_config.tie_word_embeddings,
+        tie_word_embeddings=text_config.tie_word_embeddings,
     )
     names = {
         "vision_encoder.module.": "model.vision_tower.",

@@ -82,9 +82,11 @@ def named() -> dict[str, Callable[[], Recipe]]:
         module = parts.find("families", family)
         for name, function in vars(module).items():
             returns = getattr(function, "__annotations__", {}).get("return")
-            if inspect.isfunction(function) and returns in ("Recipe", Recipe):
-                if function.__module__ == module.__name__:
-                    found[name.replace("_", "-")] = function
+            if not inspect.isfunction(function) or returns not in ("Recipe", Recipe):
+                continue
+            own = function.__module__ == module.__name__ and not name.startswith("_")
+            if own and not inspect.signature(function).parameters:
+                found[name.replace("_", "-")] = function
     return found
 
 

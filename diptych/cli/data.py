@@ -14,7 +14,7 @@ from diptych.train.progress import Progress
 def check_data(
     path: str,
     images: str | None,
-    format: str | None,  # noqa: A002
+    format: str | None,
     model: str | None,
     context: int | None,
     fix: Path | None,

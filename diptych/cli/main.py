@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from diptych import __version__
-from diptych.cli.shell import Debug, Json, Set, command, err, out
+from diptych.cli.shell import Debug, Failed, Json, Set, command, err, explain_usage, out
 
 app = typer.Typer(
     name="diptych",
@@ -55,7 +55,7 @@ def quickstart(
     runs: Runs = Path("runs"),
     num: Annotated[int | None, typer.Option(min=20, help="Charts to draw.")] = None,
     seed: Annotated[int, typer.Option(help="Of charts, weights and order.")] = 0,
-    set: Set = None,  # noqa: A002
+    set: Set = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def train(
     recipe: Annotated[
         str, typer.Argument(help="Recipe name, YAML or JSON file, or a run's recipe.json.")
     ],
-    set: Set = None,  # noqa: A002
+    set: Set = None,
     runs: Runs = Path("runs"),
     run: Annotated[
         Path | None, typer.Option(help="Run folder; default: name and fingerprint in --runs.")
@@ -125,7 +125,7 @@ def train(
 @command
 def show(
     recipe: Annotated[str, typer.Argument(help="Recipe name or file.")],
-    set: Set = None,  # noqa: A002
+    set: Set = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="What the run will take, before any download.")
     ] = False,
@@ -191,7 +191,7 @@ def eval_(
     model: Annotated[str, typer.Argument(help="Model or run folder.")],
     data: Annotated[str, typer.Argument(help="Questions with answers, in any format.")],
     images: Images = None,
-    format: Format = None,  # noqa: A002
+    format: Format = None,
     metric: Annotated[str, typer.Option(help="exact, relaxed, vqa_official ...")] = "exact",
     train: Annotated[
         str | None, typer.Option(help="Training data, for the majority answer.")
@@ -331,7 +331,7 @@ def doctor(json: Json = False, debug: Debug = False) -> dict[str, Any]:
 def data_check(
     path: Annotated[str, typer.Argument(help="File, folder, shards or URL.")],
     images: Images = None,
-    format: Format = None,  # noqa: A002
+    format: Format = None,
     model: Annotated[
         str | None, typer.Option(help="Model whose tokenizer counts tokens (or its folder).")
     ] = None,
@@ -343,7 +343,7 @@ def data_check(
     ] = None,
     json: Json = False,
     debug: Debug = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | Failed:
     """Read every row and picture once and name every fault, with its line.
 
     Exits 1 when something was rejected.
@@ -357,9 +357,7 @@ def data_check(
     from diptych.cli.data import check_data
 
     report, bad = check_data(path, images, format, model, context, fix, show=not json)
-    if bad and not json:
-        raise typer.Exit(1)
-    return report
+    return Failed(report) if bad else report
 
 
 @data_app.command("convert")
@@ -412,7 +410,8 @@ def data_charts(
 def run() -> None:
     """Entry point of the `diptych` command."""
     try:
-        app()
+        with explain_usage("--json" in sys.argv):
+            app()
     except BrokenPipeError:
         sys.exit(0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from diptych.cli.run import evaluate_data, measure_text
@@ -27,7 +28,7 @@ def measure(
     data: str,
     *,
     images: str | None,
-    format: str | None,  # noqa: A002
+    format: str | None,
     metric: str,
     train: str | None,
     limit: int | None,
@@ -98,7 +99,12 @@ def result_table(result: Result) -> Group:
         blind = "-" if score.blind is None else f"{score.blind:.1%}"
         interval = f"{score.low:.1%} to {score.high:.1%}"
         kinds.add_row(
-            kind, f"{score.score:.1%}", interval, blind, f"{score.majority:.1%}", str(score.n)
+            escape(kind),
+            f"{score.score:.1%}",
+            interval,
+            blind,
+            f"{score.majority:.1%}",
+            str(score.n),
         )
     if result.text is not None:
         kinds.caption = f"text-only perplexity {result.text.perplexity:.2f}"
@@ -113,7 +119,7 @@ def comparison_table(comparison: Comparison) -> Group:
     entries: dict[str, Any] = {"all": comparison.overall, **comparison.by_kind}
     for name, d in entries.items():
         table.add_row(
-            name,
+            escape(name),
             f"{d.before:.1%}",
             f"{d.after:.1%}",
             f"{d.difference:+.1%}",

@@ -34,6 +34,7 @@ from diptych.eval.text import TextAbility, text_ability
 from diptych.model.checkpoint import load_model, save_model
 from diptych.model.vlm import Vlm, build
 from diptych.recipe import EvaluationConfig, Recipe
+from diptych.train.feed import open_index
 from diptych.train.progress import Progress
 from diptych.train.trainer import Trainer, memory_bytes
 
@@ -170,7 +171,7 @@ class _Measured:
                 model,
                 self.config,
                 self.run / "data",
-                train=self._training_samples(),
+                train=self._training_samples(model),
                 seed=self.recipe.seed,
                 blind=blind,
             )
@@ -179,16 +180,12 @@ class _Measured:
         result.save(folder)
         self.results[name] = result
 
-    def _training_samples(self) -> Iterator[Sample]:
+    def _training_samples(self, model: Vlm) -> Iterator[Sample]:
         """What the last stage learns from, for the majority answer."""
-        for config in self.recipe.stages[-1].data:
-            index = Index.build(
-                config.path,
-                self.run / "data",
-                format=config.format,
-                images=config.images,
-                verify=self.recipe.stages[-1].verify_images,
-            )
+        stage = self.recipe.stages[-1]
+        context = model.language_model.context_tokens
+        for config in stage.data:
+            index = open_index(config, stage, self.run / "data", model.chat_encoder, context)
             for row in range(len(index)):
                 yield index[row]
 

@@ -8,12 +8,14 @@ user's mistake never shows a traceback unless `--debug` asks for it.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any
 
@@ -37,6 +39,57 @@ err = Console(stderr=True)
 out = Console()
 
 
+@dataclass
+class Failed:
+    """What a command returns when it did its work and the finding is bad: exit 1."""
+
+    result: dict[str, Any]
+
+
+@contextlib.contextmanager
+def explain_usage(as_json: bool) -> Iterator[None]:
+    """A command that was called wrongly also answers with a JSON object, when asked for one."""
+    if not as_json:
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(_Tee(sys.stderr, said)):
+            yield
+    except SystemExit as stop:
+        if stop.code == 2 and not _answered:
+            lines = [line.strip(" │") for line in said.getvalue().splitlines()]
+            words = " ".join(w for w in lines if w and not w.startswith(("╭", "╰")))
+            _answer({"error": "UsageError", "message": words, "where": None, "fix": None})
+        raise
+
+
+class _Tee(io.TextIOBase):
+    def __init__(self, *streams: Any):
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        for stream in self.streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        for stream in self.streams:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self.streams[0].isatty())
+
+
+_answered: list[bool] = []
+
+
+def _answer(result: Any) -> None:
+    _answered.append(True)
+    sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
 def command(function: Callable[..., Any]) -> Callable[..., None]:
     """Wrap a command: its return value is the JSON object; errors become exit codes.
 
@@ -53,6 +106,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         try:
             with keep:
                 result = function(*args, **kwargs)
+            if isinstance(result, Failed):
+                code, result = 1, result.result
         except DiptychError as error:
             code, result = error.exit_code, error.to_dict()
             show_error(error)
@@ -77,8 +132,7 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             err.print(str(error), markup=False, highlight=False)
             err.print("what to do: run again with --debug and report the traceback")
         if as_json and result is not None:
-            sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
-            sys.stdout.flush()
+            _answer(result)
         if code:
             raise typer.Exit(code)
 

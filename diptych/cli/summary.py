@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from diptych.cli.shell import out
@@ -30,7 +31,7 @@ def show_summary(summary: dict[str, Any]) -> None:
                 f"{entry[name]['score']:.0%}" if entry.get(name) else "-"
                 for name in ("before", "after", "blind", "majority")
             ]
-            kinds.add_row(kind, *cells, str(entry["after"]["n"]))
+            kinds.add_row(escape(kind), *cells, str(entry["after"]["n"]))
         out.print(kinds)
     seconds = summary["seconds"]
     out.print(

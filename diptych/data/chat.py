@@ -176,6 +176,7 @@ class ChatEncoder:
                 continue
             piece, answering = pieces[number]
             if isinstance(piece, Image):
+                add(self._fragment(fragment), Fate.TEMPLATE)
                 add([IMAGE_TOKEN] * self.tokens_per_image, Fate.IMAGE)
                 images.append(piece)
             else:

@@ -45,6 +45,61 @@ def llava15_7b_lora() -> Recipe:
     )
 
 
+def llava_debug() -> Recipe:
+    """LLaVA's two stages in miniature, from scratch; trained by the tests in seconds.
+
+    Needs `--set model.language_model.tokenizer=FOLDER` and data, as in tests/recipes.
+    """
+    model = VlmConfig(
+        vision_encoder=VisionEncoderConfig(
+            config={
+                "model_type": "clip_vision_model",
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "image_size": 28,
+                "patch_size": 7,
+            },
+            layer=-2,
+            image=Preprocessing(resize="exact", size=(28, 28), pad_to_square=True),
+        ),
+        connector="mlp",
+        language_model=LanguageModelConfig(
+            config={
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 512,
+            },
+            tokenizer="tokenizer",
+            template="vicuna",
+        ),
+    )
+    data = (DataConfig(path="train.json", images="images"),)
+    align = Stage(
+        name="align",
+        data=data,
+        learn={"connector": Learn()},
+        num_steps=4,
+        global_batch_size=16,
+        learning_rate=1e-3,
+        num_workers=0,
+    )
+    instruct = Stage(
+        name="instruct",
+        data=data,
+        learn={"connector": Learn(), "language_model": Learn()},
+        num_steps=16,
+        global_batch_size=16,
+        learning_rate=5e-3,
+        num_workers=0,
+    )
+    return Recipe(name="llava-debug", model=model, stages=(align, instruct), trackers=())
+
+
 def _llava15(name: str, language_model: str) -> Recipe:
     model = VlmConfig(
         vision_encoder=VisionEncoderConfig(

@@ -135,6 +135,9 @@ def config_from_dict(values: dict[str, Any], where: str) -> Any:
     """
     from transformers import CONFIG_MAPPING
 
+    from diptych.model import conv_encoder
+
+    conv_encoder.register()
     values = dict(values)
     kind = values.pop("model_type", None)
     if kind not in CONFIG_MAPPING:

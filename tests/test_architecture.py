@@ -1,0 +1,114 @@
+"""The two rules of the house, read from the source: who may import whom, and what files are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diptych"
+LEVELS = (
+    {"config", "errors", "parts"},
+    {"data"},
+    {"model"},
+    {"train", "eval", "embed", "serve", "convert"},
+    {"recipe", "families", "studies", "report", "launch"},
+    {"cli"},
+)
+"""Rooms from the ground up; rooms of one level are siblings."""
+GROUND_FLOOR = {("config", "errors"), ("config", "parts"), ("parts", "errors")}
+"""The single files on the ground may use one another in this order."""
+NEIGHBOURS = {("families", "recipe"), ("launch", "recipe"), ("studies", "recipe")}
+"""What a recipe is stands in one file; presets fill it in, and it finds them by file name."""
+FORBIDDEN = {"utils", "common", "helpers", "misc", "manager", "base", "v2", "legacy"}
+MAX_LINES = 450
+LONGER = {"train/trainer.py": 720, "cli/main.py": 460}
+"""One idea that needs more lines: the only loop; the table of all commands."""
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def level_of(room: str) -> int:
+    found = [number for number, rooms in enumerate(LEVELS) if room in rooms]
+    assert found, f"the room '{room}' is declared nowhere; say where it stands in LEVELS"
+    return found[0]
+
+
+def imports(file: Path, tree: ast.AST):
+    """(line, room) of every import of Diptych, in functions and relative ones too."""
+    package = ("diptych", *file.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            stem = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{stem}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            words = name.split(".")
+            if words[0] == "diptych" and len(words) > 1 and words[1] not in ("__version__", "load"):
+                yield node.lineno, words[1]
+
+
+def violations(file: Path, text: str) -> list[str]:
+    room = room_of(file)
+    if room in ("__init__", "__main__"):
+        return []
+    wrong = []
+    for line, other in imports(file, ast.parse(text)):
+        if other == room or (room, other) in GROUND_FLOOR | NEIGHBOURS:
+            continue
+        if level_of(other) >= level_of(room):
+            wrong.append(f"{file.relative_to(PACKAGE)}:{line} imports {other}")
+    return wrong
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_rooms_import_only_rooms_below(file):
+    assert violations(file, file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("data/x.py", "from diptych.model.vlm import Vlm"),
+        ("eval/x.py", "def f():\n    import diptych.train.trainer"),
+        ("data/formats/x.py", "from ...model import vlm"),
+        ("model/x.py", "from diptych import cli"),
+        ("errors.py", "import diptych.config"),
+    ],
+)
+def test_the_rule_sees_every_kind_of_import(place, text):
+    assert violations(PACKAGE / place, text)
+
+
+def test_an_undeclared_room_fails():
+    with pytest.raises(AssertionError, match="declared nowhere"):
+        violations(PACKAGE / "extras" / "x.py", "import diptych.data.sample")
+
+
+def test_names_and_sizes_of_files():
+    for file in SOURCES:
+        name = str(file.relative_to(PACKAGE))
+        assert not FORBIDDEN & set(file.stem.split("_")), name
+        lines = len(file.read_text(encoding="utf-8").splitlines())
+        assert lines <= LONGER.get(name, MAX_LINES), f"{name} has {lines} lines"
+
+
+@pytest.mark.parametrize(
+    "module", ["diptych", "diptych.errors", "diptych.data.sample", "diptych.cli.main"]
+)
+def test_light_modules_stay_light(module):
+    heavy = ("torch", "transformers", "accelerate", "matplotlib", "pyarrow")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
