@@ -124,7 +124,7 @@ def part_field(folder: str, contract: type[T]) -> Any:
                 f"{place}{error.what}" + (f" ({error.fix})" if error.fix else "")
             ) from None
 
-    return Annotated[SerializeAsAny[contract], BeforeValidator(load)]
+    return Annotated[SerializeAsAny[contract], BeforeValidator(load)]  # type: ignore[valid-type, misc]
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Recipe(Config):
 
 def named() -> dict[str, Callable[[], Recipe]]:
     """All recipes of the families by name; debug ones included."""
-    found = {}
+    found: dict[str, Callable[[], Recipe]] = {}
     for family in parts.names("families"):
         module = parts.find("families", family)
         for name, function in vars(module).items():

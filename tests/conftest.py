@@ -136,7 +136,7 @@ def squares(tmp_path_factory) -> Path:
         questions = [
             ("What colour is the square?", colour),
             ("Is the square red?", "yes" if colour == "red" else "no"),
-        ]  # noqa: E501
+        ]
         for which, (question, answer) in enumerate(questions):
             rows.append(
                 {

@@ -33,7 +33,7 @@ def check_data(
         )
     report = check(path, format=format, images=images, measure=measure, context=context)
     if fix is not None:
-        report.fix(fix)
+        report.fix(str(fix))
     if show:
         out.print(report.table())
         if fix is not None:

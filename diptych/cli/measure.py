@@ -45,7 +45,7 @@ def measure(
     config = EvaluationConfig(
         data=DataConfig(path=data, images=images, format=format),
         metric=metric,
-        how=how,
+        how=how,  # type: ignore[arg-type]
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         limit=limit,

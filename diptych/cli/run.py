@@ -25,7 +25,6 @@ import torch
 import diptych
 from diptych.data.index import Index
 from diptych.data.sample import Sample
-from diptych.eval.benchmarks.choices import Choices
 from diptych.eval.benchmarks.questions import Questions
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
@@ -35,8 +34,9 @@ from diptych.model.checkpoint import load_model, save_model
 from diptych.model.vlm import Vlm, build
 from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.feed import open_index
+from diptych.train.journal import memory_bytes
 from diptych.train.progress import Progress
-from diptych.train.trainer import Trainer, memory_bytes
+from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,7 @@ def evaluate_data(
 
 def measure_text(model: Vlm, choices: str | None) -> TextAbility:
     """Text-only ability: perplexity on held-out text, and a multiple-choice file when given."""
-    return text_ability(model, choices=Choices(choices) if choices else None)
+    return text_ability(model, choices=choices)
 
 
 def summarize(

@@ -9,6 +9,7 @@ are supervised: the assistant's text and the mark that ends its turn.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -258,7 +259,7 @@ class ChatEncoder:
                 cuts.append(match.start() + 1)
                 position = match.start() + 1
             cuts.append(len(text))
-            pieces = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
         ids = self._plain(pieces)
         if self._special(ids) is not None:
             # A normalizer can write a reserved string that was not there (full-width letters).

@@ -104,7 +104,7 @@ def reading(path: str) -> Iterator[BinaryIO]:
             options = {"block_size": 0} if path.startswith(("http://", "https://")) else {}
             file = fsspec.open(path, "rb", **options).open()
         else:
-            file = open(path, "rb")  # noqa: SIM115 (closed below)
+            file = open(path, "rb")
     stream = _Stream(file, path)
     try:
         yield stream  # type: ignore[misc]

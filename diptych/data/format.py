@@ -304,7 +304,7 @@ def give_id(sample: Sample, note: dict[str, Any]) -> dict[str, Any]:
     generated = sample.id.startswith("row-")
     if note.get("no_id") and generated:
         return {}
-    if "id" in note and (str(note["id"]) == sample.id or not note["id"] and generated):
+    if "id" in note and (str(note["id"]) == sample.id or (not note["id"] and generated)):
         return {"id": note["id"]}
     return {"id": sample.id}
 

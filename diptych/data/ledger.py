@@ -257,7 +257,7 @@ class RejectFile:
         if self._file is None:
             self._replacing = files.replacing(self.path)
             temporary = self._replacing.__enter__()
-            self._file = open(temporary, "w", encoding="utf-8")  # noqa: SIM115 (closed on exit)
+            self._file = open(temporary, "w", encoding="utf-8")
         self._file.write(json.dumps(reject.to_dict(), ensure_ascii=False) + "\n")
         self.num_rejects += 1
 

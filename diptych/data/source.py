@@ -198,7 +198,7 @@ def check_path(path: str) -> None:
             fix="download the pictures into the image folder first",
         )
     pieces = path.replace("\\", "/").split("/")
-    if path.startswith(("/", "\\")) or path[1:2] == ":" and path[:1].isalpha():
+    if path.startswith(("/", "\\")) or (path[1:2] == ":" and path[:1].isalpha()):
         reason = "is absolute"
     elif ".." in pieces:
         reason = "climbs out of its folder"

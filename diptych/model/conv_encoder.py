@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithNoAttention
@@ -44,7 +43,6 @@ class ConvEncoderModel(PreTrainedModel):
 
     config_class = ConvEncoderConfig
     main_input_name = "pixel_values"
-    _no_split_modules = ("_Stage",)
 
     def __init__(self, config: ConvEncoderConfig):
         super().__init__(config)
@@ -67,12 +65,13 @@ class ConvEncoderModel(PreTrainedModel):
         self, pixel_values: Tensor, output_hidden_states: bool = False, **_: Any
     ) -> BaseModelOutputWithNoAttention:
         states: Tensor = pixel_values
-        every: tuple[torch.FloatTensor, ...] = ()
+        every: tuple[Any, ...] = ()
         for stage in self.stages:
             states = stage(states)
             every += (states,)
         return BaseModelOutputWithNoAttention(
-            last_hidden_state=states, hidden_states=every if output_hidden_states else None
+            last_hidden_state=states,  # type: ignore[arg-type]
+            hidden_states=every if output_hidden_states else None,
         )
 
 

@@ -107,6 +107,10 @@ class LanguageModel(nn.Module):
     Parity: tests/parity/test_language_model.py compares with the class's own forward.
     """
 
+    # Hugging Face classes share no typed base with what is used of them here.
+    module: Any
+    hf_config: Any
+
     def __init__(self, module: nn.Module, tokenizer: Any):
         super().__init__()
         self.module = module

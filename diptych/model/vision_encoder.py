@@ -50,6 +50,8 @@ class VisionEncoder(nn.Module):
     Parity: tests/parity/test_vision_encoder.py.
     """
 
+    module: Any
+
     def __init__(self, config: VisionEncoderConfig, hf_config: Any, module: nn.Module):
         super().__init__()
         self.config = config
@@ -66,7 +68,7 @@ class VisionEncoder(nn.Module):
         self.grid, self.num_prefix, self.dim, self.is_convolutional = shape
         if self.is_convolutional:
             # A third faster on CPUs; the numbers are the same up to rounding.
-            self.module.to(memory_format=torch.channels_last)
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         if self.is_convolutional:
@@ -209,9 +211,7 @@ def _hidden(module: nn.Module, config: VisionEncoderConfig, pixels: Tensor) -> T
     return states[config.layer]
 
 
-def select(
-    module: nn.Module, config: VisionEncoderConfig, pixels: Tensor, num_prefix: int
-) -> Tensor:
+def select(module: Any, config: VisionEncoderConfig, pixels: Tensor, num_prefix: int) -> Tensor:
     """Features [B, N, C] of the chosen layer."""
     states = _hidden(module, config, pixels)
     if states.ndim == 4:

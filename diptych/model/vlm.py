@@ -68,6 +68,9 @@ class Vlm(nn.Module):
     see the same tokens and pixels.
     """
 
+    vision_encoder: VisionEncoder
+    language_model: LanguageModel
+
     def __init__(
         self,
         config: VlmConfig,
@@ -311,7 +314,8 @@ class Vlm(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass in the language model and the encoder."""
-        for part in (self.language_model.module, self.vision_encoder.module):
+        parts: tuple[Any, ...] = (self.language_model.module, self.vision_encoder.module)
+        for part in parts:
             if getattr(part, "supports_gradient_checkpointing", False):
                 part.gradient_checkpointing_enable({"use_reentrant": False})
 

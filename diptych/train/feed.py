@@ -71,7 +71,7 @@ def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prep
         sampler=steps,  # type: ignore[arg-type]
         num_workers=num_workers if len(steps) > 1 else 0,
         prefetch_factor=4 if num_workers and len(steps) > 1 else None,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=_start_worker,
         # A loader draws a seed when it starts; from the global generator that would make a
         # resumed run, which starts one more loader, draw other dropout masks.

@@ -7,13 +7,11 @@ step is cut into micro-batches or ranks, loss and gradients are those of the who
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +32,7 @@ from diptych.model.trainable import Group, Witness
 from diptych.model.vlm import Vlm
 from diptych.train import feature_cache, optimizer, resume
 from diptych.train.feed import StepData, feed, open_index, sharing_keys
+from diptych.train.journal import Journal, memory_bytes
 from diptych.train.progress import Progress
 from diptych.train.resume import Position
 from diptych.train.stage import DataConfig, Stage
@@ -110,7 +108,7 @@ class Trainer:
         )
         self.position = Position()
         self._stopping = False
-        self._reference: dict[str, Any] = {"parts": [], "stages": {}}
+        self.journal = Journal(run, self.progress, self.accelerator.is_main_process)
 
     # -- the run ----------------------------------------------------------------------------
 
@@ -169,7 +167,7 @@ class Trainer:
         answers = (i[row].answer.strip() for i in indexes for row in range(len(i)))
         objective.prepare(answers, self.cache / "texts", self.progress)
         data, num_steps = self._step_data(number, stage, indexes, objective, learner)
-        self._note_parameters(stage, groups)
+        self.journal.parameters(self.model, stage, groups)
         wrapped, adamw_ = self.accelerator.prepare(learner, adamw)
         state = _StageState(stage, number, learner, wrapped, adamw_, groups, names, ledger)
         validation = self._validation_data(stage, objective)
@@ -186,7 +184,7 @@ class Trainer:
         else:
             ledger = Ledger.from_dict(self.position.ledgers[stage.name])
             state.ledger = ledger
-        _cut_metrics(self.run / "metrics.jsonl", stage.name, start)
+        self.journal.cut(stage.name, start)
         if not self.position.stage_ended:
             self._run_steps(state, data, range(start, num_steps), num_steps, validation)
         best = self._best_folder(number) / "weights.safetensors"
@@ -197,7 +195,7 @@ class Trainer:
         # What became of the rows when they were read, and of every visit in training.
         self.position.ledgers[stage.name] = {**ledger.to_dict(), "data": read.to_dict()}
         if self.accelerator.is_main_process:
-            _write_json(self.run / "ledger.json", {"stages": self.position.ledgers})
+            self.journal.write("ledger.json", {"stages": self.position.ledgers})
             self.progress.note(read.table(f"stage {stage.name}: rows read"))
             self.progress.note(ledger.table(f"stage {stage.name}: samples in training steps"))
         learned = self._learned(number)
@@ -233,7 +231,7 @@ class Trainer:
                 # A step of text alone moves no image part, and that is right.
                 if witness is not None and seen:
                     moved = witness.check()
-                    self._show_groups(state, moved)
+                    self.journal.groups(self.model, stage, state.groups, moved)
                     witness = None
                 self.position.step = step + 1
                 now = time.monotonic()
@@ -241,7 +239,8 @@ class Trainer:
                 figures["tokens_per_second"] = figures["real_tokens"] / max(1e-9, now - last_line)
                 self.position.seconds += now - last_line
                 last_line = now
-                self._write_line(stage, step, num_steps, figures)
+                self.journal.step(stage, step + 1, num_steps, figures)
+                self._track(figures, step + 1)
                 task.advance(f"loss {figures['loss']:.3f}")
                 last = step + 1 == num_steps
                 due = stage.evaluate_every_steps and (step + 1) % stage.evaluate_every_steps == 0
@@ -270,7 +269,7 @@ class Trainer:
     def _step(self, state: _StageState, prepared: Any, step: int, num_steps: int) -> dict[str, Any]:
         """One optimizer step over all micro-batches; returns figures for the log."""
         stage, accelerator = state.stage, self.accelerator
-        objective = state.learner.objective
+        objective: Any = state.learner.objective
         state.ledger.add(prepared)
         if state.ledger.num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
             state.ledger.enforce(0.0)
@@ -424,6 +423,7 @@ class Trainer:
         figures: dict[str, float] = {}
         self.model.eval()
         stop = False
+        objective: Any = state.learner.objective
         if validation is not None and validation.num_samples:
             steps = range(math.ceil(validation.num_samples / validation.batch_size))
             total = weight = 0.0
@@ -432,7 +432,7 @@ class Trainer:
                     with feature_cache.autocast(self.model.device, self.precision):
                         losses = state.learner(batch.to(self.model.device))
                     total += sum(v.item() for v in losses.values())
-                    weight += state.learner.objective.weight(batch)
+                    weight += objective.weight(batch)
             loss = total / max(weight, 1.0)
             figures["validation_loss"] = loss
             if self.position.best_loss is None or loss < self.position.best_loss:
@@ -448,80 +448,16 @@ class Trainer:
             figures.update(self.evaluate(self.model, state.stage.name, step))
         self.model.train()
         if self.accelerator.is_main_process and figures:
-            line = {"stage": state.stage.name, "step": step, **figures}
-            _append_json(self.run / "metrics.jsonl", line)
-            self.accelerator.log(figures, step=self.position.steps_before + step)
+            self.journal.add({"stage": state.stage.name, "step": step, **figures})
+            self._track(figures, step)
             log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
         return stop
 
-    def _write_line(self, stage: Stage, step: int, num_steps: int, f: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        _append_json(self.run / "metrics.jsonl", {"stage": stage.name, "step": step + 1, **f})
-        flat = {k: v for k, v in f.items() if isinstance(v, int | float)}
-        self.accelerator.log(flat, step=self.position.steps_before + step + 1)
-        self.progress.line(
-            f"stage={stage.name} step={step + 1}/{num_steps} loss={f['loss']:.4f} "
-            f"learning_rate={f['learning_rate']:.3e} gradient_norm={f['gradient_norm']:.4f} "
-            f"samples={f['samples']} real_tokens={f['real_tokens']} "
-            f"supervised_tokens={f['supervised_tokens']} padding_share={f['padding_share']:.4f} "
-            f"tokens_per_second={f['tokens_per_second']:.0f} memory_bytes={f['memory_bytes']}"
-        )
-
-    def _note_parameters(self, stage: Stage, groups: Sequence[Group]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        file = self.run / "parameters.json"
-        if file.is_file():
-            self._reference = json.loads(file.read_text())
-        total = sum(p.numel() for p in self.model.parameters())
-        self._reference["parts"] = [
-            {
-                "name": name,
-                "class": type(getattr(part, "module", part)).__name__,
-                "parameters": sum(p.numel() for p in part.parameters()),
-            }
-            for name, part in (
-                ("vision_encoder", self.model.vision_encoder),
-                ("connector", self.model.connector),
-                ("language_model", self.model.language_model),
-            )
-        ]
-        self._reference["tokens_per_image"] = self.model.tokens_per_image
-        self._reference["stages"][stage.name] = [
-            {
-                "group": g.name,
-                "parameters": g.num_total,
-                "trainable": g.num_trainable,
-                "learning_rate": g.learning_rate,
-                "share": g.num_trainable / total,
-            }
-            for g in groups
-        ]
-        _write_json(file, self._reference)
-
-    def _show_groups(self, state: _StageState, moved: dict[str, int]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        from rich.table import Table
-
-        table = Table(title=f"what learns in stage {state.stage.name} (checked after step 1)")
-        for column in ("part", "parameters", "learning", "rate", "tensors moved"):
-            table.add_column(column, justify="left" if column == "part" else "right")
-        for group in state.groups:
-            table.add_row(
-                group.name,
-                f"{group.num_total:,}",
-                f"{group.num_trainable:,}",
-                f"{group.learning_rate:.2e}",
-                f"{moved[group.name]} of {len(group.parameters)}",
-            )
-        learning = {g.name for g in state.groups}
-        for name in ("vision_encoder", "connector", "language_model"):
-            if name not in learning:
-                count = sum(p.numel() for p in self.model.part(name).parameters())
-                table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged")
-        self.progress.note(table)
+    def _track(self, figures: dict[str, Any], step: int) -> None:
+        """Send the numbers among `figures` to the trackers."""
+        flat = {k: v for k, v in figures.items() if isinstance(v, int | float)}
+        # Stages follow each other on one axis.
+        self.accelerator.log(flat, step=self.position.steps_before + step)
 
     # -- saving and stopping ----------------------------------------------------------------
 
@@ -530,7 +466,8 @@ class Trainer:
 
     def _learned(self, number: int) -> dict[str, Tensor]:
         """Weights that any stage up to this one may have changed, by learner name."""
-        prefixes, adapters = set(), set()
+        prefixes: set[str] = set()
+        adapters: set[str] = set()
         for stage in self.stages[: number + 1]:
             for part, how in stage.learn.items():
                 (prefixes if how.how == "full" else adapters).add(f"{part}.")
@@ -590,17 +527,6 @@ class _StageState:
         self.ledger = ledger
 
 
-def memory_bytes() -> int:
-    """Peak memory: of the GPU where there is one, else of this process and its workers."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    children = sum(c.memory_info().rss for c in psutil.Process().children(recursive=True))
-    return own + children
-
-
 def _budgets(stage: Stage, model: Vlm, features: Any) -> dict[str, Any]:
     from diptych.data.collate import Pictures
 
@@ -642,36 +568,3 @@ def _available(tracker: str) -> bool:
         log.warning("tracker %s is not installed and left out (pip install %s)", tracker, tracker)
         return False
     return True
-
-
-def _append_json(file: Path, values: dict[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(values) + "\n")
-
-
-def _write_json(file: Path, values: Any) -> None:
-    staged = file.with_name(f".{file.name}.new")
-    staged.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    staged.rename(file)
-
-
-def _cut_metrics(file: Path, stage: str, step: int) -> None:
-    """Drop lines that a killed run wrote after its last checkpoint."""
-    if not file.is_file():
-        return
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the half line of a killed process
-        if line.get("stage") != stage or line["step"] <= step:
-            kept.append(json.dumps(line))
-    staged = file.with_name(f".{file.name}.new")
-    staged.write_text("".join(f"{t}\n" for t in kept), encoding="utf-8")
-    staged.rename(file)
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain log lines on standard error."""
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")

@@ -44,10 +44,18 @@ def test_train_eval_and_repeat(recipe_file, tmp_path):
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     run = tmp_path / summary["run"].rsplit("/", 1)[-1]
-    for name in (
-        "recipe.json environment.json metrics.jsonl ledger.json parameters.json evaluation.json "
-        "timings.json report.html model/model.safetensors model/config.json"
-    ).split():
+    for name in [
+        "recipe.json",
+        "environment.json",
+        "metrics.jsonl",
+        "ledger.json",
+        "parameters.json",
+        "evaluation.json",
+        "timings.json",
+        "report.html",
+        "model/model.safetensors",
+        "model/config.json",
+    ]:
         assert (run / name).is_file(), name
     assert summary["after"]["score"] > summary["before"]["score"]
     lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]

@@ -31,7 +31,7 @@ def fresh():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["tests.equivalence.tiny_run", "diptych.train.objectives.next_token", "peft", "accelerate"]
-    )  # noqa: E501
+    )
     return context
 
 

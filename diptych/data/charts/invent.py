@@ -272,7 +272,7 @@ def _parts(
         cuts = sorted(rng.randint(0, spare) for _ in range(number - 1))
         shares = [7 + b - a for a, b in zip([0, *cuts], [*cuts, spare], strict=True)]
         ranked = sorted(shares)
-        gaps = [b - a for a, b in zip(ranked, ranked[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(ranked)]
         # The largest and the smallest stand out; unlabelled, by what the eye can see.
         wanted = 1 if labelled else 5
         if gaps[0] >= wanted and gaps[-1] >= wanted:

@@ -22,6 +22,7 @@ question maker and the language model behind `--writer` both declare one with ev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,10 +216,10 @@ def _trend(table: Table, operation: dict[str, Any]) -> str:
     if table.order != "time":
         raise Unanswerable("not_visible")
     values = row(table, _series(table, operation))
-    steps = [later - earlier for earlier, later in zip(values, values[1:], strict=False)]
+    steps = [later - earlier for earlier, later in itertools.pairwise(values)]
     if 0.0 in steps:
         raise Unanswerable("ambiguous")
-    turns = sum((a > 0) != (b > 0) for a, b in zip(steps, steps[1:], strict=False))
+    turns = sum((a > 0) != (b > 0) for a, b in itertools.pairwise(steps))
     if turns == 1:  # one turn is neither a trend nor an up and down
         raise Unanswerable("ambiguous")
     return words["mixed" if turns else "rising" if steps[0] > 0 else "falling"]

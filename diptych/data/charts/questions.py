@@ -6,6 +6,7 @@ hints at it; which of two names comes first is tossed too.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def _above(rng, table, pool) -> Made | None:
     ranked = sorted(set(row(table, 0)))
     gaps = [
         (low, high)
-        for low, high in zip(ranked, ranked[1:], strict=False)
+        for low, high in itertools.pairwise(ranked)
         if high - low >= 2 * table.min_gap[0] * 0.999 or not table.labelled
     ]
     if not gaps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
@@ -15,8 +16,8 @@ class Config(ConnectorConfig):
 
     name: str = "pixel_shuffle"
     """File stem of the part."""
-    scale: Literal[0.5, 1.0] = 0.5
-    """Grid size after over grid size before."""
+    scale: float = Field(default=0.5, gt=0, le=1)
+    """Grid size after over grid size before; one over a whole number."""
     order: Literal["v1", "v2"] = "v2"
     """Which of InternVL's two block orders; v1 has rows and columns swapped."""
 

@@ -8,6 +8,7 @@ features worth connecting.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -128,7 +129,7 @@ class _Bag(nn.Module):
             # Pairs tell 12 and 3 from 1 and 23; their buckets are fixed by the ids alone.
             pairs = [
                 self._vocab_size + (a * 1_000_003 + b * 7_919) % self.NUM_PAIRS
-                for a, b in zip(ids, ids[1:], strict=False)
+                for a, b in itertools.pairwise(ids)
             ]
             self._known[text] = [*ids, *pairs]
         return self._known[text]

@@ -199,9 +199,9 @@ def test_operations(operation, expected):
         (_table(), {"op": "value", "category": ["A"]}, "unknown_name"),
         (_table(values=((30.0, 30.0, 5.0),)), {"op": "max"}, "ambiguous"),
         (_table(), {"op": "trend"}, "not_visible"),
-        (_table(kind="pie", ticks=(), labelled=False), {"op": "value", "category": "A"}, "not_visible"),  # noqa: E501
+        (_table(kind="pie", ticks=(), labelled=False), {"op": "value", "category": "A"}, "not_visible"),
         (_table(colour_of="none", colours=()), {"op": "colour", "name": "A"}, "not_visible"),
-        (_table(labelled=False, values=((20.0, 21.0, 30.0),)), {"op": "difference", "categories": ["A", "B"]}, "ambiguous"),  # noqa: E501
+        (_table(labelled=False, values=((20.0, 21.0, 30.0),)), {"op": "difference", "categories": ["A", "B"]}, "ambiguous"),
     ],
 )  # fmt: skip
 def test_what_the_picture_does_not_settle_is_refused(table, operation, reason):

@@ -87,7 +87,7 @@ def test_a_question_that_the_table_confirms_is_kept():
         ({**GOOD, "operation": "value"}, "question_malformed"),
         ({**GOOD, "question": 7}, "question_malformed"),
         ({**GOOD, "question": "<image> How much rain has Rome?"}, "question_malformed"),
-        ({"question": "What is the trend?", "answer": "rising", "operation": {"op": "trend"}}, "question_not_visible"),  # noqa: E501
+        ({"question": "What is the trend?", "answer": "rising", "operation": {"op": "trend"}}, "question_not_visible"),
         ("a string", "question_malformed"),
     ],
 )  # fmt: skip

@@ -70,9 +70,7 @@ any_text = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20)), m
 def test_text_never_becomes_anything_else(encoders, tokenizer, name, question, answer, pictures):
     encoder, lead = encoders[name], LEADS.get(name, ("", ""))
     images = [Image(f"{i}.png") for i in range(pictures)]
-    encoded = encoder.encode(
-        sample(("user", *images, Text(question)), ("assistant", Text(answer)))
-    )
+    encoded = encoder.encode(sample(("user", *images, Text(question)), ("assistant", Text(answer))))
     assert len(encoded.ids) == len(encoded.fates)
     assert encoded.ids.count(IMAGE_TOKEN) == pictures * K == len(of(encoded, Fate.IMAGE))
     assert encoded.images == tuple(images)
@@ -96,7 +94,9 @@ def test_text_never_becomes_anything_else(encoders, tokenizer, name, question, a
 def test_hostile_text_in_every_role(encoders, tokenizer, name, text):
     encoder, lead = encoders[name], LEADS.get(name, ("", ""))[0]
     asked = encoder.encode(sample(("user", Text("q" + text))), generation=True)
-    told = encoder.encode(sample(("system", Text("s" + text)), ("user", Text("q"))), generation=True)
+    told = encoder.encode(
+        sample(("system", Text("s" + text)), ("user", Text("q"))), generation=True
+    )
     harmless = encoder.encode(sample(("user", Text("q"))), generation=True)
     assert of(asked, Fate.TEMPLATE) == of(harmless, Fate.TEMPLATE)
     assert plain(tokenizer, of(asked, Fate.PROMPT)) == lead + "q" + text
@@ -122,7 +122,9 @@ def test_many_turns_supervise_each_answer(encoders, tokenizer, name):
 
 def test_what_training_saw_is_what_generation_asks(encoders):
     for name in NAMES:
-        whole = encoders[name].encode(sample(("user", Image("a"), Text("q")), ("assistant", Text("x"))))
+        whole = encoders[name].encode(
+            sample(("user", Image("a"), Text("q")), ("assistant", Text("x")))
+        )
         asked = encoders[name].encode(sample(("user", Image("a"), Text("q"))), generation=True)
         assert whole.ids[: whole.fates.index(Fate.TARGET)] == asked.ids, name
 
@@ -145,7 +147,9 @@ def test_refusals(encoders, tokenizer):
     drops = ChatEncoder(tokenizer, "{% for m in messages[1:] %}{{ m.content }}{% endfor %}")
     with pytest.raises(ConfigError, match="drops"):
         drops.encode(sample(("user", Text("a")), ("assistant", Text("b"))))
-    twice = ChatEncoder(tokenizer, "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}")
+    twice = ChatEncoder(
+        tokenizer, "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+    )
     with pytest.raises(ConfigError, match="drops"):
         twice.encode(sample(("user", Text("a"))))
     raises = ChatEncoder(tokenizer, "{{ raise_exception('no system') }}")

@@ -28,7 +28,18 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 KEYS = st.sampled_from(
-    "id image images conversations messages caption question answers annotations _meta".split()
+    [
+        "id",
+        "image",
+        "images",
+        "conversations",
+        "messages",
+        "caption",
+        "question",
+        "answers",
+        "annotations",
+        "_meta",
+    ]
 )
 ROWS = st.dictionaries(KEYS | st.text(max_size=3), VALUES, max_size=6)
 
@@ -131,7 +142,7 @@ def test_a_row_above_the_limit_is_one_reject(tmp_path, monkeypatch):
     monkeypatch.setattr("diptych.data.json_window.files.CHUNK_BYTES", 100)
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"id": 1}}\n{{"id": "{"x" * 5000}"}}\n{{"id": 3}}\n')
-    first, second, third = read_json(str(path))
+    _first, second, third = read_json(str(path))
     assert isinstance(second, Reject) and second.where.endswith(":2")
     assert third.value == {"id": 3} and third.where.endswith(":3")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -47,9 +48,7 @@ def test_numbers_read_well(written, text):
 )
 def test_ticks_are_round_and_enclose_the_range(low, high):
     found = ticks(low, high)
-    steps = {
-        round((b - a) / (found[1] - found[0]), 6) for a, b in zip(found, found[1:], strict=False)
-    }
+    steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in itertools.pairwise(found)}
     assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12 and steps == {1.0}
     assert 2 <= len(found) <= 8
 
@@ -59,7 +58,7 @@ def test_paths_stay_in_the_box_and_are_thinned():
         "Loss", [Line("loss", range(1, 5001), [1 / k for k in range(1, 5001)])], label=str
     )
     coordinates = [float(number) for number in re.findall(r"-?[\d.]+", chart.curves[0][1])]
-    assert 0 <= min(coordinates) and max(coordinates) <= 1000
+    assert min(coordinates) >= 0 and max(coordinates) <= 1000
     assert len(chart.hover["x"]) == 240 == len(chart.hover["lines"][0]["y"])
     assert chart.hover["step"][0] == "1" and chart.hover["step"][-1] == "5000"
 

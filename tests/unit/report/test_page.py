@@ -167,10 +167,52 @@ def test_an_empty_folder_still_gives_a_page(tmp_path):
 
 
 _KEYS = st.sampled_from(
-    "name parts stages parameters trainable learning_rate group share loss losses step stage "
-    "score low high n before after blind majority by_kind text difference images image id "
-    "question truth output kind read used rejected truncated tokens examples phases seconds "
-    "command model vision_encoder connector tokens_per_image perplexity_before".split()
+    [
+        "name",
+        "parts",
+        "stages",
+        "parameters",
+        "trainable",
+        "learning_rate",
+        "group",
+        "share",
+        "loss",
+        "losses",
+        "step",
+        "stage",
+        "score",
+        "low",
+        "high",
+        "n",
+        "before",
+        "after",
+        "blind",
+        "majority",
+        "by_kind",
+        "text",
+        "difference",
+        "images",
+        "image",
+        "id",
+        "question",
+        "truth",
+        "output",
+        "kind",
+        "read",
+        "used",
+        "rejected",
+        "truncated",
+        "tokens",
+        "examples",
+        "phases",
+        "seconds",
+        "command",
+        "model",
+        "vision_encoder",
+        "connector",
+        "tokens_per_image",
+        "perplexity_before",
+    ]
 )
 _VALUES = st.recursive(
     st.none()

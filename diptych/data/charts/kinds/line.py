@@ -43,5 +43,5 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
                 style.ink,
                 "center",
                 "bottom",
-            )  # noqa: E501
+            )
     plot.category_labels(canvas, style, table.categories, xs, area.bottom, rotation)

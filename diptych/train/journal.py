@@ -1,0 +1,144 @@
+"""What a run writes down while it trains: metrics, parameters, the table of what learns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.table import Table
+
+from diptych.model.trainable import Group
+from diptych.model.vlm import PARTS, Vlm, named_parts
+from diptych.train.progress import Progress
+from diptych.train.stage import Stage
+
+
+class Journal:
+    """Files and lines of one run, written by the main process only.
+
+    Attributes:
+        run: run folder.
+        progress: where lines and tables are shown.
+        writes: whether this process is the one that writes.
+    """
+
+    def __init__(self, run: Path, progress: Progress, writes: bool):
+        self.run = run
+        self.progress = progress
+        self.writes = writes
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per optimizer step or evaluation."""
+        return self.run / "metrics.jsonl"
+
+    def step(self, stage: Stage, step: int, num_steps: int, figures: dict[str, Any]) -> None:
+        """Add a step to `metrics.jsonl` and show its line, in a fixed format."""
+        if not self.writes:
+            return
+        f = figures
+        self.add({"stage": stage.name, "step": step, **f})
+        self.progress.line(
+            f"stage={stage.name} step={step}/{num_steps} loss={f['loss']:.4f} "
+            f"learning_rate={f['learning_rate']:.3e} gradient_norm={f['gradient_norm']:.4f} "
+            f"samples={f['samples']} real_tokens={f['real_tokens']} "
+            f"supervised_tokens={f['supervised_tokens']} padding_share={f['padding_share']:.4f} "
+            f"tokens_per_second={f['tokens_per_second']:.0f} memory_bytes={f['memory_bytes']}"
+        )
+
+    def add(self, values: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl`."""
+        if self.writes:
+            with self.metrics.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(values) + "\n")
+
+    def cut(self, stage: str, step: int) -> None:
+        """Drop lines that a killed run wrote after its last checkpoint."""
+        if not self.writes or not self.metrics.is_file():
+            return
+        kept = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the half line of a killed process
+            if line.get("stage") != stage or line["step"] <= step:
+                kept.append(json.dumps(line))
+        staged = self.metrics.with_name(f".{self.metrics.name}.new")
+        staged.write_text("".join(f"{t}\n" for t in kept), encoding="utf-8")
+        staged.rename(self.metrics)
+
+    def write(self, name: str, values: Any) -> None:
+        """Replace a JSON file of the run as a whole."""
+        if self.writes:
+            staged = self.run / f".{name}.new"
+            text = json.dumps(values, indent=2, ensure_ascii=False)
+            staged.write_text(text + "\n", encoding="utf-8")
+            staged.rename(self.run / name)
+
+    def parameters(self, model: Vlm, stage: Stage, groups: Sequence[Group]) -> None:
+        """Note what the parts are and what learns in a stage, in `parameters.json`."""
+        if not self.writes:
+            return
+        file = self.run / "parameters.json"
+        known = json.loads(file.read_text()) if file.is_file() else {"stages": {}}
+        total = sum(p.numel() for p in model.parameters())
+        known["parts"] = [
+            {
+                "name": name,
+                "class": type(getattr(part, "module", part)).__name__,
+                "parameters": sum(p.numel() for p in part.parameters()),
+            }
+            for name, part in named_parts(model)
+        ]
+        known["tokens_per_image"] = model.tokens_per_image
+        known["stages"][stage.name] = [
+            {
+                "group": g.name,
+                "parameters": g.num_total,
+                "trainable": g.num_trainable,
+                "learning_rate": g.learning_rate,
+                "share": g.num_trainable / total,
+            }
+            for g in groups
+        ]
+        self.write(file.name, known)
+
+    def groups(
+        self, model: Vlm, stage: Stage, groups: Sequence[Group], moved: dict[str, int]
+    ) -> None:
+        """Show what learns, after the first step has proven it."""
+        if not self.writes:
+            return
+        table = Table(title=f"what learns in stage {stage.name} (checked after step 1)")
+        for column in ("part", "parameters", "learning", "rate", "tensors moved"):
+            table.add_column(column, justify="left" if column == "part" else "right")
+        for group in groups:
+            table.add_row(
+                group.name,
+                f"{group.num_total:,}",
+                f"{group.num_trainable:,}",
+                f"{group.learning_rate:.2e}",
+                f"{moved[group.name]} of {len(group.parameters)}",
+            )
+        learning = {g.name for g in groups}
+        for name in PARTS:
+            if name not in learning:
+                count = sum(p.numel() for p in model.part(name).parameters())
+                table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged")
+        self.progress.note(table)
+
+
+def memory_bytes() -> int:
+    """Peak memory: of the GPU where there is one, else of this process and its workers."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    children = sum(c.memory_info().rss for c in psutil.Process().children(recursive=True))
+    return own + children
