@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ def run_quickstart(
             train=_data(folder / "train.json", folder / "images"),
             captions=_data(folder / "captions_train.json", folder / "images"),
             test=_data(folder / "test.json", folder / "images"),
-            tokenizer=_tokenizer(folder, [folder / "train.json", folder / "captions_train.json"]),
             seed=seed,
         )
     else:
@@ -51,7 +49,6 @@ def run_quickstart(
             train=train,
             captions=None,
             test=test,
-            tokenizer=_tokenizer(Path(train.path).parent, [Path(train.path)]),
             seed=seed,
         )
     recipe = recipe.override(overrides)
@@ -66,27 +63,6 @@ def run_quickstart(
 
 def _data(path: Path, images: Path) -> DataConfig:
     return DataConfig(path=str(path.absolute()), images=str(images.absolute()))
-
-
-def _tokenizer(folder: Path, files: list[Path]) -> str:
-    """Train the small tokenizer on the training rows, once."""
-    from diptych.data.format import read
-    from diptych.data.sample import Sample
-    from diptych.data.tokenizer import train
-
-    target = folder / "tokenizer"
-    if not (target / "tokenizer.json").is_file():
-
-        def texts() -> Iterator[str]:
-            for file in files:
-                for row in read(str(file)):
-                    if isinstance(row, Sample):
-                        for turn in row.turns:
-                            # As the template writes them: an answer starts with a blank.
-                            yield turn.text if turn.role == "user" else f" {turn.text}"
-
-        train(texts(), target, vocab_size=family.VOCAB_SIZE)
-    return str(target.absolute())
 
 
 def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:

@@ -31,7 +31,8 @@ from diptych.eval.result import Result
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
 from diptych.model.checkpoint import load_model, save_model
-from diptych.model.vlm import Vlm, build
+from diptych.model.language_model import TRAINED_ON_DATA
+from diptych.model.vlm import Vlm, VlmConfig, build
 from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.feed import open_index
 from diptych.train.journal import memory_bytes
@@ -109,7 +110,7 @@ def run_recipe(
         model = load_model(run / "model")
     else:
         with phases("compose"):
-            model = build(recipe.model, seed=recipe.seed)
+            model = build(with_tokenizer(recipe, run), seed=recipe.seed)
         measured.before(model)
         with phases("train"):
             trainer = Trainer(
@@ -131,6 +132,34 @@ def run_recipe(
         write(run)
     summary["seconds"] = phases.seconds
     return summary
+
+
+def with_tokenizer(recipe: Recipe, run: Path) -> VlmConfig:
+    """The recipe's model with a tokenizer trained on its data, where it asks for one.
+
+    Trained once and kept in the run folder, so that a resumed run reads the same tokens.
+    """
+    from diptych.data.source import rows
+    from diptych.data.tokenizer import train
+
+    config = recipe.model.language_model
+    if config.tokenizer != TRAINED_ON_DATA:
+        return recipe.model
+    folder = run / "tokenizer"
+
+    def texts() -> Iterator[str]:
+        for data in dict.fromkeys(d for stage in recipe.stages for d in stage.data):
+            for row in rows(data.path, data.format, data.images):
+                if isinstance(row, Sample):
+                    for turn in row.turns:
+                        # As the template writes them: an answer starts with a blank.
+                        yield turn.text if turn.role == "user" else f" {turn.text}"
+
+    if not (folder / "tokenizer.json").is_file():
+        size = (config.config or {}).get("vocab_size", 2048)
+        train(texts(), folder, vocab_size=size)
+    language_model = config.model_copy(update={"tokenizer": str(folder.absolute())})
+    return recipe.model.model_copy(update={"language_model": language_model})
 
 
 class _Measured:

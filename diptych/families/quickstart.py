@@ -30,7 +30,6 @@ def quickstart() -> Recipe:
         train=DataConfig(path="charts/train.json", images="charts/images"),
         captions=DataConfig(path="charts/captions_train.json", images="charts/images"),
         test=DataConfig(path="charts/test.json", images="charts/images"),
-        tokenizer="charts/tokenizer",
     )
 
 
@@ -61,7 +60,6 @@ def on_data(
     train: DataConfig,
     captions: DataConfig | None,
     test: DataConfig | None,
-    tokenizer: str,
     seed: int = 0,
 ) -> Recipe:
     """The quickstart recipe on any data; without captions there is no `align` stage."""
@@ -88,7 +86,7 @@ def on_data(
                 "tie_word_embeddings": True,
                 "vocab_size": VOCAB_SIZE,
             },
-            tokenizer=tokenizer,
+            tokenizer="data",
             template="compact",
         ),
     )

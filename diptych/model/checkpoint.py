@@ -170,7 +170,9 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Safetensors; copies views so that each tensor owns its storage."""
     owned = {
-        n: t.clone() if t.untyped_storage().nbytes() != t.numel() * t.element_size() else t
+        n: t.clone(memory_format=torch.contiguous_format)
+        if not t.is_contiguous() or t.untyped_storage().nbytes() != t.numel() * t.element_size()
+        else t
         for n, t in tensors.items()
     }
     save_file(owned, path, metadata={"format": "pt"})

@@ -18,6 +18,9 @@ from diptych.errors import ConfigError, WeightsNotFound
 from diptych.model.vision_encoder import config_from_dict
 from diptych.model.weights import cast, load_pretrained, locate, reading
 
+TRAINED_ON_DATA = "data"
+"""Name of the tokenizer that a run trains itself."""
+
 
 class LanguageModelConfig(Config):
     """Which language model and tokenizer."""
@@ -28,7 +31,8 @@ class LanguageModelConfig(Config):
     """Hugging Face config (with `model_type`) for a model that learns from scratch; its
     `vocab_size` follows the tokenizer when left out."""
     tokenizer: str | None = None
-    """Local folder or hub name of the tokenizer; null takes the one beside the weights."""
+    """Local folder or hub name of the tokenizer; null takes the one beside the weights; `data`
+    trains a small one on the run's training data, with `vocab_size` of `config` tokens."""
     template: str | None = None
     """Chat template: plain, chatml, vicuna, qa, a Jinja text, or null for the tokenizer's."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -51,6 +55,12 @@ def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
             "a language model from scratch needs a tokenizer",
             where="model.language_model.tokenizer",
             fix="name a folder or model whose tokenizer it shall use",
+        )
+    if source == TRAINED_ON_DATA:
+        raise ConfigError(
+            "the tokenizer is to be trained on the data, which only a run can do",
+            where="model.language_model.tokenizer",
+            fix="use `diptych train`, or name a tokenizer",
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
@@ -88,7 +98,14 @@ def build(config: LanguageModelConfig) -> LanguageModel:
     hf_config, tokenizer = resolve(config)
     kind = AutoModelForSeq2SeqLM if hf_config.is_encoder_decoder else AutoModelForCausalLM
     if config.weights is None:
-        module = kind.from_config(hf_config, attn_implementation=config.attention)
+        try:
+            module = kind.from_config(hf_config, attn_implementation=config.attention)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"a {hf_config.model_type} cannot be built so: {error}",
+                where="model.language_model",
+                fix="if it is about attention, set attention to eager; else check the config",
+            ) from error
     else:
         module = load_pretrained(
             kind,

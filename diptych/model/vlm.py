@@ -196,10 +196,19 @@ class Vlm(nn.Module):
                 fix="set the stage's packed to false",
             )
         window = getattr(config, "sliding_window", None)
+        mask = self._as_layers_want(mask)
         if window is None or kinds == {"full_attention"} or int(batch.position_ids.max()) < window:
             return mask
-        near = batch.attention_mask(window)
+        near = self._as_layers_want(batch.attention_mask(window))
         return {"full_attention": mask, "sliding_attention": near} if kinds else near
+
+    def _as_layers_want(self, mask: Tensor) -> Tensor:
+        """SDPA takes True for visible; eager attention adds the mask to its scores."""
+        if self.language_model.hf_config._attn_implementation == "sdpa":
+            return mask
+        dtype = self.language_model.module.get_input_embeddings().weight.dtype
+        hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return hidden.masked_fill(~mask, torch.finfo(dtype).min)
 
     def _touch_image_parts(self) -> Tensor:
         """Zero that depends on the image parts' parameters.

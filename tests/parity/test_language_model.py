@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from diptych.data.collate import Item
+from diptych.errors import ConfigError
 from diptych.model.likelihood import token_collator
 from diptych.model.vlm import VlmConfig, build
 from tests.equivalence.test_packing import SAMPLES, conversation, items
@@ -41,9 +42,11 @@ MODELS = {
 }  # fmt: skip
 
 
-def make(tiny_config, name, **changes):
+def make(tiny_config, name, eager=False, **changes):
     values = tiny_config()
     values["language_model"]["config"] = {**MODELS[name], **changes}
+    if name == "gemma2" or eager:
+        values["language_model"]["attention"] = "eager"
     model = build(VlmConfig.from_dict(values), seed=0)
     for parameter in model.language_model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -112,10 +115,26 @@ def test_chunks_change_nothing_and_full_logits_never_exist(tiny_config):
             torch.testing.assert_close(results[size][1][name], gradient, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
-def test_sliding_windows_survive_packing(tiny_config, name):
+def test_attention_that_a_model_lacks_is_a_named_error(tiny_config):
+    values = tiny_config()
+    values["language_model"]["config"] = MODELS["gemma2"]
+    with pytest.raises(ConfigError, match="scaled_dot_product") as caught:
+        build(VlmConfig.from_dict(values))
+    assert "eager" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mistral", {"sliding_window": 6}),
+        ("mistral", {"sliding_window": 6, "eager": True}),
+        ("gemma2", {"sliding_window": 6}),
+        ("llama", {"eager": True}),
+    ],
+)
+def test_windows_and_eager_attention_survive_packing(tiny_config, name, settings):
     """Samples longer than the window: packed rows see as far back as single ones."""
-    model = make(tiny_config, name, sliding_window=6)
+    model = make(tiny_config, name, **settings)
     sums = []
     for packed in (False, True):
         found = {}

@@ -34,8 +34,10 @@ MARK = "_captions"
 _COCO_MARK = "_coco"
 _FOLDER_MARK = "_text_file"
 PICTURE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-    + (".pgm", ".pbm")
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+    }
 )
 _CAPTION_KEYS = ("caption", "text", "title")
 _IMAGE_KEYS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path")
