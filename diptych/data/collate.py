@@ -23,6 +23,9 @@ from diptych.errors import DiptychError, ModelError, SampleTooLong
 
 ReadImage = Callable[[Image], bytes]
 
+MAX_PADDING_SHARE = 0.04
+"""Rows are packed longer than attention alone would like until padding is below this."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -187,16 +190,25 @@ class TokenCollator:
         whole = rows_of(2**31)
         longest = max(g.num_tokens for row in whole for g in row.groups)
 
-        def cost(rows: list[Row]) -> float:
-            total = 0.0
-            for start in range(0, len(rows), self.rows_per_batch):
-                chunk = rows[start : start + self.rows_per_batch]
-                length = max(r.num_tokens for r in chunk)
-                total += len(chunk) * length * (1 + length / (6 * self.text_dim))
-            return total
+        def areas(rows: list[Row]) -> list[tuple[int, int]]:
+            chunks = (
+                rows[start : start + self.rows_per_batch]
+                for start in range(0, len(rows), self.rows_per_batch)
+            )
+            return [(len(chunk), max(r.num_tokens for r in chunk)) for chunk in chunks]
 
-        budgets = {min(int(longest * f), 4096) for f in (1, 1.25, 1.5, 2, 3, 4)}
-        return min((rows_of(max(b, longest)) for b in sorted(budgets)), key=cost)
+        def cost(rows: list[Row]) -> float:
+            return sum(n * length * (1 + length / (6 * self.text_dim)) for n, length in areas(rows))
+
+        def padding(rows: list[Row]) -> float:
+            return 1 - sum(r.num_tokens for r in rows) / sum(
+                n * length for n, length in areas(rows)
+            )
+
+        budgets = sorted({min(int(longest * f), 4096) for f in (1, 1.5, 2, 3, 4, 6, 8)})
+        candidates = [rows_of(max(b, longest)) for b in budgets]
+        tight = [rows for rows in candidates if padding(rows) <= MAX_PADDING_SHARE]
+        return min(tight, key=cost) if tight else min(candidates, key=padding)
 
     def fit(self, sample: Sample, prepared: Prepared | None = None) -> Encoded:
         """Encode one sample and hold it to the context.

@@ -110,7 +110,7 @@ def on_data(
             name="instruct",
             data=(train,),
             learn={"vision_encoder": Learn(), "connector": Learn(), "language_model": Learn()},
-            num_epochs=2.5,
+            num_epochs=3.5,
             global_batch_size=104,
             learning_rate=1.5e-3,
             betas=(0.9, 0.95),

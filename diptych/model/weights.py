@@ -316,7 +316,7 @@ def _fetch(url: str, part: Path, title: str) -> None:
                     done = start if resumed else 0
                     progress.update(task, total=done + length or None, completed=done)
                     with part.open("ab" if resumed else "wb") as out:
-                        for block in answer.iter_bytes(1 << 18):
+                        for block in answer.iter_bytes():
                             out.write(block)
                             progress.advance(task, len(block))
                 return

@@ -12,6 +12,7 @@ from diptych.model.likelihood import token_collator
 from diptych.model.vlm import VlmConfig, build
 from tests.equivalence.test_packing import SAMPLES, conversation, items
 
+torch.set_num_threads(1)  # tiny products: more threads only wait for one another
 TEXT_ONLY = [
     conversation("a", None, "yes or no?", "yes"),
     conversation("b", None, "how many are there", "two", "and left?", "one small red square"),

@@ -158,7 +158,7 @@ with checkpoint.staged_folder(Path(sys.argv[1])) as folder:
 
 def test_a_killed_save_leaves_the_old_folder(tmp_path):
     target = tmp_path / "model"
-    for point in range(1, 8):
+    for point in range(1, 20):
         with staged_folder(target) as stage:
             (stage / "a").write_text("old")
         command = [sys.executable, "-c", KILLED, str(target), str(point)]

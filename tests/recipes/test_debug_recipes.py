@@ -1,0 +1,42 @@
+"""Every debug recipe has the shape of its big brother and learns in a few steps, offline."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from diptych.model.vlm import build
+from diptych.recipe import named
+from diptych.train.progress import Progress
+from diptych.train.trainer import Trainer
+
+torch.set_num_threads(1)  # tiny products: more threads only wait for one another
+DEBUG = {name: function for name, function in named().items() if name.endswith("-debug")}
+
+
+def test_there_is_one():
+    assert "llava-debug" in DEBUG
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_debug_recipes_lower_the_loss(name, squares, tokenizer_folder, tmp_path):
+    recipe = DEBUG[name]()
+    data = f"[{{path: {squares}/train.json, images: {squares}/images}}]"
+    recipe = recipe.override(
+        [
+            f"model.language_model.tokenizer={tokenizer_folder}",
+            *(f"stages.{stage.name}.data={data}" for stage in recipe.stages),
+        ]
+    )
+    model = build(recipe.model, seed=recipe.seed)
+    Trainer(
+        model, recipe.stages, tmp_path, seed=recipe.seed, trackers=(),
+        progress=Progress(tmp_path / "train.log", quiet=True),
+    ).train()  # fmt: skip
+    lines = [json.loads(t) for t in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for stage in recipe.stages:
+        losses = [x["loss"] for x in lines if x["stage"] == stage.name]
+        assert len(losses) == stage.num_steps and losses[-1] < losses[0], stage.name
+    assert lines[-1]["loss"] < lines[0]["loss"] * 0.75

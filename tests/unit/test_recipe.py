@@ -1,0 +1,90 @@
+"""Recipes from names, files and bases; paths belong to the file that names them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from diptych.errors import ConfigError, PartNotFound
+from diptych.recipe import load, named
+
+
+def test_named_recipes_are_public_functions():
+    assert all(not n.startswith("-") for n in named())
+    assert {"quickstart", "llava15-7b", "llava-debug"} <= set(named())
+    assert load("llava15_7b").name == "llava15-7b"
+    with pytest.raises(PartNotFound, match="neither") as caught:
+        load("quickstrat")
+    assert "did you mean 'quickstart'" in caught.value.fix
+
+
+def test_a_base_with_changes(tmp_path):
+    folder = tmp_path / "odd:name"  # a colon in the path must not matter
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "base": "llava15-7b",
+                "name": "mine",
+                "model": {"connector": {"name": "resampler", "num_queries": 7}},
+                "stages": {"align": {"learning_rate": 2e-3, "cache_features": "off"}},
+            }
+        )
+    )
+    (folder / "second.yaml").write_text("base: mine.yaml\nseed: 4\n")
+    recipe = load(str(folder / "second.yaml"))
+    assert (recipe.name, recipe.seed, recipe.model.connector.num_queries) == ("mine", 4, 7)
+    assert recipe.stages[0].learning_rate == 2e-3 and recipe.stages[1].learning_rate == 2e-5
+    assert recipe.model.language_model.weights == "lmsys/vicuna-7b-v1.5"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"base": 3}, "base must name"),
+        ({"base": "mine.yaml"}, "its own base"),
+        ({"base": "llava15-7b", "stages": {"alin": {}}}, "no item named 'alin'"),
+        ({"base": "llava15-7b", "nam": "x"}, "unknown key 'nam'"),
+    ],
+)
+def test_bad_bases(tmp_path, values, says):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=says):
+        load(str(file))
+
+
+def test_paths_are_relative_to_the_file(tmp_path, tiny_config, monkeypatch):
+    (tmp_path / "words").mkdir()
+    model = tiny_config()
+    model["language_model"]["tokenizer"] = "words"
+    values = {
+        "name": "mine",
+        "model": model,
+        "stages": [
+            {
+                "name": "a",
+                "learn": {"connector": {}},
+                "data": [
+                    {"path": "q.json,a.json", "images": "../photos"},
+                    {"path": "s3://bucket/x.json"},
+                ],
+            }
+        ],
+        "evaluation": {"data": {"path": "/abs/test.json"}, "choices": "mmlu.csv"},
+    }
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    recipe = load(str(tmp_path / "r.json"))
+    first, second = recipe.stages[0].data
+    assert first.path == f"{tmp_path}/q.json,{tmp_path}/a.json"
+    assert first.images == str(tmp_path.parent / "photos")
+    assert second.path == "s3://bucket/x.json"
+    assert recipe.evaluation.data.path == "/abs/test.json"
+    assert recipe.evaluation.choices == str(tmp_path / "mmlu.csv")
+    assert recipe.model.language_model.tokenizer == str(tmp_path / "words")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "recipe.json").write_text(recipe.to_json())
+    assert load(str(tmp_path / "again")) == recipe, "a run folder repeats the run"
+    assert recipe.located(tmp_path / "elsewhere") == recipe

@@ -1,0 +1,162 @@
+"""What the loop writes, when it stops, and which rate each part learns at."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from diptych.errors import LossNotFinite, TooManyRejects
+from diptych.model import trainable
+from diptych.model.vlm import VlmConfig, build
+from diptych.train import optimizer
+from diptych.train.progress import Progress
+from diptych.train.stage import Schedule, Stage
+from diptych.train.trainer import Trainer
+from tests.equivalence import tiny_run
+
+torch.set_num_threads(1)  # tiny products: more threads only wait for one another
+LINE = re.compile(
+    r"^stage=(?P<stage>\S+) step=(?P<step>\d+)/(?P<num_steps>\d+) loss=(?P<loss>\S+) "
+    r"learning_rate=(?P<rate>\S+) gradient_norm=\S+ samples=\d+ real_tokens=\d+ "
+    r"supervised_tokens=\d+ padding_share=[\d.]+ tokens_per_second=\d+ memory_bytes=\d+$"
+)
+
+
+def trainer(folder, config, stages, **settings):
+    model = build(VlmConfig.from_dict(config), seed=0)
+    progress = Progress(folder / "train.log", quiet=True)
+    return Trainer(
+        model, [Stage.from_dict(s) for s in stages], folder,
+        **{"trackers": (), "progress": progress, **settings},
+    )  # fmt: skip
+
+
+def metrics(folder):
+    return [json.loads(t) for t in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_a_run_writes(tiny_config, squares, tmp_path):
+    learn = {"connector": {"learning_rate": 4e-3}, "language_model": {}}
+    first = tiny_run.stage(squares, learn=learn, num_steps=3, max_gradient_norm=0.01)
+    second = {**first, "name": "second", "num_steps": 2}
+    trainer(tmp_path, tiny_config(), [first, second], trackers=("tensorboard",)).train()
+    lines = metrics(tmp_path)
+    assert [(x["stage"], x["step"]) for x in lines] == [
+        ("instruct", 1), ("instruct", 2), ("instruct", 3), ("second", 1), ("second", 2),
+    ]  # fmt: skip
+    for line in lines:
+        assert {
+            "loss", "losses", "learning_rate", "learning_rates", "gradient_norm", "samples",
+            "real_tokens", "supervised_tokens", "padding_share", "tokens_per_second",
+            "memory_bytes", "seconds",
+        } <= set(line)  # fmt: skip
+        rates = line["learning_rates"]
+        assert rates["connector"] == pytest.approx(4 * rates["language_model"])
+        assert line["learning_rate"] == rates["connector"]
+    log = [t for t in (tmp_path / "train.log").read_text().splitlines() if t.startswith("stage=")]
+    assert len(log) == 5
+    for text, line in zip(log, lines, strict=True):
+        found = LINE.match(text)
+        assert found and int(found["step"]) == line["step"], text
+        assert float(found["loss"]) == pytest.approx(line["loss"], abs=1e-4)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_long_samples_stop_before_the_first_step(tiny_config, squares, tmp_path):
+    stage = tiny_run.stage(squares, context_tokens=30)
+    with pytest.raises(TooManyRejects) as caught:
+        trainer(tmp_path, tiny_config(), [stage]).train()
+    assert "SampleTooLong" in str(caught.value)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    allowed = {**stage, "long_samples": "truncate", "num_steps": 1, "context_tokens": 44}
+    trainer(tmp_path / "b", tiny_config(), [allowed]).train()
+    ledger = json.loads((tmp_path / "b" / "ledger.json").read_text())["stages"]["instruct"]
+    assert ledger["truncated"] and ledger["read"] == 8
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run(tiny_config, squares, tmp_path, where):
+    one = trainer(tmp_path, tiny_config(), [tiny_run.stage(squares, learn={"connector": {}})])
+    weight = one.model.connector.linear_2.weight
+    if where == "loss":
+        one.model.language_model.module.get_output_embeddings().weight.data[:] = math.nan
+    else:
+        weight.register_hook(lambda gradient: gradient * math.nan)
+    before = weight.detach().clone()
+    with pytest.raises(LossNotFinite, match="nan at step 1"):
+        one.train()
+    assert torch.equal(weight, before), "no weight was touched"
+
+
+def test_keep_best_and_early_stop(tiny_config, squares, tmp_path):
+    data = tiny_run.stage(squares)["data"]
+    stage = tiny_run.stage(
+        squares, validation=data, evaluate_every_steps=1, keep_best=True, early_stop_patience=2,
+        num_steps=30, learning_rate=1.0, max_gradient_norm=None, learn={"connector": {}},
+        schedule={"shape": "constant", "warmup_share": 0.0},
+    )  # fmt: skip
+    one = trainer(tmp_path, tiny_config(), [stage])
+    kept = {}
+    one.evaluate = lambda model, name, step: (
+        kept.update({step: model.connector.linear_2.weight.detach().clone()}) or {"hook": 1.0}
+    )
+    one.train()
+    losses = {x["step"]: x["validation_loss"] for x in metrics(tmp_path) if "validation_loss" in x}
+    best = min(losses, key=losses.get)
+    assert max(losses) == best + 2 < 30, "stopped two evaluations after the best"
+    assert torch.equal(one.model.connector.linear_2.weight, kept[best])
+    assert all("hook" in x for x in metrics(tmp_path) if "validation_loss" in x)
+
+
+def test_a_first_step_without_pictures_is_no_fault(tiny_config, squares, tmp_path):
+    rows = json.loads((squares / "train.json").read_text())
+    text = [
+        {"id": f"t{i}", "conversations": [{"from": "human", "value": "yes or no?"}, {"from": "gpt", "value": "yes"}]}
+        for i in range(40)
+    ]  # fmt: skip
+    (tmp_path / "mixed.json").write_text(json.dumps(text + rows[:2]))
+    stage = tiny_run.stage(squares, num_steps=None, num_epochs=1.0, global_batch_size=14)
+    stage["data"] = [{"path": str(tmp_path / "mixed.json"), "images": str(squares / "images")}]
+    one = trainer(tmp_path / "run", tiny_config(), [stage])
+    one.train()
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+def test_schedules():
+    cosine = Schedule(warmup_share=0.1, final_share=0.2)
+    assert [cosine.factor(s, 100) for s in range(10)] == pytest.approx(
+        [i / 10 for i in range(1, 11)]
+    )
+    assert cosine.factor(55, 100) == pytest.approx(0.2 + 0.8 * 0.5)
+    assert cosine.factor(99, 100) == pytest.approx(
+        0.2 + 0.4 * (1 + math.cos(math.pi * 89 / 90)), rel=1e-9
+    )
+    linear = Schedule(shape="linear", warmup_share=0.0)
+    assert [linear.factor(s, 4) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    constant = Schedule(shape="constant", warmup_share=0.5)
+    assert [constant.factor(s, 4) for s in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert Schedule().factor(0, 1) == 1.0
+
+
+def test_decay_and_rates_by_group(tiny_model, squares):
+    model = tiny_model()
+    stage = Stage.from_dict(
+        tiny_run.stage(
+            squares,
+            weight_decay=0.1,
+            learn={"connector": {"learning_rate": 5e-4}, "language_model": {}},
+        )
+    )
+    groups = trainable.apply(model, stage.learn, stage.learning_rate)
+    adamw = optimizer.build(groups, stage)
+    for group in adamw.param_groups:
+        decays = {p.ndim >= 2 for p in group["params"]}
+        assert decays == {group["weight_decay"] == 0.1}
+        assert group["lr"] == (5e-4 if group["name"] == "connector" else 1e-3)
+    count = sum(p.numel() for g in adamw.param_groups for p in g["params"])
+    assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert optimizer.set_rate(adamw, 0.5) == 5e-4
