@@ -93,12 +93,20 @@ def test_what_is_not_finite_stops_the_run(tiny_config, squares, tmp_path, where)
 
 
 def test_keep_best_and_early_stop(tiny_config, squares, tmp_path):
-    data = tiny_run.stage(squares)["data"]
+    rows = json.loads((squares / "train.json").read_text())
+    for row in rows:
+        row["conversations"][1]["value"] = "four"  # what training unlearns soon
+    (tmp_path / "other.json").write_text(json.dumps(rows))
+    data = [{"path": str(tmp_path / "other.json"), "images": str(squares / "images")}]
     stage = tiny_run.stage(
-        squares, validation=data, evaluate_every_steps=1, keep_best=True, early_stop_patience=2,
-        num_steps=30, learning_rate=1.0, max_gradient_norm=None, learn={"connector": {}},
-        schedule={"shape": "constant", "warmup_share": 0.0},
-    )  # fmt: skip
+        squares,
+        validation=data,
+        evaluate_every_steps=1,
+        keep_best=True,
+        early_stop_patience=2,
+        num_steps=60,
+        learning_rate=1e-2,
+    )
     one = trainer(tmp_path, tiny_config(), [stage])
     kept = {}
     one.evaluate = lambda model, name, step: (
@@ -107,7 +115,7 @@ def test_keep_best_and_early_stop(tiny_config, squares, tmp_path):
     one.train()
     losses = {x["step"]: x["validation_loss"] for x in metrics(tmp_path) if "validation_loss" in x}
     best = min(losses, key=losses.get)
-    assert max(losses) == best + 2 < 30, "stopped two evaluations after the best"
+    assert max(losses) == best + 2 < 60, "stopped two evaluations after the best"
     assert torch.equal(one.model.connector.linear_2.weight, kept[best])
     assert all("hook" in x for x in metrics(tmp_path) if "validation_loss" in x)
 
