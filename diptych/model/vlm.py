@@ -199,7 +199,9 @@ class Vlm(nn.Module):
         mask = self._as_layers_want(mask)
         if window is None or kinds == {"full_attention"} or int(batch.position_ids.max()) < window:
             return mask
-        near = self._as_layers_want(batch.attention_mask(window))
+        windowed = batch.attention_mask(window)
+        assert windowed is not None, "the same rows gave a mask without the window"
+        near = self._as_layers_want(windowed)
         return {"full_attention": mask, "sliding_attention": near} if kinds else near
 
     def _as_layers_want(self, mask: Tensor) -> Tensor:
