@@ -14,6 +14,8 @@ from PIL import Image as Pictures
 os.environ.setdefault("DIPTYCH_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models on two threads mostly wait for each other, ten times as long on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = (
     "What colour is the square? red green blue yellow how many yes no Describe the picture. "

@@ -125,7 +125,7 @@ class Ledger:
             "\n".join(lines),
             where=self._by_count()[0][1].examples[0]["where"],
             fix="see them all with `diptych data check PATH`, drop them with `--fix OUT`, or "
-            "allow them with --allow-rejects (in a recipe: data.max_reject_share)",
+            "allow them in the recipe with max_reject_share of the stage",
         )
 
     def _by_count(self) -> list[tuple[str, Fault]]:

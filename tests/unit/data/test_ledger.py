@@ -43,7 +43,7 @@ def test_limit():
         filled(98, 2).enforce(0.01)
     text = str(error.value)
     assert "2 of 100" in text and "EmptyImage: 2" in text and "data.json:0: fault 0" in text
-    assert "--allow-rejects" in text and "max_reject_share" in text
+    assert "--fix" in text and "max_reject_share" in text
 
 
 def test_plain_data_and_file(tmp_path):

@@ -18,7 +18,8 @@ def test_every_file_is_one_benchmark(name):
     assert "Source" in (parts.find(benchmark.FOLDER, name).__doc__ or "")
 
 
-def test_a_module_without_a_benchmark_is_refused():
+def test_a_module_without_a_benchmark_is_refused(monkeypatch):
+    monkeypatch.setenv("DIPTYCH_PARTS", "diptych")
     with pytest.raises(PartNotFound, match="no subclass"):
         benchmark.find("diptych.errors")
 
