@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 EXTRAS = {
@@ -113,6 +114,8 @@ def findings_table(found: dict[str, Any]) -> Group:
         features.add_column(title)
     for extra, entry in found["features"].items():
         missing = ", ".join(entry["missing"])
-        state = f"[yellow]missing {missing}[/]: {entry['fix']}" if missing else "[green]ready[/]"
+        state = "[green]ready[/]"
+        if missing:
+            state = f"[yellow]missing {missing}[/]: {escape(entry['fix'])}"
         features.add_row(extra, entry["for"], state)
     return Group(machine, features)
