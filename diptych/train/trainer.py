@@ -22,20 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.data.index import Index
 from diptych.data.ledger import Ledger
-from diptych.data.mixture import Mixture
 from diptych.errors import ConfigError, Interrupted, LossNotFinite
 from diptych.model import trainable
 from diptych.model.checkpoint import save_tensors, staged_folder
 from diptych.model.trainable import Group, Witness
 from diptych.model.vlm import Vlm
 from diptych.train import feature_cache, optimizer, resume
-from diptych.train.feed import StepData, feed, open_index, sharing_keys
+from diptych.train.feed import StepData, feed
 from diptych.train.journal import Journal, memory_bytes
 from diptych.train.progress import Progress
 from diptych.train.resume import Position
-from diptych.train.stage import DataConfig, Stage
+from diptych.train.stage import Stage
+from diptych.train.stage_data import StageData
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +107,7 @@ class Trainer:
         )
         self.position = Position()
         self._stopping = False
+        self.data = StageData(model, self.accelerator, run, self.cache, seed, self.progress)
         self.journal = Journal(run, self.progress, self.accelerator.is_main_process)
 
     # -- the run ----------------------------------------------------------------------------
@@ -162,15 +162,15 @@ class Trainer:
             resume.load(checkpoint, learner, adamw, names)
         if stage.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        indexes, read = self._open_data(stage, stage.data)
+        indexes, read = self.data.open(stage, stage.data)
         ledger = Ledger()
         answers = (i[row].answer.strip() for i in indexes for row in range(len(i)))
         objective.prepare(answers, self.cache / "texts", self.progress)
-        data, num_steps = self._step_data(number, stage, indexes, objective, learner)
+        data, num_steps = self.data.steps(number, stage, indexes, objective)
         self.journal.parameters(self.model, stage, groups)
         wrapped, adamw_ = self.accelerator.prepare(learner, adamw)
         state = _StageState(stage, number, learner, wrapped, adamw_, groups, names, ledger)
-        validation = self._validation_data(stage, objective)
+        validation = self.data.validation(stage, objective)
         start = self.position.step
         if start == 0 or checkpoint is None:
             start = 0
@@ -330,91 +330,6 @@ class Trainer:
             "memory_bytes": memory_bytes(),
         }
 
-    # -- data -------------------------------------------------------------------------------
-
-    def _open_data(self, stage: Stage, configs: Sequence[DataConfig]) -> tuple[list[Index], Ledger]:
-        """Read and check every data set once; stops here when too much is rejected."""
-        indexes = []
-        ledger = Ledger()
-        for config in configs:
-            with self.accelerator.main_process_first():
-                index = open_index(
-                    config,
-                    stage,
-                    self.run / "data",
-                    self.model.chat_encoder,
-                    self.model.language_model.context_tokens,
-                )
-            indexes.append(index)
-            ledger.merge(index.ledger)
-        ledger.enforce(stage.max_reject_share)
-        return indexes, ledger
-
-    def _step_data(
-        self,
-        number: int,
-        stage: Stage,
-        indexes: Sequence[Index],
-        objective: Any,
-        learner: Learner,
-    ) -> tuple[StepData, int]:
-        weights = [c.weight for c in stage.data]
-        keys = [sharing_keys(i) for i in indexes]
-        mixture = Mixture(
-            keys,
-            weights=None if None in weights else [w for w in weights if w is not None],
-            seed=self.seed + number,
-        )
-        num_samples = None
-        if stage.num_steps is not None:
-            num_steps = stage.num_steps
-        else:
-            num_samples = round(mixture.epoch_length * (stage.num_epochs or 1.0))
-            num_steps = max(1, math.ceil(num_samples / stage.global_batch_size))
-        distinct = len({k for ks in keys for k in ks if k is not None}) or 1
-        epochs = num_steps * stage.global_batch_size / mixture.epoch_length
-        pictures = sum(k is not None for ks in keys for k in ks)
-        visits = epochs if stage.share_images else epochs * pictures / distinct
-        features = None
-        if "vision_encoder" not in stage.learn:
-            with self.accelerator.main_process_first():
-                features = feature_cache.prepare(
-                    self.model,
-                    (
-                        (image, index.image_bytes)
-                        for index in indexes
-                        for row in range(len(index))
-                        for image in index[row].images()
-                    ),
-                    self.cache / "features",
-                    mode=stage.cache_features,
-                    num_visits=visits,
-                    max_bytes=stage.cache_bytes,
-                    precision=stage.precision,
-                    progress=self.progress,
-                )
-        collator = objective.collator(self.model, **_budgets(stage, self.model, features))
-        data = StepData(
-            indexes,
-            mixture,
-            collator,
-            stage.global_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            num_samples,
-        )
-        return data, num_steps
-
-    def _validation_data(self, stage: Stage, objective: Any) -> StepData | None:
-        if not stage.validation:
-            return None
-        indexes, _ = self._open_data(stage, stage.validation)
-        mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
-        collator = objective.collator(self.model, **_budgets(stage, self.model, None))
-        return StepData(
-            indexes, mixture, collator, stage.global_batch_size, num_samples=mixture.epoch_length
-        )
-
     # -- looking ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -525,22 +440,6 @@ class _StageState:
         self.groups = groups
         self.names = names
         self.ledger = ledger
-
-
-def _budgets(stage: Stage, model: Vlm, features: Any) -> dict[str, Any]:
-    from diptych.data.collate import Pictures
-
-    context = model.language_model.context_tokens
-    return {
-        "pictures": Pictures(model.vision_encoder.preprocessing, features),
-        "context_tokens": min(stage.context_tokens or context, context),
-        "tokens_per_row": stage.tokens_per_row,
-        "images_per_row": stage.images_per_row,
-        "rows_per_batch": stage.rows_per_batch,
-        "share_images": stage.share_images,
-        "packed": stage.packed,
-        "long_samples": stage.long_samples,
-    }
 
 
 def _no_sync_unless(last: bool, accelerator: Any, wrapped: nn.Module) -> Any:

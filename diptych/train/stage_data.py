@@ -1,0 +1,138 @@
+"""What a stage learns from: data sets opened and checked, mixed, cached, cut into steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.data.collate import Pictures
+from diptych.data.index import Index
+from diptych.data.ledger import Ledger
+from diptych.data.mixture import Mixture
+from diptych.model.vlm import Vlm
+from diptych.train import feature_cache
+from diptych.train.feed import StepData, open_index, sharing_keys
+from diptych.train.progress import Progress
+from diptych.train.stage import DataConfig, Stage
+
+
+class StageData:
+    """Opens the data of stages for one run.
+
+    Args:
+        model: whose tokens, pixels and features the data become.
+        accelerator: rank and number of processes; the main one reads first.
+        run: run folder; indexes are kept in `data/`.
+        cache: folder of feature caches.
+        seed: of the data order.
+    """
+
+    def __init__(
+        self, model: Vlm, accelerator: Any, run: Path, cache: Path, seed: int, progress: Progress
+    ):
+        self.model = model
+        self.accelerator = accelerator
+        self.run = run
+        self.cache = cache
+        self.seed = seed
+        self.progress = progress
+
+    def open(self, stage: Stage, configs: Sequence[DataConfig]) -> tuple[list[Index], Ledger]:
+        """Read and check every data set once; stops here when too much is rejected."""
+        indexes = []
+        ledger = Ledger()
+        for config in configs:
+            with self.accelerator.main_process_first():
+                index = open_index(
+                    config,
+                    stage,
+                    self.run / "data",
+                    self.model.chat_encoder,
+                    self.model.language_model.context_tokens,
+                )
+            indexes.append(index)
+            ledger.merge(index.ledger)
+        ledger.enforce(stage.max_reject_share)
+        return indexes, ledger
+
+    def steps(
+        self, number: int, stage: Stage, indexes: Sequence[Index], objective: Any
+    ) -> tuple[StepData, int]:
+        """The data of a stage's steps, and how many steps there are.
+
+        A frozen encoder's features are cached first, where that pays.
+        """
+        weights = [c.weight for c in stage.data]
+        keys = [sharing_keys(i) for i in indexes]
+        mixture = Mixture(
+            keys,
+            weights=None if None in weights else [w for w in weights if w is not None],
+            seed=self.seed + number,
+        )
+        num_samples = None
+        if stage.num_steps is not None:
+            num_steps = stage.num_steps
+        else:
+            num_samples = round(mixture.epoch_length * (stage.num_epochs or 1.0))
+            num_steps = max(1, math.ceil(num_samples / stage.global_batch_size))
+        distinct = len({k for ks in keys for k in ks if k is not None}) or 1
+        epochs = num_steps * stage.global_batch_size / mixture.epoch_length
+        pictures = sum(k is not None for ks in keys for k in ks)
+        visits = epochs if stage.share_images else epochs * pictures / distinct
+        features = None
+        if "vision_encoder" not in stage.learn:
+            with self.accelerator.main_process_first():
+                features = feature_cache.prepare(
+                    self.model,
+                    (
+                        (image, index.image_bytes)
+                        for index in indexes
+                        for row in range(len(index))
+                        for image in index[row].images()
+                    ),
+                    self.cache / "features",
+                    mode=stage.cache_features,
+                    num_visits=visits,
+                    max_bytes=stage.cache_bytes,
+                    precision=stage.precision,
+                    progress=self.progress,
+                )
+        collator = objective.collator(self.model, **budgets(stage, self.model, features))
+        data = StepData(
+            indexes,
+            mixture,
+            collator,
+            stage.global_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            num_samples,
+        )
+        return data, num_steps
+
+    def validation(self, stage: Stage, objective: Any) -> StepData | None:
+        """The held-out data of a stage in file order, or None."""
+        if not stage.validation:
+            return None
+        indexes, _ = self.open(stage, stage.validation)
+        mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
+        collator = objective.collator(self.model, **budgets(stage, self.model, None))
+        return StepData(
+            indexes, mixture, collator, stage.global_batch_size, num_samples=mixture.epoch_length
+        )
+
+
+def budgets(stage: Stage, model: Vlm, features: Any) -> dict[str, Any]:
+
+    context = model.language_model.context_tokens
+    return {
+        "pictures": Pictures(model.vision_encoder.preprocessing, features),
+        "context_tokens": min(stage.context_tokens or context, context),
+        "tokens_per_row": stage.tokens_per_row,
+        "images_per_row": stage.images_per_row,
+        "rows_per_batch": stage.rows_per_batch,
+        "share_images": stage.share_images,
+        "packed": stage.packed,
+        "long_samples": stage.long_samples,
+    }
