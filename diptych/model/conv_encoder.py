@@ -1,8 +1,8 @@
 """A small convolutional image encoder that keeps full resolution where letters are.
 
 The convolutional networks of transformers begin with strides of 4 (ResNet) or 2 (RegNet). In
-a small picture a letter is five pixels high; after such a stem nothing of it is left, and an
-encoder that learns from scratch learns to read several times slower or not at all. This one
+a small picture a letter is five pixels high; such a stem leaves little of it, and an
+encoder that learns from scratch was slower to read in our trials (docs/quickstart.md). This one
 convolves at full resolution and halves by max-pooling after each stage.
 
 It is registered with transformers as model type `diptych_conv`, so a recipe names it like any
