@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -287,9 +287,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names in a safetensors file, without reading the tensors."""
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())

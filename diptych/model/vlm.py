@@ -347,13 +347,6 @@ def build(config: VlmConfig, *, seed: int = 0) -> Vlm:
     return model.eval()
 
 
-def num_image_tokens(config: VlmConfig) -> int:
-    """Tokens of one picture, before anything is built."""
-    encoder, hf_config = vision_encoders.resolve(config.vision_encoder)
-    grid, num_prefix, *_ = vision_encoders.probe(encoder, hf_config)
-    return config.connector.num_tokens(grid, num_prefix)
-
-
 def named_parts(model: Vlm) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of every part."""
     for name in PARTS:
