@@ -158,21 +158,6 @@ class Ledger:
             total.count += fault.count
             total.examples = (total.examples + fault.examples)[:MAX_EXAMPLES]
 
-    @classmethod
-    def for_training(cls, checked: Ledger) -> Ledger:
-        """A ledger of visits: starts with the rows that reading rejected, which none visits."""
-        ledger = cls(num_read=checked.num_rejected)
-        ledger.rejected = {
-            name: Fault(fault.count, list(fault.examples))
-            for name, fault in checked.rejected.items()
-        }
-        return ledger
-
-    def restore(self, values: dict[str, Any] | None) -> None:
-        """Go back to what `to_dict` described; None changes nothing."""
-        if values is not None:
-            self.__dict__.update(self.from_dict(values).__dict__)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `from_dict` gives an equal ledger back."""
         return {
