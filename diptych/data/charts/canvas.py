@@ -8,6 +8,8 @@ kind know where its texts stand, so that nothing overlaps or is cut off.
 from __future__ import annotations
 
 import io
+import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -27,6 +29,7 @@ Vertical = Literal["bottom", "center", "top"]
 Dash = Literal["-", "--", ":", ""]
 DPI = 72  # one point is one pixel: font sizes are pixel sizes
 CHINESE_FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"
+_WORDS = re.compile(r"[\u2e80-\uffff]|[^\s\u2e80-\uffff]+")
 _BUNDLED = {
     "sans": "DejaVuSans.ttf",
     "bold": "DejaVuSans-Bold.ttf",
@@ -80,8 +83,26 @@ def _properties(font: str, size: float) -> FontProperties:
     return FontProperties(fname=str(font_path(font)), size=size)
 
 
+class Drawn(NamedTuple):
+    """A word or a filled shape that stands in the picture, with the box around it.
+
+    Attributes:
+        mark: (series, category) of the table whose value the shape stands for, if any.
+    """
+
+    word: str
+    fill: str
+    box: Box
+    mark: tuple[int, int] | None = None
+
+
 class Canvas:
-    """A picture under construction; the origin is the lower left corner."""
+    """A picture under construction; the origin is the lower left corner.
+
+    Attributes:
+        drawn: every word and every filled shape so far.
+        mark: (series, category) that the next shapes stand for; set by the kinds.
+    """
 
     def __init__(self, width_pixels: int, height_pixels: int, background: str, font: str):
         self.width, self.height, self.font = width_pixels, height_pixels, font
@@ -93,6 +114,8 @@ class Canvas:
         self._agg = FigureCanvasAgg(self._figure)
         self._renderer = self._agg.get_renderer()
         self._order = 0.0
+        self.drawn: list[Drawn] = []
+        self.mark: tuple[int, int] | None = None
 
     def _add(self, artist) -> None:
         # Later calls cover earlier ones, whatever matplotlib's own order of artist types.
@@ -134,9 +157,38 @@ class Canvas:
                 parse_math=False,
             )
         )
+        self._note_words(x, y, text, size, align, vertical, rotation)
+
+    def _note_words(
+        self, x: float, y: float, text: str, size: float, align: Align, vertical: Vertical,
+        rotation: float,
+    ) -> None:  # fmt: skip
+        """Boxes of the words (in Chinese: characters) of a line, also of a turned one."""
+        width, height = self.text_size(text, size)
+        start = {"left": 0.0, "center": -width / 2, "right": -width}[align]
+        middle = {"top": -height / 2, "bottom": height / 2, "center": 0.0}[vertical]
+        # Advances are taken as equal but for wide characters: good to a fraction of a letter.
+        widths = [2.0 if ord(character) > 0x2E7F else 1.0 for character in text]
+        scale = width / sum(widths) if widths else 0.0
+        along = math.radians(rotation)
+        cos, sin = math.cos(along), math.sin(along)
+        for match in _WORDS.finditer(text):
+            left = start + scale * sum(widths[: match.start()])
+            right = left + scale * sum(widths[match.start() : match.end()])
+            at = (left + right) / 2
+            across, up = x + at * cos - middle * sin, y + at * sin + middle * cos
+            half_x = ((right - left) * abs(cos) + height * abs(sin)) / 2
+            half_y = ((right - left) * abs(sin) + height * abs(cos)) / 2
+            box = Box(across - half_x, up - half_y, across + half_x, up + half_y)
+            self.drawn.append(Drawn(match.group(), "", box))
+
+    def _note(self, fill: str | None, box: Box) -> None:
+        if fill:
+            self.drawn.append(Drawn("", fill, box, self.mark))
 
     def rectangle(self, box: Box, fill: str | None, edge: str | None = None, line: float = 1.0):
         """A filled or outlined rectangle."""
+        self._note(fill, box)
         self._add(
             Rectangle(
                 (box.left, box.bottom),
@@ -150,6 +202,8 @@ class Canvas:
 
     def polygon(self, points: list[tuple[float, float]], fill: str, edge: str) -> None:
         """A closed, filled shape."""
+        xs, ys = zip(*points, strict=True)
+        self._note(fill, Box(min(xs), min(ys), max(xs), max(ys)))
         self._add(Polygon(points, closed=True, facecolor=fill, edgecolor=edge, linewidth=1))
 
     def wedge(
@@ -158,6 +212,13 @@ class Canvas:
     ) -> None:  # fmt: skip
         """A slice between two angles in degrees, counter-clockwise from three o'clock."""
         width = radius - hole if hole else None
+        # Boxes along the middle of the slice: one around all of it would hold its neighbours.
+        middle, half = (radius + hole) / 2, 0.2 * radius
+        steps = max(1, round((end - start) / 30))
+        for step in range(steps):
+            angle = math.radians(start + (end - start) * (step + 0.5) / steps)
+            at_x, at_y = x + middle * math.cos(angle), y + middle * math.sin(angle)
+            self._note(fill, Box(at_x - half, at_y - half, at_x + half, at_y + half))
         self._add(
             Wedge(
                 (x, y),
@@ -184,6 +245,7 @@ class Canvas:
 
     def marker(self, x: float, y: float, shape: str, size: float, fill: str, edge: str) -> None:
         """A dot (`o`), square (`s`), triangle (`^`) or diamond (`D`)."""
+        self._note(fill, Box(x - size / 2, y - size / 2, x + size / 2, y + size / 2))
         if shape == "o":
             self._add(Circle((x, y), size / 2, facecolor=fill, edgecolor=edge, linewidth=0.8))
             return

@@ -10,10 +10,13 @@ from diptych.data.charts import invent, plot, questions, style
 from diptych.data.charts import kind as kinds
 from diptych.data.charts.canvas import Canvas
 from diptych.data.charts.describe import describe
+from diptych.data.charts.operations import Unanswerable, answer
 from diptych.data.charts.questions import Question
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Lists, lists
 from diptych.data.charts.writer import Writer
+
+Region = tuple[str, float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,9 @@ class Chart:
 
     Attributes:
         png: the encoded picture.
+        regions: (text, left, top, right, bottom) of every word in the picture and of every shape
+            that carries data (its text is the colour, the name and what else is to be seen of
+            it), in fractions of width and height from the upper left corner.
         discarded: what a writer wrote and the table did not bear out, counted by reason.
     """
 
@@ -29,6 +35,7 @@ class Chart:
     description: str
     questions: list[Question]
     png: bytes
+    regions: list[Region] = field(default_factory=list)
     discarded: Counter[str] = field(default_factory=Counter)
 
 
@@ -66,12 +73,51 @@ def make(
         texts = {question.text for question in written_questions}
         rest = [question for question in asked if question.text not in texts]
         asked = (written_questions + rest)[: max(len(asked), len(written_questions))]
-    return Chart(table, description, asked, picture(table, looks), discarded)
+    canvas = picture(table, looks)
+    return Chart(table, description, asked, canvas.png(), regions(canvas, table, looks), discarded)
 
 
-def picture(table: Table, looks: style.Style) -> bytes:
-    """The chart as PNG."""
+def picture(table: Table, looks: style.Style) -> Canvas:
+    """The chart, drawn."""
     canvas = Canvas(looks.width, looks.height, looks.background, looks.font)
     box = plot.title(canvas, table, looks)
     kinds.find(table.kind).draw(canvas, table, looks, box)
-    return canvas.png()
+    return canvas
+
+
+EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大", "min": "最小"}}
+
+
+def regions(canvas: Canvas, table: Table, looks: style.Style) -> list[Region]:
+    """What stands where: every word, and what is known of every shape that carries data."""
+    names = {looks.shades[name]: style.COLOUR_NAMES[table.language][name] for name in table.colours}
+    about = {mark: _about(table, *mark) for mark in {drawn.mark for drawn in canvas.drawn} if mark}
+    found = []
+    for word, fill, box, mark in canvas.drawn:
+        text = word
+        if fill in names:
+            text = " ".join((names[fill], *(about[mark] if mark else ())))
+        if text:
+            left, right = (min(max(at / canvas.width, 0.0), 1.0) for at in (box.left, box.right))
+            top, bottom = (
+                min(max(1 - at / canvas.height, 0.0), 1.0) for at in (box.top, box.bottom)
+            )
+            found.append((text, round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)))
+    return found
+
+
+def _about(table: Table, series: int, category: int) -> list[str]:
+    """A mark's category, series and number, as far as they are shown, and if it is extreme."""
+    words = [table.categories[category]]
+    if len(table.series) > 1 and table.kind != "scatter":
+        words.append(table.series[series])
+    if table.labelled:
+        words.append(table.text(series, category))
+    if len(table.series) == 1 and table.order != "stages":
+        for op, word in EXTREMES[table.language].items():
+            try:
+                if answer(table, {"op": op}) == table.categories[category]:
+                    words.append(word)
+            except Unanswerable:  # too close to call: neither word is true of it
+                continue
+    return words

@@ -180,7 +180,12 @@ def _store(out: Path, index: int, chart: Chart) -> dict[str, Any]:
         }
         for number, question in enumerate(chart.questions)
     ]
-    caption = {"caption": chart.description, "image": f"{name}.png", "image_id": index}
+    caption = {
+        "caption": chart.description,
+        "image": f"{name}.png",
+        "image_id": index,
+        "regions": chart.regions,
+    }
     return {"rows": rows, "caption": caption, "kind": table.kind, "language": table.language}
 
 
@@ -196,7 +201,11 @@ def _split(digests: list[str], test: float, validation: float) -> list[str]:
 
 
 def _write(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=1)
+    if isinstance(content, list):  # rows: one a line
+        rows = (json.dumps(row, ensure_ascii=False) for row in content)
+        text = "[\n" + ",\n".join(rows) + "\n]"
+    else:
+        text = json.dumps(content, ensure_ascii=False, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 

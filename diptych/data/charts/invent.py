@@ -104,7 +104,7 @@ def _topic(rng: random.Random, name: str, topics: Sequence[Topic]) -> Topic:
     fitting = [topic for topic in topics if _suits(name, topic, topics)]
     # Orders are chosen before topics: there are few lists of stages and of dates.
     orders = sorted({topic.order for topic in fitting})
-    weights = [{"any": 2.0, "time": 1.0, "stages": 3.0}[order] for order in orders]
+    weights = [{"any": 2.0, "time": 2.0, "stages": 3.0}[order] for order in orders]
     order = rng.choices(orders, weights)[0]
     return rng.choice([topic for topic in fitting if topic.order == order])
 

@@ -4,6 +4,9 @@ A part of `kinds/` is a module with
 
     NAME: dict            language -> what the chart is called, the answer to "what type is it?"
     ITEM: dict            language -> what one category is drawn as ("bars", "slices"...)
+    MARK: dict            language -> one such thing ("bar"; in Chinese with its measure word)
+    PART: dict            language -> what one series is drawn as; where series carry the colours
+    ALONG: str            how the categories follow each other: `right`, `down`, or not at all
     CATEGORIES: (3, 7)    fewest and most categories
     SERIES: (1, 1)        fewest and most series
     AXIS: bool            values can be read against an axis
@@ -16,6 +19,7 @@ The file's stem is the kind's name; adding the file is adding the kind.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 from diptych import parts
@@ -31,6 +35,9 @@ class Kind(Protocol):
 
     NAME: dict[str, str]
     ITEM: dict[str, str]
+    MARK: dict[str, str]
+    PART: dict[str, str]
+    ALONG: str
     CATEGORIES: tuple[int, int]
     SERIES: tuple[int, int]
     AXIS: bool
@@ -40,11 +47,13 @@ class Kind(Protocol):
         """Draw the table into the box."""
 
 
+@cache
 def find(name: str) -> Kind:
     """The kind of that name."""
     return parts.find(FOLDER, name)  # type: ignore[return-value]
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """All kinds, sorted."""
-    return parts.names(FOLDER)
+    return tuple(parts.names(FOLDER))

@@ -5,8 +5,9 @@ question maker and the language model behind `--writer` both declare one with ev
 
     chart_type                                        name of the kind
     count        of: categories | series              how many
+    count_above  category, [series]                   how many categories are larger than it
     value        category [series]                    as displayed; without series the total
-    max, min     [series]                             the category
+    max, min     [series]                             the category; or category: the series
     compare      categories: [a, b], want: larger | smaller, [series]   the category
     sum          categories: [a, b, ...], [series]    as displayed; or category, series: [a, b]
     difference   categories: [a, b], [series]         as displayed, never negative
@@ -18,6 +19,10 @@ question maker and the language model behind `--writer` both declare one with ev
     exists       name                                 yes if there is such a category
     is_type      kind                                 yes or no
     is_max       category, [series]                   yes or no
+    has_colour   colour                               yes if anything is drawn in it
+
+Where the answer is a category or a series, `as` says how it is told: `name` (the default),
+`colour`, `place` (its number, counted from the left or the top) or `end` (leftmost, bottom...).
 """
 
 from __future__ import annotations
@@ -40,6 +45,12 @@ WORDS = {
         "unrelated": "无明显趋势",
     },
 }  # fmt: skip
+
+
+ENDS = {
+    "en": {"right": ("leftmost", "rightmost"), "down": ("top", "bottom")},
+    "zh": {"right": ("最左边", "最右边"), "down": ("最上面", "最下面")},
+}
 
 
 class Unanswerable(Exception):
@@ -116,6 +127,26 @@ def _show(table: Table, series: int | None, value: float) -> str:
     return scale.text(round(value, scale.decimals))
 
 
+def _told(table: Table, operation: dict[str, Any], index: int) -> str:
+    """A category, told as the operation wants it."""
+    how = operation.get("as", "name")
+    if how == "name":
+        return table.categories[index]
+    if how == "colour":
+        if table.colour_of != "category":
+            raise Unanswerable("not_visible")
+        return COLOUR_NAMES[table.language][table.colours[index]]
+    along = kinds.find(table.kind).ALONG
+    if not along:
+        raise Unanswerable("not_visible")
+    if how == "place":
+        return str(index + 1)
+    ends = {0: 0, len(table.categories) - 1: 1}
+    if how != "end" or index not in ends:
+        raise Unanswerable("malformed")
+    return ENDS[table.language][along][ends[index]]
+
+
 def _chart_type(table: Table, operation: dict[str, Any]) -> str:
     return kinds.find(table.kind).NAME[table.language]
 
@@ -130,14 +161,41 @@ def _value(table: Table, operation: dict[str, Any]) -> str:
     return _show(table, series, row(table, series)[_category(table, operation["category"])])
 
 
-def _extreme(table: Table, operation: dict[str, Any]) -> str:
+def _count_above(table: Table, operation: dict[str, Any]) -> str:
     series = _series(table, operation)
-    sign = 1 if operation["op"] == "max" else -1
-    values = [sign * value for value in row(table, series)]
-    first, second = sorted(values, reverse=True)[:2]
-    if first - second < _gap(table, series):
+    values = row(table, series)
+    mine = _category(table, operation["category"])
+    others = [value - values[mine] for i, value in enumerate(values) if i != mine]
+    if any(abs(difference) < _gap(table, series) for difference in others):
         raise Unanswerable("ambiguous")
-    return table.categories[values.index(first)]
+    return str(sum(difference > 0 for difference in others))
+
+
+def _best(values: Sequence[float], operation: dict[str, Any], gap: float) -> int:
+    """Index of the largest or smallest, where the eye can tell."""
+    sign = 1 if operation["op"] == "max" else -1
+    signed = [sign * value for value in values]
+    first, second = sorted(signed, reverse=True)[:2]
+    if first - second < gap:
+        raise Unanswerable("ambiguous")
+    return signed.index(first)
+
+
+def _extreme(table: Table, operation: dict[str, Any]) -> str:
+    if "category" not in operation:
+        series = _series(table, operation)
+        values = row(table, series)
+        return _told(table, operation, _best(values, operation, _gap(table, series)))
+    if len(table.series) == 1 or table.kind == "scatter":
+        raise Unanswerable("malformed")
+    category = _category(table, operation["category"])
+    column = [row(table, s)[category] for s in range(len(table.series))]
+    index = _best(column, operation, _gap(table, 0))
+    if operation.get("as", "name") == "name":
+        return table.series[index]
+    if operation["as"] != "colour" or table.colour_of != "series":
+        raise Unanswerable("not_visible")
+    return COLOUR_NAMES[table.language][table.colours[index]]
 
 
 def _pair(table: Table, operation: dict[str, Any]) -> tuple[int, int, float]:
@@ -152,7 +210,7 @@ def _pair(table: Table, operation: dict[str, Any]) -> tuple[int, int, float]:
 def _compare(table: Table, operation: dict[str, Any]) -> str:
     one, other, difference = _pair(table, operation)
     larger = {"larger": True, "smaller": False}[operation["want"]]
-    return table.categories[one if (difference > 0) == larger else other]
+    return _told(table, operation, one if (difference > 0) == larger else other)
 
 
 def _greater(table: Table, operation: dict[str, Any]) -> str:
@@ -250,6 +308,16 @@ def _exists(table: Table, operation: dict[str, Any]) -> str:
     return WORDS[table.language][str(operation["name"]) in table.categories]
 
 
+def _has_colour(table: Table, operation: dict[str, Any]) -> str:
+    if table.colour_of == "none":
+        raise Unanswerable("not_visible")
+    words = COLOUR_NAMES[table.language]
+    if operation["colour"] not in words.values():
+        raise Unanswerable("unknown_name")
+    shown = {words[colour] for colour in table.colours}
+    return WORDS[table.language][operation["colour"] in shown]
+
+
 def _is_type(table: Table, operation: dict[str, Any]) -> str:
     if operation["kind"] not in kinds.names():
         raise Unanswerable("unknown_name")
@@ -258,21 +326,24 @@ def _is_type(table: Table, operation: dict[str, Any]) -> str:
 
 def _is_max(table: Table, operation: dict[str, Any]) -> str:
     category = _category(table, operation["category"])
-    biggest = _extreme(table, {**operation, "op": "max"})
-    return WORDS[table.language][table.categories[category] == biggest]
+    series = _series(table, operation)
+    best = _best(row(table, series), {"op": "max"}, _gap(table, series))
+    return WORDS[table.language][category == best]
 
 
 _OPERATIONS = {
-    "chart_type": _chart_type, "count": _count, "value": _value, "max": _extreme, "min": _extreme,
-    "compare": _compare, "sum": _sum, "difference": _difference, "colour": _colour,
+    "chart_type": _chart_type, "count": _count, "count_above": _count_above, "value": _value,
+    "max": _extreme, "min": _extreme, "compare": _compare, "sum": _sum,
+    "difference": _difference, "colour": _colour,
     "of_colour": _of_colour, "trend": _trend, "greater": _greater, "above": _above,
-    "exists": _exists, "is_type": _is_type, "is_max": _is_max,
+    "exists": _exists, "has_colour": _has_colour, "is_type": _is_type, "is_max": _is_max,
 }  # fmt: skip
 
 QUESTION_KIND = {
-    "chart_type": "chart_type", "count": "count", "value": "value", "max": "largest_smallest",
-    "min": "largest_smallest", "compare": "comparison", "sum": "sum_difference",
+    "chart_type": "chart_type", "count": "count", "count_above": "count", "value": "value",
+    "max": "largest_smallest", "min": "largest_smallest", "compare": "comparison",
+    "sum": "sum_difference",
     "difference": "sum_difference", "colour": "colour", "of_colour": "colour", "trend": "trend",
-    "greater": "yes_no", "above": "yes_no", "exists": "yes_no", "is_type": "yes_no",
-    "is_max": "yes_no",
+    "greater": "yes_no", "above": "yes_no", "exists": "yes_no", "has_colour": "yes_no",
+    "is_type": "yes_no", "is_max": "yes_no",
 }  # fmt: skip

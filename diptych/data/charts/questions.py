@@ -2,6 +2,10 @@
 
 Every yes/no answer is tossed before the question is made, so that nothing in the question
 hints at it; which of two names comes first is tossed too.
+
+About half of the questions point at what they mean by what is seen ("the red slice", "the second
+bar from the left") instead of naming it, as people do who look at a chart: a good share of the
+human-written questions of ChartQA (arXiv:2203.10244) refer to colours and places.
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ from typing import Any
 
 from diptych.data.charts import kind as kinds
 from diptych.data.charts.operations import QUESTION_KIND, Unanswerable, answer, row
-from diptych.data.charts.phrases import PHRASES
-from diptych.data.charts.style import COLOUR_NAMES
+from diptych.data.charts.phrases import BY_COLOUR, ORDINALS, PHRASES, REFERENCES
+from diptych.data.charts.style import COLOUR_NAMES, SHADES
 from diptych.data.charts.table import Table
 
 
@@ -80,22 +84,74 @@ def _try(rng: random.Random, table: Table, pool: tuple[str, ...], maker: Maker) 
             found = answer(table, operation)
         except Unanswerable:
             continue
-        item = kinds.find(table.kind).ITEM[table.language]
-        text = rng.choice(PHRASES[table.language][phrase]).format(
-            **{"item": item, "axis": table.axis.lower(), **slots}
-        )
+        shown = kinds.find(table.kind)
+        words = {
+            "item": shown.ITEM[table.language],
+            "mark": shown.MARK[table.language],
+            "axis": table.axis.lower(),
+        }
+        text = rng.choice(PHRASES[table.language][phrase]).format(**{**words, **slots})
         return Question(text, found, QUESTION_KIND[operation["op"]], operation)
     return None
 
 
+POINTED = 0.55
+"""Share of questions that point at what they mean, where the picture allows it."""
+
+
 def _form(rng: random.Random, table: Table) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Which column a question is about: suffix of the phrase, field of the operation, slot."""
+    """Which column a question is about: suffix of the phrase, field of the operation, slots."""
     if len(table.series) == 1:
         return "", {}, {}
     if table.kind == "stacked_bar" and (not table.labelled or rng.random() < 0.4):
         return "_total", {}, {}
-    name = rng.choice(table.series)
+    index = rng.randrange(len(table.series))
+    name = table.series[index]
+    if table.colour_of == "series" and rng.random() < POINTED:
+        part = kinds.find(table.kind).PART[table.language]
+        return "_part", {"series": name}, {"x": _shade(table, index), "part": part}
     return "_of", {"series": name}, {"s": name}
+
+
+def _shade(table: Table, index: int) -> str:
+    return COLOUR_NAMES[table.language][table.colours[index]]
+
+
+def _ways(table: Table) -> list[str]:
+    """How a category can be pointed at in this picture."""
+    ways = ["colour"] if table.colour_of == "category" else []
+    return [*ways, "place"] if kinds.find(table.kind).ALONG else ways
+
+
+def _way(rng: random.Random, table: Table) -> str:
+    """`name`, or a way to point."""
+    ways = _ways(table)
+    return rng.choice(ways) if ways and rng.random() < POINTED else "name"
+
+
+def _refer(table: Table, name: str, way: str) -> str:
+    """A category in the words of a question."""
+    if way == "name":
+        return name
+    words = REFERENCES[table.language]
+    kind = kinds.find(table.kind)
+    index, last = table.categories.index(name), len(table.categories) - 1
+    slots = {"mark": kind.MARK[table.language]}
+    if way == "colour":
+        return BY_COLOUR[table.language].format(x=_shade(table, index), **slots)
+    if index in (0, last):
+        return words["first" if index == 0 else "last"][kind.ALONG].format(**slots)
+    near = "nth" if index <= last / 2 else "nth_last"
+    ordinal = ORDINALS[table.language][index if near == "nth" else last - index]
+    return words[near][kind.ALONG].format(n=ordinal, **slots)
+
+
+def _side(table: Table) -> str:
+    """Where counting begins."""
+    right = kinds.find(table.kind).ALONG == "right"
+    if table.language == "en":
+        return "the left" if right else "the top"
+    return "左" if right else "上"
 
 
 def _chart_type(rng, table, pool) -> Made:
@@ -105,47 +161,75 @@ def _chart_type(rng, table, pool) -> Made:
 def _count(rng, table, pool) -> Made:
     if len(table.series) > 1 and table.kind not in ("table", "scatter") and rng.random() < 0.4:
         return "count_of", {"op": "count", "of": "series"}, {}
-    return "count", {"op": "count", "of": "categories"}, {}
+    if table.kind in ("table", "scatter", "line") or table.order == "stages" or rng.random() < 0.6:
+        return "count", {"op": "count", "of": "categories"}, {}
+    form, field, slot = _form(rng, table)
+    name = rng.choice(table.categories)
+    operation = {"op": "count_above", "category": name, **field}
+    return "count_above" + form, operation, {"a": _refer(table, name, _way(rng, table)), **slot}
 
 
 def _value(rng, table, pool) -> Made:
     form, field, slot = _form(rng, table)
     name = rng.choice(table.categories)
     phrase = "total" if form == "_total" else "value" + form
-    return phrase, {"op": "value", "category": name, **field}, {"a": name, **slot}
+    said = _refer(table, name, _way(rng, table))
+    return phrase, {"op": "value", "category": name, **field}, {"a": said, **slot}
 
 
 def _extreme(rng, table, pool) -> Made:
-    form, field, slot = _form(rng, table)
     op = rng.choice(("max", "min"))
-    return op + form, {"op": op, **field}, slot
+    way = _way(rng, table)
+    if len(table.series) > 1 and table.kind in ("grouped_bar", "line") and rng.random() < 0.4:
+        name = rng.choice(table.categories)
+        slot = {"a": _refer(table, name, way)}
+        if rng.random() >= POINTED:
+            return op + "_series", {"op": op, "category": name}, slot
+        slot["part"] = kinds.find(table.kind).PART[table.language]
+        return op + "_series_colour", {"op": op, "category": name, "as": "colour"}, slot
+    form, field, slot = _form(rng, table)
+    if way == "place" and table.order == "stages":  # the first is always the largest
+        way = "name"
+    if way == "name" or form in ("_of", "_total"):
+        return op + form, {"op": op, **field}, slot
+    return f"{op}_{way}{form}", {"op": op, "as": way, **field}, {"side": _side(table), **slot}
 
 
 def _compare(rng, table, pool) -> Made | None:
     if table.order == "stages":  # everyone knows that fewer people pay than look
         return None
     form, field, slot = _form(rng, table)
-    a, b = rng.sample(table.categories, 2)
+    way = _way(rng, table)
+    if way == "place":
+        pair = [table.categories[0], table.categories[-1]]
+        rng.shuffle(pair)
+        a, b = pair
+        field = {**field, "as": "end"}
+    else:
+        a, b = rng.sample(table.categories, 2)
+        if way == "colour":
+            field = {**field, "as": "colour"}
     want = rng.choice(("larger", "smaller"))
     operation = {"op": "compare", "categories": [a, b], "want": want, **field}
-    return want + form, operation, {"a": a, "b": b, **slot}
+    return want + form, operation, {"a": _refer(table, a, way), "b": _refer(table, b, way), **slot}
 
 
 def _sums(rng, table, pool) -> Made:
     form, field, slot = _form(rng, table)
     a, b = rng.sample(table.categories, 2)
+    way = _way(rng, table)
     op = rng.choice(("sum", "difference"))
     if form == "_total":
         # Totals are sums themselves: ask for the sum of two segments or the total of one bar.
         return (
             "total",
             {"op": "sum", "category": a, "series": list(table.series)},
-            {"a": a},
+            {"a": _refer(table, a, way)},
         )
     return (
         op + form,
         {"op": op, "categories": [a, b], **field},
-        {"a": a, "b": b, **slot},
+        {"a": _refer(table, a, way), "b": _refer(table, b, way), **slot},
     )
 
 
@@ -157,8 +241,11 @@ def _colour(rng, table, pool) -> Made | None:
     names = table.categories if table.colour_of == "category" else table.series
     index = rng.randrange(len(names))
     if rng.random() < 0.6:
-        return "colour", {"op": "colour", "name": names[index]}, {"a": names[index]}
-    shade = COLOUR_NAMES[table.language][table.colours[index]]
+        said = names[index]
+        if table.colour_of == "category" and "place" in _ways(table) and rng.random() < POINTED:
+            said = _refer(table, said, "place")
+        return "colour", {"op": "colour", "name": names[index]}, {"a": said}
+    shade = _shade(table, index)
     return "of_colour", {"op": "of_colour", "colour": shade}, {"x": shade}
 
 
@@ -173,7 +260,7 @@ def _trend(rng, table, pool) -> Made | None:
 
 
 def _yes_no(rng, table, pool) -> Made | None:
-    choices = [_is_type, _exists, _is_max]
+    choices = [_is_type, _exists, _has_colour, _is_max]
     if table.order != "stages":
         choices += [_greater, _greater, _above, _above]
     for maker in rng.sample(choices, len(choices)):
@@ -186,8 +273,9 @@ def _yes_no(rng, table, pool) -> Made | None:
 def _greater(rng, table, pool) -> Made | None:
     form, field, slot = _form(rng, table)
     a, b = rng.sample(table.categories, 2)
+    way = _way(rng, table)
     return "greater" + form, {"op": "greater", "categories": [a, b], **field}, {
-        "a": a, "b": b, **slot}  # fmt: skip
+        "a": _refer(table, a, way), "b": _refer(table, b, way), **slot}  # fmt: skip
 
 
 def _above(rng, table, pool) -> Made | None:
@@ -215,7 +303,8 @@ def _above(rng, table, pool) -> Made | None:
     ]
     name = rng.choice(fitting)
     operation = {"op": "above", "category": name, "than": than}
-    return "above", operation, {"a": name, "x": table.scales[0].text(than)}
+    said = _refer(table, name, _way(rng, table))
+    return "above", operation, {"a": said, "x": table.scales[0].text(than)}
 
 
 def _exists(rng, table, pool) -> Made | None:
@@ -224,6 +313,16 @@ def _exists(rng, table, pool) -> Made | None:
         return None
     name = rng.choice(table.categories if rng.random() < 0.5 else absent)
     return "exists", {"op": "exists", "name": name}, {"x": name}
+
+
+def _has_colour(rng, table, pool) -> Made | None:
+    if table.colour_of == "none":
+        return None
+    absent = [name for name in SHADES if name not in table.colours]
+    # All colours are equally common in the charts, so none is a better guess than another.
+    colour = rng.choice(table.colours if rng.random() < 0.5 else absent)
+    shade = COLOUR_NAMES[table.language][colour]
+    return "has_colour", {"op": "has_colour", "colour": shade}, {"x": shade}
 
 
 def _is_type(rng, table, pool) -> Made:
@@ -252,4 +351,5 @@ def _is_max(rng, table, pool) -> Made | None:
     best = table.categories[values.index(max(values))]
     others = [name for name in table.categories if name != best]
     name = best if rng.random() < 0.5 else rng.choice(others)
-    return "is_max", {"op": "is_max", "category": name}, {"a": name}
+    said = _refer(table, name, _way(rng, table))
+    return "is_max", {"op": "is_max", "category": name}, {"a": said}

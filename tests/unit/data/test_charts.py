@@ -99,7 +99,7 @@ def test_splits_share_no_table_and_no_picture(drawn):
     tables, pictures = defaultdict(set), defaultdict(set)
     for split in ("train", "validation", "test"):
         for caption in json.loads((out / f"captions_{split}.json").read_text(encoding="utf-8")):
-            assert set(caption) == {"caption", "image", "image_id"}
+            assert set(caption) == {"caption", "image", "image_id", "regions"}
             stem = Path(caption["image"]).stem
             table = json.loads((out / "tables" / f"{stem}.json").read_text(encoding="utf-8"))
             tables[split].add(table["digest"])
@@ -132,6 +132,40 @@ def test_descriptions_name_every_category_and_every_visible_number():
                 assert all(table.text(s, c) in text for c in range(len(table.categories)))
 
 
+def test_regions_say_what_stands_where():
+    for index in range(60):
+        chart = make(11, index, 0, 224, ("en", "zh"))
+        table = chart.table
+        words = [text for text, *_ in chart.regions]
+        joined = "".join(words)
+        for name in (*table.categories, table.title.replace(" ", "")):
+            assert name.replace(" ", "") in joined, (name, words)
+        for _, left, top, right, bottom in chart.regions:
+            assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        marks = [text for text in words if text.split()[0] in COLOUR_NAMES[table.language].values()]
+        if table.colour_of == "category":
+            for name, colour in zip(table.categories, table.colours, strict=True):
+                shade = COLOUR_NAMES[table.language][colour]
+                assert any(text.startswith(f"{shade} {name}") for text in marks)
+        extreme = {"en": "largest", "zh": "最大"}[table.language]
+        for text in marks:
+            if text.split()[-1] == extreme:
+                assert answer(table, {"op": "max"}) in text
+
+
+def test_boxes_of_words_lie_on_ink():
+    """Where a word is said to stand, the picture is not blank."""
+    for index in range(20):
+        chart = make(12, index, 0, 224, ("en", "zh"))
+        picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
+        for text, left, top, right, bottom in chart.regions:
+            box = (left * picture.width, top * picture.height,
+                   right * picture.width, bottom * picture.height)  # fmt: skip
+            part = picture.crop(tuple(round(at) for at in box))
+            if text.strip("-—·.,()（）/") and min(part.size) > 1:
+                assert len(part.getcolors(1 << 16)) > 1 or " " in text, (index, text, box)
+
+
 def test_yes_and_no_are_even_and_order_of_names_tells_nothing():
     tally: Counter[tuple[str, str]] = Counter()
     first = 0
@@ -146,8 +180,9 @@ def test_yes_and_no_are_even_and_order_of_names_tells_nothing():
                 tally[question.operation["op"], question.answer] += 1
             if question.kind == "comparison":
                 compared += 1
-                first += question.answer == question.operation["categories"][0]
-    for op in ("greater", "above", "exists", "is_type", "is_max"):
+                named = answer(table, {**question.operation, "as": "name"})
+                first += named == question.operation["categories"][0]
+    for op in ("greater", "above", "exists", "has_colour", "is_type", "is_max"):
         yes, no = tally[op, "yes"], tally[op, "no"]
         assert abs(yes - no) < 3.5 * (yes + no) ** 0.5, (op, yes, no)
     assert abs(2 * first - compared) < 3.5 * compared**0.5
@@ -182,10 +217,66 @@ def _table(**changes) -> Table:
         ({"op": "exists", "name": "D"}, "no"),
         ({"op": "is_type", "kind": "pie"}, "no"),
         ({"op": "is_max", "category": "B"}, "yes"),
+        ({"op": "has_colour", "colour": "red"}, "yes"),
+        ({"op": "has_colour", "colour": "pink"}, "no"),
+        ({"op": "count_above", "category": "A"}, "2"),
+        ({"op": "max", "as": "colour"}, "blue"),
+        ({"op": "min", "as": "place"}, "1"),
+        ({"op": "compare", "categories": ["A", "C"], "want": "larger", "as": "end"}, "rightmost"),
+        ({"op": "compare", "categories": ["A", "C"], "want": "smaller", "as": "colour"}, "red"),
     ],
 )
 def test_operations(operation, expected):
     assert answer(_table(), operation) == expected
+
+
+GROUPED = {
+    "kind": "grouped_bar", "series": ("Rain", "Snow"), "colour_of": "series",
+    "values": ((10.0, 30.0, 20.0), (15.0, 5.0, 25.0)), "scales": (Scale(5, 40),) * 2,
+    "colours": ("red", "blue"), "min_gap": (1.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        ({"op": "max", "category": "A"}, "Snow"),
+        ({"op": "max", "category": "B", "as": "colour"}, "red"),
+        ({"op": "min", "category": "C", "as": "colour"}, "red"),
+        ({"op": "min", "series": "Snow", "as": "place"}, "2"),
+        ({"op": "count_above", "category": "A", "series": "Snow"}, "1"),
+    ],
+)
+def test_operations_on_several_series(operation, expected):
+    assert answer(_table(**GROUPED), operation) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "way", "expected"),
+    [
+        (_table(), "colour", ["the red bar", "the blue bar", "the green bar"]),
+        (_table(), "place", ["the leftmost bar", "the second bar from the left", "the rightmost bar"]),
+        (_table(kind="horizontal_bar"), "place", ["the top bar", "the second bar from the top", "the bottom bar"]),
+        (_table(language="zh"), "colour", ["红色的那根柱子", "蓝色的那根柱子", "绿色的那根柱子"]),
+        (_table(language="zh"), "place", ["最左边的那根柱子", "左起第二根柱子", "最右边的那根柱子"]),
+    ],
+)  # fmt: skip
+def test_a_category_can_be_pointed_at(table, way, expected):
+    assert [questions._refer(table, name, way) for name in table.categories] == expected
+
+
+def test_half_of_what_can_be_pointed_at_is():
+    """Questions that name nothing of the chart are answered by looking, not by reading."""
+    pointed = named = 0
+    for index in range(200):
+        chart = make(2, index, 0, 224, ("en", "zh"))
+        names = {*chart.table.categories, *chart.table.series}
+        for question in chart.questions:
+            if question.operation["op"] in ("value", "greater", "compare", "sum", "difference"):
+                found = any(name in question.text for name in names)
+                named += found
+                pointed += not found
+    assert 0.3 < pointed / (pointed + named) < 0.6
 
 
 @pytest.mark.parametrize(
@@ -199,6 +290,12 @@ def test_operations(operation, expected):
         (_table(), {"op": "value", "category": ["A"]}, "unknown_name"),
         (_table(values=((30.0, 30.0, 5.0),)), {"op": "max"}, "ambiguous"),
         (_table(), {"op": "trend"}, "not_visible"),
+        (_table(kind="pie"), {"op": "max", "as": "place"}, "not_visible"),
+        (_table(colour_of="all", colours=("red",)), {"op": "max", "as": "colour"}, "not_visible"),
+        (_table(), {"op": "compare", "categories": ["A", "B"], "want": "larger", "as": "end"}, "malformed"),
+        (_table(), {"op": "max", "category": "A"}, "malformed"),
+        (_table(), {"op": "has_colour", "colour": "mauve"}, "unknown_name"),
+        (_table(values=((30.0, 30.0, 5.0),)), {"op": "count_above", "category": "A"}, "ambiguous"),
         (_table(kind="pie", ticks=(), labelled=False), {"op": "value", "category": "A"}, "not_visible"),
         (_table(colour_of="none", colours=()), {"op": "colour", "name": "A"}, "not_visible"),
         (_table(labelled=False, values=((20.0, 21.0, 30.0),)), {"op": "difference", "categories": ["A", "B"]}, "ambiguous"),

@@ -9,6 +9,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "vertical bar chart", "zh": "柱状图"}
 ITEM = {"en": "bars", "zh": "柱子"}
+MARK = {"en": "bar", "zh": "根柱子"}
+ALONG = "right"
 CATEGORIES = (3, 7)
 SERIES = (1, 1)
 AXIS = True
@@ -25,6 +27,7 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
     half = (xs[1] - xs[0]) * style.fill / 2
     for index, (x, fill) in enumerate(zip(xs, plot.fills(table, style), strict=True)):
         top = place(table.values[0][index])
+        canvas.mark = (0, index)
         canvas.rectangle(Box(x - half, area.bottom, x + half, top), fill)
         if not table.labelled:
             continue

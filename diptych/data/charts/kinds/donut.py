@@ -9,6 +9,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "donut chart", "zh": "环形图"}
 ITEM = {"en": "segments", "zh": "扇区"}
+MARK = {"en": "segment", "zh": "个扇区"}
+ALONG = ""
 CATEGORIES = (3, 6)
 SERIES = (1, 1)
 AXIS = False

@@ -9,6 +9,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "funnel chart", "zh": "漏斗图"}
 ITEM = {"en": "stages", "zh": "个阶段"}
+MARK = {"en": "stage", "zh": "个阶段"}
+ALONG = "down"
 CATEGORIES = (3, 6)
 SERIES = (1, 1)
 AXIS = False
@@ -32,6 +34,7 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
         top, bottom = y + half - 1, y - half + 1
         corners = [(middle - upper, top), (middle + upper, top), (middle + lower, bottom),
                    (middle - lower, bottom)]  # fmt: skip
+        canvas.mark = (0, index)
         canvas.polygon(corners, fill, style.background)
         canvas.text(box.left - 6, y, table.categories[index], size, style.ink, "right")
         if not table.labelled:

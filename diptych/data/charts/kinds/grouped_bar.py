@@ -9,6 +9,9 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "grouped bar chart", "zh": "分组柱状图"}
 ITEM = {"en": "groups of bars", "zh": "组柱子"}
+MARK = {"en": "group of bars", "zh": "组柱子"}
+PART = {"en": "bar", "zh": "柱子"}
+ALONG = "right"
 CATEGORIES = (2, 4)
 SERIES = (2, 3)
 AXIS = True
@@ -31,6 +34,7 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
         for series, fill in enumerate(colours):
             x = left + bar * series
             top = place(table.values[series][category])
+            canvas.mark = (series, category)
             canvas.rectangle(Box(x, area.bottom, x + bar, top), fill, style.background, 0.6)
             if not table.labelled:
                 continue

@@ -9,6 +9,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "horizontal bar chart", "zh": "条形图"}
 ITEM = {"en": "bars", "zh": "条形"}
+MARK = {"en": "bar", "zh": "根条形"}
+ALONG = "down"
 CATEGORIES = (3, 8)
 SERIES = (1, 1)
 AXIS = True
@@ -34,6 +36,7 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
     half = abs(ys[1] - ys[0]) * style.fill / 2
     for index, (y, fill) in enumerate(zip(ys, plot.fills(table, style), strict=True)):
         end = place(table.values[0][index])
+        canvas.mark = (0, index)
         canvas.rectangle(Box(area.left, y - half, end, y + half), fill)
         canvas.text(area.left - 4, y, table.categories[index], size, style.ink, "right")
         if not table.labelled:

@@ -9,6 +9,9 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "line chart", "zh": "折线图"}
 ITEM = {"en": "points on the axis", "zh": "个横轴刻度"}
+MARK = {"en": "point", "zh": "个点"}
+PART = {"en": "line", "zh": "折线"}
+ALONG = "right"
 CATEGORIES = (4, 7)
 SERIES = (1, 3)
 AXIS = True
@@ -30,7 +33,8 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
     for series, fill in enumerate(colours):
         ys = [place(value) for value in table.values[series]]
         canvas.line(list(zip(xs, ys, strict=True)), fill, style.line_width)
-        for x, y in zip(xs, ys, strict=True):
+        for category, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            canvas.mark = (series, category)
             canvas.marker(x, y, style.marker, 5.5, fill, edge)
     if table.labelled:
         for index, x in enumerate(xs):

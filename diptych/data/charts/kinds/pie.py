@@ -11,6 +11,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "pie chart", "zh": "饼图"}
 ITEM = {"en": "slices", "zh": "扇区"}
+MARK = {"en": "slice", "zh": "个扇区"}
+ALONG = ""
 CATEGORIES = (3, 6)
 SERIES = (1, 1)
 AXIS = False
@@ -39,6 +41,7 @@ def slices(canvas: Canvas, table: Table, style: Style, box: Box, hole: float) ->
     for index, value in enumerate(table.values[0]):
         end = start + 360 * value / total
         fill = colours[index]
+        canvas.mark = (0, index)
         canvas.wedge(x, y, radius, radius * hole, start, end, fill, style.background)
         start = end
     for index, value in enumerate(table.values[0]):

@@ -9,6 +9,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "scatter plot", "zh": "散点图"}
 ITEM = {"en": "points", "zh": "个点"}
+MARK = {"en": "point", "zh": "个点"}
+ALONG = ""
 CATEGORIES = (4, 6)
 SERIES = (2, 2)
 AXIS = True
@@ -33,5 +35,6 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
     upright = across._replace(left=box.left, top=across.top + 2)
     _, place_y = plot.value_axis(canvas, table, style, upright, index=1)
     edge = "#e8e8e8" if style.dark else "#333333"
-    for x, y, fill in zip(*table.values, colours, strict=True):
+    for index, (x, y, fill) in enumerate(zip(*table.values, colours, strict=True)):
+        canvas.mark = (0, index)
         canvas.marker(place_x(x), place_y(y), style.marker, 8.0, fill, edge)

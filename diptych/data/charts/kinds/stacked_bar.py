@@ -9,6 +9,9 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "stacked bar chart", "zh": "堆叠柱状图"}
 ITEM = {"en": "stacked bars", "zh": "根堆叠柱"}
+MARK = {"en": "stacked bar", "zh": "根堆叠柱"}
+PART = {"en": "segment", "zh": "部分"}
+ALONG = "right"
 CATEGORIES = (3, 5)
 SERIES = (2, 3)
 AXIS = True
@@ -30,6 +33,7 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
         for series, fill in enumerate(colours):
             value = table.values[series][category]
             segment = Box(x - half, place(base), x + half, place(base + value))
+            canvas.mark = (series, category)
             canvas.rectangle(segment, fill, style.background, 0.6)
             if table.labelled:
                 middle = (segment.bottom + segment.top) / 2

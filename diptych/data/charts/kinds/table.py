@@ -8,6 +8,8 @@ from diptych.data.charts.table import Table
 
 NAME = {"en": "table", "zh": "表格"}
 ITEM = {"en": "rows below the header", "zh": "行数据"}
+MARK = {"en": "row", "zh": "行"}
+ALONG = "down"
 CATEGORIES = (3, 7)
 SERIES = (1, 3)
 AXIS = False
