@@ -296,7 +296,7 @@ class TokenCollator:
             image_keys=tuple(image_keys),
             sample_ids=tuple(sample_ids),
         )
-        _attach(batch, arrays, self.pictures.features is not None)
+        attach(batch, arrays, self.pictures.features is not None)
         return batch
 
     def _seq2seq(
@@ -328,7 +328,7 @@ class TokenCollator:
             encoder_ids=torch.from_numpy(encoder_ids),
             encoder_mask=torch.from_numpy(encoder_mask),
         )
-        _attach(batch, arrays, self.pictures.features is not None)
+        attach(batch, arrays, self.pictures.features is not None)
         return batch
 
 
@@ -367,7 +367,7 @@ class PairCollator:
                 grid, grid, grid, grid, none, none, none,
                 image_keys=tuple(image_keys), texts=tuple(texts), sample_ids=tuple(sample_ids),
             )  # fmt: skip
-            _attach(batch, arrays, self.pictures.features is not None)
+            attach(batch, arrays, self.pictures.features is not None)
             prepared.batches.append(batch)
         return prepared
 
@@ -408,7 +408,7 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def _attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
+def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
     if not batch.image_keys:
         return
     stacked = torch.from_numpy(np.stack([arrays[k] for k in batch.image_keys]))

@@ -145,6 +145,11 @@ class LanguageModel(nn.Module):
         """Longest sequence the model was made for."""
         return int(getattr(self.hf_config, "max_position_embeddings", 2**20) or 2**20)
 
+    @property
+    def embeddings(self) -> Tensor:
+        """The table of input embeddings [vocabulary, D]."""
+        return self.module.get_input_embeddings().weight
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> embeddings [..., D]."""
         return self.module.get_input_embeddings()(ids)

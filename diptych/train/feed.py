@@ -100,7 +100,7 @@ def open_index(
     Samples longer than the context are found here, before training, unless the stage
     truncates them or does not read their tokens.
     """
-    counts = stage.long_samples == "reject" and stage.objective.name != "contrastive"
+    counts = stage.long_samples == "reject" and stage.objective.name == "next_token"
     counter = TokenCounter(encoder) if counts else None
     return Index.build(
         config.path,

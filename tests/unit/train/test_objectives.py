@@ -1,0 +1,95 @@
+"""Objectives against the same loss written out by hand, whole and in micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diptych.data.batch import Batch
+from diptych.errors import ConfigError
+from diptych.model.vlm import VlmConfig, build
+from diptych.train.objectives import next_token, regions
+from diptych.train.progress import Progress
+from diptych.train.stage import Stage
+from diptych.train.trainer import Trainer
+from tests.equivalence import tiny_run
+
+torch.set_num_threads(1)
+
+
+def region_batch(model, targets, pictures):
+    positions, ids = zip(*targets, strict=True)
+    empty = torch.zeros(pictures, 0, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    return Batch(
+        empty, empty, empty, empty, torch.tensor(positions), torch.tensor(ids),
+        torch.zeros(len(ids), dtype=torch.int64), image_keys=("k",) * pictures,
+        pixel_values=torch.rand(pictures, 3, 28, 28, generator=generator),
+    )  # fmt: skip
+
+
+def test_regions_is_the_mean_over_positions_and_their_tokens(tiny_model):
+    model = tiny_model().eval()
+    objective = regions.Config(empty_weight=0.5).build(model)
+    batch = region_batch(model, [(3, 7), (3, 9), (20, 7)], pictures=2)
+    with torch.no_grad():
+        features = model.encode_pixels(batch.pixel_values)
+        table = model.language_model.embeddings
+        scores = objective.projection(features).reshape(32, -1) @ table.T
+        scores = torch.cat([scores, torch.zeros(32, 1)], 1).log_softmax(-1)
+    covered = (scores[3, 7] + scores[3, 9]) / 2 + scores[20, 7]
+    others = [i for i in range(32) if i not in (3, 20)]
+    expected = -(covered + 0.5 * scores[others, objective.nothing].sum())
+    assert objective(model, batch)["regions"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert objective.weight(batch) == 2 + 0.5 * 30
+
+
+def test_regions_learns_where_the_square_is(tiny_config, squares, tmp_path):
+    import json
+
+    rows = json.loads((squares / "captions.json").read_text())
+    for row in rows:
+        row["regions"] = [["square", 0.25, 0.25, 0.75, 0.75], ["left", 0.0, 0.0, 0.2, 0.2]]
+    path = tmp_path / "regions.json"
+    path.write_text(json.dumps(rows))
+    stage = tiny_run.stage(
+        squares, objective="regions", num_steps=40,
+        learn={"vision_encoder": {}, "language_model": {}},
+        data=[{"path": str(path), "images": str(squares / "images")}], learning_rate=5e-3,
+    )  # fmt: skip
+    model = build(VlmConfig.from_dict(tiny_config()), seed=0)
+    trainer = Trainer(
+        model, [Stage.from_dict(stage)], tmp_path / "run", trackers=(),
+        progress=Progress(tmp_path / "train.log", quiet=True),
+    )  # fmt: skip
+    trainer.train()
+    lines = [json.loads(t) for t in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+
+
+def test_regions_need_the_whole_picture(tiny_config):
+    config = tiny_config()
+    config["vision_encoder"]["image"]["crop"] = [28, 28]
+    with pytest.raises(ConfigError, match="whole picture"):
+        regions.Config().build(build(VlmConfig.from_dict(config), seed=0))
+
+
+@pytest.mark.parametrize(
+    ("average", "weights"),
+    [("token", [1, 1, 1, 1, 1]), ("sample", [1 / 4] * 4 + [1]), ("sqrt", [1 / 2] * 4 + [1])],
+)
+def test_averages_of_next_token(average, weights):
+    losses = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0])
+    objective = next_token.Config(average=average).build(None)
+    none = torch.zeros(1, 8, dtype=torch.int64)
+    batch = Batch(
+        none, none, none, none, torch.arange(5), torch.arange(5), torch.tensor([0, 0, 0, 0, 1])
+    )
+
+    class Model:
+        def target_log_probs(self, batch):
+            return -losses
+
+    expected = (losses * torch.tensor(weights)).sum()
+    assert objective(Model(), batch)["next_token"].item() == pytest.approx(expected.item())
+    assert objective.weight(batch) == pytest.approx(sum(weights))
