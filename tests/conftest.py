@@ -58,6 +58,7 @@ def tiny_config(tokenizer_folder):
         texts = {
             "llama": {"num_key_value_heads": 2},
             "qwen2": {"num_key_value_heads": 2},
+            "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
             "mistral": {"num_key_value_heads": 2},
             "t5": {},
         }

@@ -1,24 +1,43 @@
-"""AdamW over the parameter groups of a stage."""
+"""AdamW, or Muon with AdamW, over the parameter groups of a stage."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from diptych.model.trainable import Group
 from diptych.train.stage import Stage
 
+_TABLES = re.compile(r"(embed|lm_head|\bwte|\bwpe|\bshared\.)")
+"""Names of embeddings and output layers: matrices whose rows are looked up or scored one by one."""
 
-def build(groups: Sequence[Group], stage: Stage) -> torch.optim.AdamW:
-    """One optimizer group per part, split into matrices (decayed) and the rest (not)."""
-    parameter_groups = []
+
+def build(groups: Sequence[Group], stage: Stage) -> torch.optim.Optimizer:
+    """One optimizer group per part, split into matrices (decayed) and the rest (not).
+
+    With `optimizer: muon`, the matrices of hidden layers go to Muon.
+    """
+    muon_groups: list[dict[str, Any]] = []
+    adamw_groups: list[dict[str, Any]] = []
     for group in groups:
-        matrices = [p for p in group.parameters.values() if p.ndim >= 2]
-        others = [p for p in group.parameters.values() if p.ndim < 2]
-        for chosen, decay in ((matrices, stage.weight_decay), (others, 0.0)):
+        hidden, matrices, others = [], [], []
+        for name, parameter in group.parameters.items():
+            if stage.optimizer == "muon" and _is_hidden(group.name, name, parameter):
+                hidden.append(parameter)
+            elif parameter.ndim >= 2:
+                matrices.append(parameter)
+            else:
+                others.append(parameter)
+        for target, chosen, decay in (
+            (muon_groups, hidden, stage.weight_decay),
+            (adamw_groups, matrices, stage.weight_decay),
+            (adamw_groups, others, 0.0),
+        ):
             if chosen:
-                parameter_groups.append(
+                target.append(
                     {
                         "params": chosen,
                         "lr": group.learning_rate,
@@ -27,9 +46,46 @@ def build(groups: Sequence[Group], stage: Stage) -> torch.optim.AdamW:
                         "name": group.name,
                     }
                 )
-    return torch.optim.AdamW(
-        parameter_groups, betas=stage.betas, eps=stage.epsilon, fused=_can_fuse(groups)
-    )
+    adamw = None
+    if adamw_groups:
+        adamw = torch.optim.AdamW(
+            adamw_groups, betas=stage.betas, eps=stage.epsilon, fused=_can_fuse(groups)
+        )
+    if not muon_groups:
+        assert adamw is not None  # a stage learns something
+        return adamw
+    # With updates of AdamW's size, rates mean the same for both.
+    muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
+    return Both(muon, adamw)
+
+
+def _is_hidden(group: str, name: str, parameter: torch.nn.Parameter) -> bool:
+    return parameter.ndim == 2 and group != "objective" and not _TABLES.search(name)
+
+
+class Both(torch.optim.Optimizer):
+    """Muon on some groups and AdamW on the others, as one optimizer.
+
+    Source: Muon is made for hidden matrices and leaves embeddings, output layers and vectors
+    to AdamW (Liu et al., arXiv:2502.16982); both are PyTorch's.
+    """
+
+    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer | None):
+        self._parts = [part for part in (muon, adamw) if part is not None]
+        for number, part in enumerate(self._parts):
+            for group in part.param_groups:
+                group["part"] = number
+        super().__init__([g for part in self._parts for g in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step of each part, on the groups and the state that this optimizer holds."""
+        assert closure is None
+        for number, part in enumerate(self._parts):
+            # Handed over anew: loading a state replaces the dictionaries.
+            part.param_groups = [g for g in self.param_groups if g["part"] == number]
+            part.state = self.state
+            part.step()
 
 
 def _can_fuse(groups: Sequence[Group]) -> bool:

@@ -78,8 +78,11 @@ class Stage(Config):
     """Peak rate of parts that name none of their own."""
     schedule: Schedule = Schedule()
     """Course of the learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` updates the matrices of hidden layers by Muon and the rest by AdamW; new language
+    models learn in fewer steps with it, pretrained ones are best left to `adamw`."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW weight decay on matrices (never on norms and biases)."""
+    """Weight decay on matrices (never on norms and biases)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW moment decay rates."""
     epsilon: float = Field(default=1e-8, gt=0)

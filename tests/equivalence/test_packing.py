@@ -52,7 +52,7 @@ def losses_by_sample(model, samples, **settings):
     return sums, gradients, prepared
 
 
-@pytest.mark.parametrize("text", ["llama", "qwen2", "mistral"])
+@pytest.mark.parametrize("text", ["llama", "qwen2", "qwen3", "mistral"])
 @pytest.mark.parametrize("share", [True, False])
 def test_packed_equals_unpacked(tiny_model, text, share):
     model = tiny_model(text=text).eval()

@@ -160,6 +160,30 @@ def _wait_for_progress(process, folder: Path, rng: random.Random) -> bool:
     raise AssertionError("the run makes no progress")
 
 
+def test_resume_with_muon_is_exact(tiny_config, squares, tmp_path, fresh):
+    """Both optimizers' moments come back: killed after a checkpoint, ends in the same weights."""
+    stage = tiny_run.stage(squares, optimizer="muon", num_steps=60, checkpoint_every_steps=4)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    undisturbed = fresh.Process(target=tiny_run.run, args=(whole, tiny_config(), [stage]))
+    undisturbed.start()
+    undisturbed.join(300)
+    assert undisturbed.exitcode == 0
+    process = fresh.Process(target=tiny_run.run, args=(broken, tiny_config(), [stage]))
+    process.start()
+    while resume.newest(broken / "checkpoints") is None and process.is_alive():
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    position = resume.position_of(resume.newest(broken / "checkpoints"))
+    assert 0 < position.step < 60
+    again = fresh.Process(target=tiny_run.run, args=(broken, tiny_config(), [stage]))
+    again.start()
+    again.join(300)
+    assert again.exitcode == 0
+    assert_equal(weights(whole), weights(broken))
+    assert losses(whole) == losses(broken)
+
+
 def test_sigterm_saves_and_says_resume(tiny_config, squares, tmp_path, fresh):
     stages = [tiny_run.stage(squares, num_steps=400)]
     folder = tmp_path / "run"

@@ -168,3 +168,34 @@ def test_decay_and_rates_by_group(tiny_model, squares):
     count = sum(p.numel() for g in adamw.param_groups for p in g["params"])
     assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert optimizer.set_rate(adamw, 0.5) == 5e-4
+
+
+def test_muon_takes_hidden_matrices_and_leaves_the_rest(tiny_model, squares):
+    model = tiny_model()
+    values = tiny_run.stage(squares, optimizer="muon", weight_decay=0.1)
+    stage = Stage.from_dict(values)
+    groups = trainable.apply(model, stage.learn, stage.learning_rate)
+    both = optimizer.build(groups, stage)
+    names = {id(p): n for g in groups for n, p in g.parameters.items()}
+    hidden = {names[id(p)] for g in both.param_groups if g["part"] == 0 for p in g["params"]}
+    rest = {names[id(p)] for g in both.param_groups if g["part"] == 1 for p in g["params"]}
+    assert hidden | rest == set(names.values()) and not hidden & rest
+    assert any("q_proj" in n for n in hidden) and any("mlp" in n for n in hidden)
+    assert any("embed_tokens" in n for n in rest) and not any("embed" in n for n in hidden)
+    before = {n: p.detach().clone() for g in groups for n, p in g.parameters.items()}
+    torch.manual_seed(0)
+    for group in groups:
+        for parameter in group.parameters.values():
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.set_rate(both, 1.0)
+    both.step()
+    moved = {n for g in groups for n, p in g.parameters.items() if not torch.equal(p, before[n])}
+    assert moved == set(before)
+    # Muon's step is a fifth of the rate in every entry, on average: the size of AdamW's.
+    name = next(n for n in hidden if "q_proj" in n)
+    size = (dict_of(groups)[name] - before[name]).square().mean().sqrt().item()
+    assert 0.1 * stage.learning_rate < size < 0.4 * stage.learning_rate
+
+
+def dict_of(groups):
+    return {n: p for g in groups for n, p in g.parameters.items()}
