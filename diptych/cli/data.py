@@ -71,9 +71,10 @@ def convert_data(
 
 
 def draw_charts(
-    output: Path, num: int, seed: int, writer: str | None, model: str | None, *, show: bool
-) -> dict[str, Any]:
-    """Draw a chart-question set with a progress bar."""
+    output: Path, num: int, seed: int, writer: str | None, model: str | None, *, show: bool,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw a chart-question set with a progress bar; `options` as for `charts.draw`."""
     from diptych.data.charts import Writer, draw
 
     if (writer is None) != (model is None):
@@ -92,7 +93,7 @@ def draw_charts(
             done = now
 
         chosen = Writer(writer, model) if writer and model else None
-        summary = draw(output, num=num, seed=seed, writer=chosen, progress=progress)
+        summary = draw(output, num=num, seed=seed, writer=chosen, progress=progress, **options)
     summary["seconds"] = time.monotonic() - start
     if show:
         for key in ("charts", "questions", "chart_kinds", "question_kinds", "discarded"):

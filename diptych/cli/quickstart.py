@@ -16,8 +16,11 @@ from diptych.families import quickstart as family
 from diptych.train.progress import Progress
 from diptych.train.stage import DataConfig
 
-NUM_CHARTS = 4000
+NUM_CHARTS = 11_000
 TEST_SHARE = 0.15
+CHART_TEST_SHARE = 0.05
+MIN_TEST_CHARTS = 600
+"""Enough for 600 questions from different charts; the more are trained on."""
 
 
 def run_quickstart(
@@ -43,12 +46,13 @@ def run_quickstart(
             seed=seed,
         )
     else:
-        train, test = split_rows(data, images, runs, seed)
+        train, test, num_train = split_rows(data, images, runs, seed)
         recipe = family.on_data(
             "quickstart-own",
             train=train,
             captions=None,
             test=test,
+            num_rows=num_train,
             seed=seed,
         )
     recipe = recipe.override(overrides)
@@ -73,17 +77,22 @@ def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:
         return {**json.loads((folder / "charts.json").read_text()), "seconds": 0.0}
     staged = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
-    summary = draw_charts(staged, num, seed, None, None, show=False)
+    summary = draw_charts(
+        staged, num, seed, None, None, show=False,
+        test_fraction=max(CHART_TEST_SHARE, min(TEST_SHARE, MIN_TEST_CHARTS / num)),
+        validation_fraction=0.02,
+    )  # fmt: skip
     staged.rename(folder)
     return summary
 
 
 def split_rows(
     data: str, images: str | None, runs: Path, seed: int
-) -> tuple[DataConfig, DataConfig]:
-    """Hold out every so many-th picture of the user's own data for the test.
+) -> tuple[DataConfig, DataConfig, int]:
+    """Training data, test data, and the number of training rows.
 
-    Rows about one picture stay on one side, so no test picture was trained on.
+    One picture in so many is held out for the test. Rows about one picture stay on one side,
+    so no test picture was trained on.
 
     Raises:
         DataError: too few pictures to hold any out.
@@ -118,4 +127,4 @@ def split_rows(
         path = folder / f"{name}.jsonl"
         write((index[r] for r in rows), str(path), "messages")
         configs[name] = DataConfig(path=str(path.absolute()), images=root)
-    return configs["train"], configs["test"]
+    return configs["train"], configs["test"], sum(len(groups[k]) for k in parts["train"])

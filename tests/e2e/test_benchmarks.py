@@ -88,3 +88,15 @@ def test_shipped_figures():
     assert result["settings"]["language_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert result["ratio"]["real_tokens_per_second"] >= 2.0
     assert result["ratio"]["peak_memory"] <= 0.7
+
+
+def test_conv_encoder():
+    script = str(ROOT / "benchmarks" / "conv_encoder.py")
+    command = [sys.executable, script, "--json", "--pictures=1", "--repeats=1", "--pixels=32"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    ours, theirs = (result["contenders"][name] for name in ("fold_2", "fold_1"))
+    assert result["ratio"]["milliseconds_per_picture"] == pytest.approx(
+        ours["milliseconds_per_picture"] / theirs["milliseconds_per_picture"]
+    )
