@@ -3,7 +3,7 @@
 The convolutional networks of transformers begin with strides (ResNet 4, RegNet 2), and in a
 small picture, where a letter is five pixels high, little of it is left. This one folds each
 block of `fold` x `fold` pixels into channels, which loses nothing, and convolves from there; its
-stages are separated by max-pooling. Folding by 2 makes it six times as fast as convolutions
+stages are separated by max-pooling. Folding by 2 makes it 3.6 times as fast as convolutions
 at full resolution, whose time goes into memory traffic (benchmarks/conv_encoder.py).
 
 It is registered with transformers as model type `diptych_conv`, so a recipe names it like any
