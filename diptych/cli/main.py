@@ -61,7 +61,7 @@ def quickstart(
 ) -> dict[str, Any]:
     """Draw charts, compose a small model, train it, measure it, and show what changed.
 
-    Needs about ten minutes on two cores. A run that was stopped goes on where it was.
+    Needs about twelve minutes on two cores. A run that was stopped goes on where it was.
 
     Examples:
 

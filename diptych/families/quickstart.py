@@ -27,7 +27,7 @@ EPOCHS = 1.2
 
 
 def quickstart() -> Recipe:
-    """Learn charts from scratch in minutes: convolutions, 2x2 downsample, small Llama."""
+    """Learn charts from scratch in minutes: convolutions, 2x2 downsample, small Qwen3."""
     return on_data(
         "quickstart",
         train=DataConfig(path="charts/train.json", images="charts/images"),

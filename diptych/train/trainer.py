@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,12 @@ class Trainer:
         groups = trainable.apply(self.model, stage.learn, stage.learning_rate, objective)
         learner = Learner(self.model, objective).to(self.accelerator.device)
         names = {id(p): n for g in groups for n, p in g.parameters.items()}
-        adamw = optimizer.build(groups, stage)
+        stepper = optimizer.build(groups, stage)
         if checkpoint is not None and self.position.step == 0:
             # Saved at the end of the stage before: this one starts with its own random state.
             resume.load_weights(checkpoint / "weights.safetensors", learner)
         elif checkpoint is not None:
-            resume.load(checkpoint, learner, adamw, names)
+            resume.load(checkpoint, learner, stepper, names)
         if stage.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         indexes, read = self.data.open(stage, stage.data)
@@ -168,8 +168,8 @@ class Trainer:
         objective.prepare(answers, self.cache / "texts", self.progress)
         data, num_steps = self.data.steps(number, stage, indexes, objective)
         self.journal.parameters(self.model, stage, groups)
-        wrapped, adamw_ = self.accelerator.prepare(learner, adamw)
-        state = _StageState(stage, number, learner, wrapped, adamw_, groups, names, ledger)
+        wrapped, stepper = self.accelerator.prepare(learner, stepper)
+        state = _StageState(stage, number, learner, wrapped, stepper, groups, names, ledger)
         validation = self.data.validation(stage, objective)
         start = self.position.step
         if start == 0 or checkpoint is None:
@@ -418,28 +418,18 @@ class Trainer:
         return bool(self.accelerator.reduce(flag, "sum").item())
 
 
+@dataclass
 class _StageState:
     """What belongs together while a stage runs."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        number: int,
-        learner: Learner,
-        wrapped: Any,
-        adamw: Any,
-        groups: list[Group],
-        names: dict[int, str],
-        ledger: Ledger,
-    ):
-        self.stage = stage
-        self.number = number
-        self.learner = learner
-        self.wrapped = wrapped
-        self.optimizer = adamw
-        self.groups = groups
-        self.names = names
-        self.ledger = ledger
+    stage: Stage
+    number: int
+    learner: Learner
+    wrapped: Any
+    optimizer: Any
+    groups: list[Group]
+    names: dict[int, str]
+    ledger: Ledger
 
 
 def _no_sync_unless(last: bool, accelerator: Any, wrapped: nn.Module) -> Any:

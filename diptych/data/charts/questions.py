@@ -319,7 +319,7 @@ def _has_colour(rng, table, pool) -> Made | None:
     if table.colour_of == "none":
         return None
     absent = [name for name in SHADES if name not in table.colours]
-    # All colours are equally common in the charts, so none is a better guess than another.
+    # Half yes; but for black, which dark pictures never show, every colour is as likely as another.
     colour = rng.choice(table.colours if rng.random() < 0.5 else absent)
     shade = COLOUR_NAMES[table.language][colour]
     return "has_colour", {"op": "has_colour", "colour": shade}, {"x": shade}

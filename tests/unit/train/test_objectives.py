@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from diptych.data.batch import Batch
 from diptych.errors import ConfigError
 from diptych.model.vlm import VlmConfig, build
-from diptych.train.objectives import next_token, regions
+from diptych.train.objectives import contrastive, next_token, regions
 from diptych.train.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
@@ -45,8 +47,6 @@ def test_regions_is_the_mean_over_positions_and_their_tokens(tiny_model):
 
 
 def test_regions_learns_where_the_square_is(tiny_config, squares, tmp_path):
-    import json
-
     rows = json.loads((squares / "captions.json").read_text())
     for row in rows:
         row["regions"] = [["square", 0.25, 0.25, 0.75, 0.75], ["left", 0.0, 0.0, 0.2, 0.2]]
@@ -93,3 +93,41 @@ def test_averages_of_next_token(average, weights):
     expected = (losses * torch.tensor(weights)).sum()
     assert objective(Model(), batch)["next_token"].item() == pytest.approx(expected.item())
     assert objective.weight(batch) == pytest.approx(sum(weights))
+
+
+def test_contrastive_pairs_pictures_with_their_texts(tiny_model):
+    """Symmetric cross-entropy over the pairs, written out."""
+    model = tiny_model().eval()
+    objective = contrastive.Config(dim=8, token_dim=4).build(model)
+    empty = torch.zeros(3, 0, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int64)
+    pixels = torch.rand(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    batch = Batch(
+        empty, empty, empty, empty, none, none, none, image_keys=("a", "b", "c"),
+        pixel_values=pixels, texts=("red square", "two", "yes no"),
+    )  # fmt: skip
+    with torch.no_grad():
+        loss = objective(model, batch)["contrastive"].item()
+        reduced = objective.reduce(model.encode_pixels(pixels)).flatten(1)
+        images = torch.nn.functional.normalize(objective.projection(reduced), dim=-1)
+        texts = torch.nn.functional.normalize(objective.texts(batch.texts), dim=-1)
+        scores = (images @ texts.T / 0.07).double()
+    rows, columns = scores.log_softmax(1).diagonal(), scores.log_softmax(0).diagonal()
+    assert loss == pytest.approx(-(rows + columns).sum().item() / 2, rel=1e-4)
+    assert objective.weight(batch) == 3
+
+
+def test_contrastive_learns_the_squares(tiny_config, squares, tmp_path):
+    stage = tiny_run.stage(
+        squares, objective="contrastive", learn={"vision_encoder": {}}, num_steps=40,
+        data=[{"path": str(squares / "captions.json"), "images": str(squares / "images")}],
+        learning_rate=5e-3, global_batch_size=3,
+    )  # fmt: skip
+    model = build(VlmConfig.from_dict(tiny_config()), seed=0)
+    Trainer(
+        model, [Stage.from_dict(stage)], tmp_path / "run", trackers=(),
+        progress=Progress(tmp_path / "train.log", quiet=True),
+    ).train()  # fmt: skip
+    lines = [json.loads(t) for t in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    first, last = (sum(x["loss"] for x in part) for part in (lines[:5], lines[-5:]))
+    assert last < 0.8 * first
