@@ -33,9 +33,12 @@ class Objective(nn.Module):
     Attributes:
         splits: whether a step may be cut into micro-batches; False where samples of one
             step depend on each other (contrastive negatives).
+        gathers: whether an objective that does not split exchanges samples between ranks
+            itself, so that each rank may hold a share of the step.
     """
 
     splits = True
+    gathers = False
 
     def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
         """Look at every text of the stage before the first step; nothing by default.

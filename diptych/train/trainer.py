@@ -85,7 +85,7 @@ class Trainer:
         progress: Progress | None = None,
         cache: Path | None = None,
     ):
-        from accelerate import Accelerator
+        from accelerate import Accelerator, DistributedDataParallelKwargs
 
         self.model = model
         self.stages = stages
@@ -104,6 +104,9 @@ class Trainer:
             mixed_precision="bf16" if self.precision == "bf16" else "no",
             log_with=[t for t in trackers if _available(t)] or None,
             project_dir=str(run),
+            # A part may hold weights that an objective does not use (a pooler, the layers behind
+            # the embeddings); their gradients are not waited for.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.position = Position()
         self._stopping = False
@@ -146,7 +149,8 @@ class Trainer:
     def _run_stage(self, number: int, stage: Stage, checkpoint: Path | None) -> None:
         torch.manual_seed(self.seed + 1000 * (number + 1))
         objective = stage.objective.build(self.model)
-        if not objective.splits and self.accelerator.num_processes > 1:
+        whole = not (objective.splits or objective.gathers)
+        if whole and self.accelerator.num_processes > 1:
             raise ConfigError(
                 f"the {stage.objective.name} objective runs on one process",
                 where=f"stages.{stage.name}.objective",

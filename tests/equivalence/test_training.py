@@ -225,12 +225,22 @@ def test_damaged_checkpoint_is_passed_over(tiny_config, squares, tmp_path, fresh
     assert_equal(weights(whole), weights(folder))
 
 
-def test_two_processes_equal_one(tiny_config, squares, tmp_path, fresh):
+PAIRS = {"name": "contrastive", "dim": 8, "token_dim": 4}
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"learn": {"connector": {}, "language_model": {}}},
+        # Negatives come from every rank, so the losses are only equal if they are exchanged.
+        {"learn": {"vision_encoder": {}}, "objective": PAIRS},
+    ],
+    ids=["next_token", "contrastive"],
+)
+def test_two_processes_equal_one(stage, tiny_config, squares, tmp_path, fresh):
     """Data-parallel training on two ranks gives one rank's losses and weights."""
     one = tmp_path / "one"
-    stages = [
-        tiny_run.stage(squares, learn={"connector": {}, "language_model": {}}, **WELL_CONDITIONED)
-    ]
+    stages = [tiny_run.stage(squares, **stage, **WELL_CONDITIONED)]
     tiny_run.run(one, tiny_config(), stages)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -25,6 +25,7 @@ from diptych.data.batch import Batch
 from diptych.data.collate import Collator, PairCollator, Pictures
 from diptych.model.weights import locate
 from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.train.pair_losses import clip_loss
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Config(ObjectiveConfig):
 
 
 class Contrastive(Objective):
-    """Symmetric cross-entropy over a step's pairs; weight is their number.
+    """Symmetric cross-entropy over a step's pairs, those of every rank; weight is their number.
 
     Positions are kept apart: every position is reduced to a few channels and all of them
     together are projected. With a mean over positions the encoder need not learn where things
@@ -63,6 +64,7 @@ class Contrastive(Objective):
     """
 
     splits = False
+    gathers = True
 
     def __init__(self, config: Config, model: Any):
         super().__init__()
@@ -90,10 +92,8 @@ class Contrastive(Objective):
         images = self.projection(self.reduce(features).flatten(1))
         images = F.normalize(images.float(), dim=-1)
         texts = F.normalize(self.texts(batch.texts).float(), dim=-1).to(images.device)
-        logits = self.log_scale.clamp(max=math.log(100.0)).exp() * images @ texts.T
-        labels = torch.arange(len(images), device=images.device)
-        loss = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
-        return {"contrastive": loss / 2 * len(images)}
+        scale = self.log_scale.clamp(max=math.log(100.0)).exp()
+        return {"contrastive": clip_loss(images, texts, scale)}
 
     def weight(self, batch: Batch) -> float:
         return float(len(batch.texts))
