@@ -38,7 +38,10 @@ class ConvEncoderConfig(PreTrainedConfig):
 
 
 class ConvEncoderModel(PreTrainedModel):
-    """Stages of 3x3 convolution, batch norm and ReLU, with 2x2 max-pooling between them.
+    """Stages of 3x3 convolution, batch norm and ReLU; each but the last ends in 2x2 max-pooling.
+
+    The pooling stands right behind the last convolution of a stage: normalisation and ReLU then
+    touch a quarter of the values, and memory traffic is most of what such a network costs.
 
     Shapes: pixel_values [B, 3, H, W] -> last_hidden_state [B, C, H / f, W / f] with
     f = fold * 2^(stages - 1); `hidden_states` holds the output of every stage.
@@ -52,11 +55,11 @@ class ConvEncoderModel(PreTrainedModel):
     def __init__(self, config: ConvEncoderConfig):
         super().__init__(config)
         self.fold = nn.PixelUnshuffle(config.fold)
-        self.pool = nn.MaxPool2d(2)
         sizes = [config.num_channels * config.fold**2, *config.hidden_sizes]
+        last = len(config.hidden_sizes) - 1
         self.stages = nn.ModuleList(
-            _Stage(before, after, depth)
-            for before, after, depth in zip(sizes, sizes[1:], config.depths, strict=False)
+            _Stage(sizes[n], sizes[n + 1], depth, pooled=n < last)
+            for n, depth in enumerate(config.depths)
         )
         self.post_init()
 
@@ -75,8 +78,8 @@ class ConvEncoderModel(PreTrainedModel):
         if pixel_values.is_contiguous(memory_format=torch.channels_last):
             states = states.contiguous(memory_format=torch.channels_last)
         every: tuple[Any, ...] = ()
-        for number, stage in enumerate(self.stages):
-            states = stage(self.pool(states) if number else states)
+        for stage in self.stages:
+            states = stage(states)
             every += (states,)
         return BaseModelOutputWithNoAttention(
             last_hidden_state=states,  # type: ignore[arg-type]
@@ -85,14 +88,14 @@ class ConvEncoderModel(PreTrainedModel):
 
 
 class _Stage(nn.Sequential):
-    def __init__(self, before: int, after: int, depth: int):
+    def __init__(self, before: int, after: int, depth: int, *, pooled: bool):
         layers: list[nn.Module] = []
         for number in range(depth):
-            layers += [
-                nn.Conv2d(before if number == 0 else after, after, 3, padding=1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-            ]
+            width = before if number == 0 else after
+            layers.append(nn.Conv2d(width, after, 3, padding=1, bias=False))
+            if pooled and number == depth - 1:
+                layers.append(nn.MaxPool2d(2))
+            layers += [nn.BatchNorm2d(after), nn.ReLU()]
         super().__init__(*layers)
 
 

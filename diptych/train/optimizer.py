@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diptych.model.trainable import Group
 from diptych.train.stage import Stage
 
-_TABLES = re.compile(r"(embed|lm_head|\bwte|\bwpe|\bshared\.)")
-"""Names of embeddings and output layers: matrices whose rows are looked up or scored one by one."""
+_TABLES = re.compile(r"(embed|lm_head|queries|\bwte|\bwpe|\bshared\.)")
+"""Names of embeddings, learned queries and output layers, whose rows stand for one thing each."""
 
 
 def build(groups: Sequence[Group], stage: Stage) -> torch.optim.Optimizer:
     """One optimizer group per part, split into matrices (decayed) and the rest (not).
 
-    With `optimizer: muon`, the matrices of hidden layers go to Muon.
+    With `optimizer: muon`, the matrices and convolutions of hidden layers go to Muon.
     """
     muon_groups: list[dict[str, Any]] = []
     adamw_groups: list[dict[str, Any]] = []
@@ -55,12 +57,44 @@ def build(groups: Sequence[Group], stage: Stage) -> torch.optim.Optimizer:
         assert adamw is not None  # a stage learns something
         return adamw
     # With updates of AdamW's size, rates mean the same for both.
-    muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
+    with _as_matrices(muon_groups):
+        muon = torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw")
     return Both(muon, adamw)
 
 
 def _is_hidden(group: str, name: str, parameter: torch.nn.Parameter) -> bool:
-    return parameter.ndim == 2 and group != "objective" and not _TABLES.search(name)
+    kind = parameter.ndim == 2 or parameter.ndim >= 4  # matrices and convolutions
+    return kind and group != "objective" and not _TABLES.search(name)
+
+
+@contextmanager
+def _as_matrices(groups: Sequence[dict[str, Any]]) -> Iterator[None]:
+    """Convolutions [out, in, h, w] stand as matrices [out, in * h * w] inside.
+
+    PyTorch's Muon takes matrices alone; filters flattened so are how Muon was first used on
+    convolutions (Jordan et al., kellerjordan.github.io/posts/muon).
+    """
+    changed = [(p, p.data, p.grad) for g in groups for p in g["params"] if p.ndim > 2]
+    for parameter, weights, gradient in changed:
+        # In the order they lie in memory (channels last, say), so that no number is copied;
+        # Muon's step does not depend on the order of columns.
+        order = sorted(range(1, weights.ndim), key=weights.stride, reverse=True)
+        _swap(parameter, *(_flat(t, order) for t in (weights, gradient)))
+    try:
+        yield
+    finally:
+        for parameter, weights, gradient in changed:
+            _swap(parameter, weights, gradient)
+
+
+def _flat(tensor: Tensor | None, order: Sequence[int]) -> Tensor | None:
+    return None if tensor is None else tensor.detach().permute(0, *order).flatten(1)
+
+
+def _swap(parameter: torch.nn.Parameter, weights: Any, gradient: Tensor | None) -> None:
+    parameter.grad = None  # it must always have the shape of the weights
+    parameter.data = weights
+    parameter.grad = gradient
 
 
 class Both(torch.optim.Optimizer):
@@ -85,7 +119,8 @@ class Both(torch.optim.Optimizer):
             # Handed over anew: loading a state replaces the dictionaries.
             part.param_groups = [g for g in self.param_groups if g["part"] == number]
             part.state = self.state
-            part.step()
+            with _as_matrices(part.param_groups if isinstance(part, torch.optim.Muon) else ()):
+                part.step()
 
 
 def _can_fuse(groups: Sequence[Group]) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from diptych.errors import LossNotFinite, TooManyRejects
 from diptych.model import trainable
+from diptych.model.trainable import Group
 from diptych.model.vlm import VlmConfig, build
 from diptych.train import optimizer
 from diptych.train.progress import Progress
@@ -195,6 +196,29 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest(tiny_model, squares):
     name = next(n for n in hidden if "q_proj" in n)
     size = (dict_of(groups)[name] - before[name]).square().mean().sqrt().item()
     assert 0.1 * stage.learning_rate < size < 0.4 * stage.learning_rate
+
+
+def test_muon_moves_convolutions_as_matrices_wherever_their_numbers_lie():
+    stage = Stage.from_dict(
+        {"name": "s", "data": [{"path": "x"}], "learn": {"connector": {}}, "optimizer": "muon"}
+    )
+    torch.manual_seed(0)
+    start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    matrix = torch.nn.Parameter(start.flatten(1).clone())
+    matrix.grad = gradient.flatten(1)
+    torch.optim.Muon([matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        layer = torch.nn.Conv2d(4, 6, 3, bias=False)
+        layer.weight.data = start.clone(memory_format=torch.preserve_format)
+        layer = layer.to(memory_format=memory_format)
+        both = optimizer.build([Group("connector", {"weight": layer.weight}, 0.01, 1)], stage)
+        where = layer.weight.data_ptr()
+        layer.weight.grad = gradient.clone()
+        both.step()
+        assert layer.weight.shape == start.shape and layer.weight.data_ptr() == where
+        assert torch.equal(layer.weight.grad, gradient)
+        assert torch.allclose(layer.weight.flatten(1), matrix, atol=1e-4)
+        assert not torch.allclose(layer.weight, start, atol=1e-4)
 
 
 def dict_of(groups):
