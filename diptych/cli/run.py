@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,6 +42,7 @@ from diptych.train.progress import Progress
 from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 
 
 class Phases:
@@ -147,19 +150,24 @@ def with_tokenizer(recipe: Recipe, run: Path) -> VlmConfig:
         return recipe.model
     folder = run / "tokenizer"
 
-    def texts() -> Iterator[str]:
+    if not (folder / "tokenizer.json").is_file():
+        texts, answers = [], Counter[str]()
         for data in dict.fromkeys(d for stage in recipe.stages for d in stage.data):
             for row in rows(data.path, data.format, data.images):
                 if isinstance(row, Sample):
                     for turn in row.turns:
                         # As the template writes them: an answer starts with a blank.
-                        yield turn.text if turn.role == "user" else f" {turn.text}"
-
-    if not (folder / "tokenizer.json").is_file():
+                        texts.append(turn.text if turn.role == "user" else f" {turn.text}")
+                    answers[row.answer.strip()] += 1
         size = (config.config or {}).get("vocab_size", 2048)
-        train(texts(), folder, vocab_size=size)
+        train(texts, folder, vocab_size=size, words=_names(answers))
     language_model = config.model_copy(update={"tokenizer": str(folder.absolute())})
     return recipe.model.model_copy(update={"language_model": language_model})
+
+
+def _names(answers: Counter[str]) -> list[str]:
+    """Words in a script without blanks that are often the whole answer."""
+    return [a for a, n in answers.items() if n >= 5 and len(a) <= 8 and _CHINESE.fullmatch(a)]
 
 
 class _Measured:

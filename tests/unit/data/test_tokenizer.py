@@ -1,0 +1,37 @@
+"""A tokenizer trained on the data."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer
+
+from diptych.data.tokenizer import MARKS, train
+
+TEXTS = ["the largest is 12.5\n", " 服装最大吗\n", " 服装", " 玩具", " Coal"] * 5
+
+
+def pieces(folder, text):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def test_round_trip_and_digits_and_chinese_stand_alone(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(train(TEXTS, tmp_path, vocab_size=320))
+    for text in (*TEXTS, "ünseen 漢字 <b>\t", ""):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    assert pieces(tmp_path, "12.5") == ["1", "2", ".", "5"]
+    assert pieces(tmp_path, "服装") == ["服", "装"]
+    assert [tokenizer.convert_tokens_to_ids(mark) for mark in MARKS] == [0, 1, 2]
+
+
+def test_given_words_are_one_token_wherever_they_stand(tmp_path):
+    train(TEXTS, tmp_path, vocab_size=320, words=["服装", "服", "玩具", "(a|b)*"])
+    assert pieces(tmp_path, "服装最大") == ["服装", "最", "大"]
+    assert pieces(tmp_path, " 玩具") == [" ", "玩具"]
+    assert "".join(pieces(tmp_path, "aab (a|b)*")) == "aab (a|b)*"
+
+
+def test_same_texts_give_the_same_files(tmp_path):
+    for name in "ab":
+        train(TEXTS, tmp_path / name, vocab_size=320, words=["玩具"])
+    first, second = (tmp_path / n / "tokenizer.json" for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
