@@ -387,6 +387,9 @@ def data_charts(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     num: Annotated[int, typer.Option(min=1, help="Number of charts.")] = 2000,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    side: Annotated[
+        int, typer.Option(min=160, max=2048, help="Nominal side of a picture in pixels.")
+    ] = 224,
     writer: Annotated[
         str | None, typer.Option(help="OpenAI-style endpoint that writes topics and questions.")
     ] = None,
@@ -404,7 +407,7 @@ def data_charts(
     """
     from diptych.cli.data import draw_charts
 
-    return draw_charts(output, num, seed, writer, model, show=not json)
+    return draw_charts(output, num, seed, writer, model, show=not json, side_pixels=side)
 
 
 def run() -> None:

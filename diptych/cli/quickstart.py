@@ -17,6 +17,8 @@ from diptych.train.progress import Progress
 from diptych.train.stage import DataConfig
 
 NUM_CHARTS = 11_000
+SIDE_PIXELS = 176
+"""Somewhat less than the encoder's 192, so that no text is scaled down below what it can read."""
 TEST_SHARE = 0.15
 CHART_TEST_SHARE = 0.05
 MIN_TEST_CHARTS = 600
@@ -78,7 +80,7 @@ def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:
     staged = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     summary = draw_charts(
-        staged, num, seed, None, None, show=False,
+        staged, num, seed, None, None, show=False, side_pixels=SIDE_PIXELS,
         test_fraction=max(CHART_TEST_SHARE, min(TEST_SHARE, MIN_TEST_CHARTS / num)),
         validation_fraction=0.02,
     )  # fmt: skip

@@ -87,12 +87,14 @@ class Drawn(NamedTuple):
     """A word or a filled shape that stands in the picture, with the box around it.
 
     Attributes:
+        line: the whole line of text that the word belongs to.
         mark: (series, category) of the table whose value the shape stands for, if any.
     """
 
     word: str
     fill: str
     box: Box
+    line: str = ""
     mark: tuple[int, int] | None = None
 
 
@@ -180,11 +182,11 @@ class Canvas:
             half_x = ((right - left) * abs(cos) + height * abs(sin)) / 2
             half_y = ((right - left) * abs(sin) + height * abs(cos)) / 2
             box = Box(across - half_x, up - half_y, across + half_x, up + half_y)
-            self.drawn.append(Drawn(match.group(), "", box))
+            self.drawn.append(Drawn(match.group(), "", box, line=text))
 
     def _note(self, fill: str | None, box: Box) -> None:
         if fill:
-            self.drawn.append(Drawn("", fill, box, self.mark))
+            self.drawn.append(Drawn("", fill, box, mark=self.mark))
 
     def rectangle(self, box: Box, fill: str | None, edge: str | None = None, line: float = 1.0):
         """A filled or outlined rectangle."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from diptych.data.charts import invent, plot, questions, style
 from diptych.data.charts import kind as kinds
-from diptych.data.charts.canvas import Canvas
+from diptych.data.charts.canvas import Box, Canvas
 from diptych.data.charts.describe import describe
 from diptych.data.charts.operations import Unanswerable, answer
 from diptych.data.charts.questions import Question
@@ -26,8 +27,8 @@ class Chart:
     Attributes:
         png: the encoded picture.
         regions: (text, left, top, right, bottom) of every word in the picture and of every shape
-            that carries data (its text is the colour, the name and what else is to be seen of
-            it), in fractions of width and height from the upper left corner.
+            that carries data, in fractions of width and height from the upper left corner; see
+            `regions`.
         discarded: what a writer wrote and the table did not bear out, counted by reason.
     """
 
@@ -89,34 +90,68 @@ EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大",
 
 
 def regions(canvas: Canvas, table: Table, looks: style.Style) -> list[Region]:
-    """What stands where: every word, and what is known of every shape that carries data."""
-    names = {looks.shades[name]: style.COLOUR_NAMES[table.language][name] for name in table.colours}
-    about = {mark: _about(table, *mark) for mark in {drawn.mark for drawn in canvas.drawn} if mark}
-    found = []
-    for word, fill, box, mark in canvas.drawn:
-        text = word
-        if fill in names:
-            text = " ".join((names[fill], *(about[mark] if mark else ())))
-        if text:
-            left, right = (min(max(at / canvas.width, 0.0), 1.0) for at in (box.left, box.right))
-            top, bottom = (
-                min(max(1 - at / canvas.height, 0.0), 1.0) for at in (box.top, box.bottom)
-            )
-            found.append((text, round(left, 3), round(top, 3), round(right, 3), round(bottom, 3)))
-    return found
+    """What stands where: every word, every name and every shape with data.
+
+    A name or a shape is told with what it is looked up for: its colour, its place in the row
+    ("2" is the second from the left or top), whether it is the largest or smallest; all in one
+    place, as far as the picture shows it.
+    """
+    shown = style.COLOUR_NAMES[table.language]
+    fills = {looks.shades[name]: shown[name] for name in table.colours}
+    about = _names(table, shown)
+    found: list[Region] = []
+    for line, group in groupby(canvas.drawn, key=lambda drawn: drawn.line):
+        parts = list(group)
+        if line in about:
+            box = Box(
+                min(d.box.left for d in parts), min(d.box.bottom for d in parts),
+                max(d.box.right for d in parts), max(d.box.top for d in parts),
+            )  # fmt: skip
+            told = [([line, *about[line]], box)]
+        elif line:
+            told = [([drawn.word], drawn.box) for drawn in parts]
+        else:
+            told = [
+                ([fills[d.fill], *(_about(table, *d.mark) if d.mark else ())], d.box)
+                for d in parts
+                if d.fill in fills
+            ]
+        found += [_region(canvas, words, box) for words, box in told]
+    # What reaches out of the picture is told up to its edge, and not at all beyond.
+    return [r for r in found if r[1] < r[3] and r[2] < r[4]]
+
+
+def _region(canvas: Canvas, words: list[str], box: Box) -> Region:
+    left, right = (min(max(at / canvas.width, 0.0), 1.0) for at in (box.left, box.right))
+    top, bottom = (min(max(1 - at / canvas.height, 0.0), 1.0) for at in (box.top, box.bottom))
+    return (" ".join(words), round(left, 3), round(top, 3), round(right, 3), round(bottom, 3))
+
+
+def _names(table: Table, shown: dict[str, str]) -> dict[str, list[str]]:
+    """Categories and series with what is known of them."""
+    about: dict[str, list[str]] = {name: [] for name in (*table.categories, *table.series)}
+    if table.colour_of in ("category", "series"):
+        names = table.categories if table.colour_of == "category" else table.series
+        for name, colour in zip(names, table.colours, strict=True):
+            about[name].append(shown[colour])
+    for number, name in enumerate(table.categories):
+        about[name] += _about(table, 0, number) if len(table.series) == 1 else _place(table, number)
+    return about
+
+
+def _place(table: Table, category: int) -> list[str]:
+    """The number of a category in its row, where the kind has rows."""
+    return [str(category + 1)] if kinds.find(table.kind).ALONG else []
 
 
 def _about(table: Table, series: int, category: int) -> list[str]:
-    """A mark's category, series and number, as far as they are shown, and if it is extreme."""
-    words = [table.categories[category]]
-    if len(table.series) > 1 and table.kind != "scatter":
-        words.append(table.series[series])
-    if table.labelled:
-        words.append(table.text(series, category))
-    if len(table.series) == 1 and table.order != "stages":
+    """Place of a mark, and `largest` or `smallest` where it is that beyond doubt in its series."""
+    words = _place(table, category)
+    if table.order != "stages":
+        which = {"series": table.series[series]} if len(table.series) > 1 else {}
         for op, word in EXTREMES[table.language].items():
             try:
-                if answer(table, {"op": op}) == table.categories[category]:
+                if answer(table, {"op": op, **which}) == table.categories[category]:
                     words.append(word)
             except Unanswerable:  # too close to call: neither word is true of it
                 continue
