@@ -23,7 +23,7 @@ from diptych.errors import DiptychError, ModelError, SampleTooLong
 
 ReadImage = Callable[[Image], bytes]
 
-MAX_PADDING_SHARE = 0.04
+MAX_PADDING_SHARE = 0.05
 """Rows are packed longer than attention alone would like until padding is below this."""
 
 
@@ -83,14 +83,18 @@ class Pictures:
         keys: list[list[str]] = []
         arrays: dict[str, np.ndarray] = {}
         errors: dict[int, DiptychError] = {}
+        read: dict[tuple[ReadImage, Image], str] = {}
         for number, item in enumerate(items):
             own: list[str] = []
             try:
                 for image in item.sample.images():
-                    data = item.read(image)
-                    key = hashlib.sha256(data).hexdigest()
-                    if key not in arrays:
-                        arrays[key] = self._array(key, data, image.path)
+                    key = read.get((item.read, image))
+                    if key is None:
+                        data = item.read(image)
+                        key = hashlib.sha256(data).hexdigest()
+                        if key not in arrays:
+                            arrays[key] = self._array(key, data, image.path)
+                        read[item.read, image] = key
                     own.append(key)
             except DiptychError as error:
                 errors[number] = error
