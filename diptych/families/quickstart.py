@@ -22,7 +22,7 @@ VOCAB_SIZE = 2048
 """Tokens of the tokenizer that is trained on the data: a small model's work is mostly its output
 layer, and SmolLM2's vocabulary is twenty-four times as large."""
 
-EPOCHS = 1.8
+EPOCHS = 1.5
 """Passes over the questions of the drawn charts: what eleven minutes allow; more is better."""
 
 
@@ -117,7 +117,7 @@ def on_data(
                 objective="regions",
                 data=(captions,),
                 learn={"vision_encoder": Learn(learning_rate=1e-2), "language_model": Learn()},
-                num_epochs=2.0,
+                num_epochs=1.6,
                 global_batch_size=12,
                 optimizer="muon",
                 learning_rate=4e-3,
