@@ -1,13 +1,17 @@
 #!/bin/sh
-# System packages that some tests need: a browser for the report. Installed only when root on a
-# Debian-like system; without it those tests skip and say so.
+# System packages that some tests need: a browser for the report, Java for the official caption
+# metrics. Installed only when root on a Debian-like system; without them those tests skip and say so.
 set -eu
-if command -v chromium >/dev/null 2>&1; then
+wanted=""
+command -v chromium >/dev/null 2>&1 || wanted="chromium"
+command -v java >/dev/null 2>&1 || wanted="$wanted default-jre-headless"
+if [ -z "$wanted" ]; then
     exit 0
 fi
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+    # shellcheck disable=SC2086 # a list of names
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $wanted >/dev/null
 else
-    echo "chromium is not installed: the tests of the report in a browser will be skipped" >&2
+    echo "not installed: $wanted; the tests that need them will be skipped" >&2
 fi

@@ -5,7 +5,8 @@ docstring that names the variant and its source, because published metrics of on
 It may also have
 
 - `MIN_ANSWERS`: how many accepted answers a question needs for the score to mean something;
-- `aggregate(predictions, truths) -> {name: figure}`: figures over a whole set (precision...).
+- `aggregate(predictions, answers) -> {name: figure}`: figures over a whole set (precision...);
+  `answers` has the accepted answers of each prediction.
 
 Held to the contract by tests/contract/test_metrics.py.
 """
@@ -29,14 +30,15 @@ class Metric:
         score: (prediction, accepted answers) -> share of right, 0 to 1.
         description: first line of its docstring: variant and source.
         min_answers: accepted answers that a question must have.
-        aggregate: (predictions, truths) -> figures over the whole set, where there are any.
+        aggregate: (predictions, accepted answers of each) -> figures over the whole set, where
+            there are any.
     """
 
     name: str
     score: Callable[[str, Sequence[str]], float]
     description: str
     min_answers: int = 1
-    aggregate: Callable[[Sequence[str], Sequence[str]], dict[str, float]] | None = None
+    aggregate: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]] | None = None
 
 
 def find(name: str) -> Metric:

@@ -135,6 +135,7 @@ def evaluate(
     _score_majority(benchmark, asked, records, train)
     return _summarize(
         benchmark,
+        asked,
         records,
         majority_from="evaluated answers" if train is None else "training answers",
         seed=seed,
@@ -290,6 +291,7 @@ def _score_majority(
 
 def _summarize(
     benchmark: Benchmark,
+    asked: list[Sample],
     records: list[Record],
     *,
     majority_from: str,
@@ -308,7 +310,14 @@ def _summarize(
             blind=mean(seen_blind) if seen_blind else None,
             majority=mean([r.majority_score or 0.0 for r in chosen]),
         )
-    aggregate = benchmark.metric.aggregate
+    aggregates = {}
+    if benchmark.metric.aggregate:
+        answers = [
+            benchmark.answers(sample)
+            for sample, record in zip(asked, records, strict=True)
+            if record.score is not None
+        ]
+        aggregates = benchmark.metric.aggregate([r.output or "" for r in scored], answers)
     return Result(
         benchmark=benchmark.name,
         metric=benchmark.metric.name,
@@ -318,9 +327,7 @@ def _summarize(
         majority=_require(score_records(scored, "majority_score", seed)),
         majority_from=majority_from,
         by_kind=by_kind,
-        aggregates=aggregate([r.output or "" for r in scored], [r.truth for r in scored])
-        if aggregate
-        else {},
+        aggregates=aggregates,
         failures=len(records) - len(scored),
         blind_failures=sum(record.blind_error is not None for record in records),
         seconds=seconds,

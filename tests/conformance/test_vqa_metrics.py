@@ -98,8 +98,8 @@ def test_pope(data):
         "F1 score": "f1",
     }
     for ours, theirs in (
-        (pope_llava.aggregate(texts, golds), data["pope"]["llava"]),
-        (pope_lmms.aggregate(texts, golds), data["pope"]["lmms"]),
+        (pope_llava.aggregate(texts, [[gold] for gold in golds]), data["pope"]["llava"]),
+        (pope_lmms.aggregate(texts, [[gold] for gold in golds]), data["pope"]["lmms"]),
     ):
         for key, value in theirs.items():
             assert ours[keys.get(key, key.lower().replace(" ", "_"))] == near(value), key

@@ -68,7 +68,12 @@ def test_docstring_names_the_source(name):
 def test_aggregates_of_nothing_are_zero(name):
     aggregate = metric.find(name).aggregate
     assert set(aggregate([], []).values()) == {0.0}
-    assert aggregate(["yes", "no"], ["yes", "no"])["f1"] == 1.0
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if metric.find(n).aggregate])
+def test_aggregates_of_right_answers_are_1(name):
+    figures = metric.find(name).aggregate(["yes", "no"], [["yes"], ["no", "nope"]])
+    assert figures.get("f1", figures.get("Bleu_1")) == pytest.approx(1.0)
 
 
 def test_an_unknown_metric_names_the_known_ones(monkeypatch):

@@ -34,8 +34,8 @@ def score(prediction: str, answers: Sequence[str]) -> float:
     return float(label(prediction) in {_truth(answer) for answer in answers})
 
 
-def aggregate(predictions: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
+def aggregate(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """Counts, accuracy, precision, recall, F1, and the share of "yes" among the predictions."""
     labels = [label(prediction) for prediction in predictions]
-    figures = yes_no_figures(labels, [_truth(t) for t in truths], negative_is_rest=True)
+    figures = yes_no_figures(labels, [_truth(own[0]) for own in answers], negative_is_rest=True)
     return {**figures, "yes_ratio": labels.count("yes") / len(labels) if labels else 0.0}

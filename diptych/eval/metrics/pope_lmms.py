@@ -25,9 +25,9 @@ def score(prediction: str, answers: Sequence[str]) -> float:
     return float(label(prediction) in {label(answer) for answer in answers})
 
 
-def aggregate(predictions: Sequence[str], truths: Sequence[str]) -> dict[str, float]:
+def aggregate(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
     """Counts, accuracy, precision, recall, F1, and the share of "yes" among the true answers."""
-    gold = [label(truth) for truth in truths]
+    gold = [label(own[0]) for own in answers]
     figures = yes_no_figures([label(p) for p in predictions], gold, negative_is_rest=False)
     decided = gold.count("yes") + gold.count("no")
     return {**figures, "yes_ratio": gold.count("yes") / decided if decided else 0.0}
