@@ -33,7 +33,8 @@ def prepare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     from diptych.data.charts.dataset import draw
-    from diptych.model.vlm import VlmConfig, build
+    from diptych.model.architecture import build
+    from diptych.model.architectures.vlm import VlmConfig
     from diptych.model.weights import locate
 
     summary = draw(
@@ -335,7 +336,7 @@ def _with_lora(model: Any) -> Any:
     """The adapters that Diptych's defaults give."""
     import peft
 
-    from diptych.model.vlm import LoraConfig
+    from diptych.model.adapters import LoraConfig
 
     ours = LoraConfig()
     settings = peft.LoraConfig(

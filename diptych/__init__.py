@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diptych.model.vlm import Vlm
+    from diptych.model.architectures.vlm import Vlm
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]

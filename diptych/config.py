@@ -21,6 +21,7 @@ from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic_core import PydanticCustomError
 
 from diptych import parts
 from diptych.errors import ConfigError, DiptychError
@@ -97,11 +98,20 @@ class PartConfig(Config):
 T = TypeVar("T", bound=PartConfig)
 
 
-def part_field(folder: str, contract: type[T]) -> Any:
+_INNER = "inner_error"
+
+
+def inner_error(what: str, where: str | None, fix: str | None = None) -> PydanticCustomError:
+    """What a validator raises over something below its own node, named by its key from there."""
+    return PydanticCustomError(_INNER, "{what}", {"what": what, "where": where, "fix": fix})
+
+
+def part_field(folder: str, contract: type[T], *, default: str | None = None) -> Any:
     """Annotation for a field that holds any part of `folder`.
 
     Accepts `{"name": stem, ...}` and builds the `Config` class of `folder/stem.py`;
-    serialises with all fields of the actual class.
+    serialises with all fields of the actual class. A mapping without `name` is the part
+    `default`, where there is one.
     """
 
     def load(value: Any) -> Any:
@@ -109,6 +119,8 @@ def part_field(folder: str, contract: type[T]) -> Any:
             return value
         if isinstance(value, str):
             value = {"name": value}
+        if default is not None and isinstance(value, Mapping):
+            value = {"name": default, **value}
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
             raise ValueError(
                 f"give a mapping with a 'name', one of: {', '.join(parts.names(folder))}"
@@ -119,10 +131,8 @@ def part_field(folder: str, contract: type[T]) -> Any:
                 raise ValueError(f"'{value['name']}' has no Config that is a {contract.__name__}")
             return chosen.from_dict(value)
         except DiptychError as error:
-            place = f"{error.where}: " if error.where else ""
-            raise ValueError(
-                f"{place}{error.what}" + (f" ({error.fix})" if error.fix else "")
-            ) from None
+            # The part's own error in full; `_explain` puts its place below the part's.
+            raise inner_error(error.what, error.where, error.fix) from None
 
     return Annotated[SerializeAsAny[contract], BeforeValidator(load)]  # type: ignore[valid-type, misc]
 
@@ -238,7 +248,8 @@ def _explain(
     cls: type[Config], error: ValidationError, values: Any, where: str | None
 ) -> ConfigError:
     first = error.errors()[0]
-    key = _dotted(values, first["loc"])
+    inner = first["ctx"] if first["type"] == _INNER else {"where": None}
+    key = ".".join(k for k in (_dotted(values, first["loc"]), inner["where"]) if k)
     place = f"{where}: {key}" if where and key else (where or key or None)
     if first["type"] == "extra_forbidden":
         plain = _unknown(str(first["loc"][-1]), list(_owner(cls, first["loc"]).model_fields), "")
@@ -246,6 +257,8 @@ def _explain(
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
     shown = "" if isinstance(given, dict | list) else f" (given: {given!r})"
+    if first["type"] == _INNER:
+        return ConfigError(str(inner["what"]), where=place, fix=inner["fix"])
     others = len(error.errors()) - 1
     more = f"; and {others} more" if others else ""
     return ConfigError(f"{message}{shown}{more}", where=place)

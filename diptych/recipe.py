@@ -17,9 +17,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from diptych import parts
-from diptych.config import Config, read_file
+from diptych.config import Config, inner_error, read_file
 from diptych.errors import ConfigError, PartNotFound
-from diptych.model.vlm import VlmConfig
+from diptych.model.architecture import ArchitectureField
 from diptych.train.stage import DataConfig, Stage
 
 
@@ -49,8 +49,8 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run folder, before its fingerprint."""
-    model: VlmConfig
-    """What is composed."""
+    model: ArchitectureField
+    """What is composed; `name` is a file in model/architectures, vlm when left out."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """What it learns, in order."""
     evaluation: EvaluationConfig | None = None
@@ -66,6 +66,14 @@ class Recipe(Config):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"two stages are named '{twice[0]}'; give each its own name")
+        known = self.model.parts
+        for stage in self.stages:
+            for part in stage.learn:
+                if part not in known:
+                    raise inner_error(
+                        f"the model has no part '{part}'; parts: {', '.join(known)}",
+                        f"stages.{stage.name}",
+                    )
         if len({s.precision for s in self.stages}) > 1:
             raise ValueError("the stages differ in precision; use one for the whole run")
         return self

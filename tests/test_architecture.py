@@ -80,7 +80,7 @@ def test_rooms_import_only_rooms_below(file):
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        ("data/x.py", "from diptych.model.vlm import Vlm"),
+        ("data/x.py", "from diptych.model.architectures.vlm import Vlm"),
         ("eval/x.py", "def f():\n    import diptych.train.trainer"),
         ("data/formats/x.py", "from ...model import vlm"),
         ("model/x.py", "from diptych import cli"),

@@ -15,9 +15,9 @@ import torch
 
 from diptych.errors import DiptychError
 from diptych.model import trainable, vision_encoder
+from diptych.model.architectures.vlm import Vlm
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoder, config_from_dict
-from diptych.model.vlm import PARTS, Vlm
 from diptych.model.weights import PACKAGES
 from diptych.recipe import Recipe
 
@@ -80,13 +80,14 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     4 backward through everything above the lowest part that learns.
     """
     model = meta_model(recipe)
-    parts = {name: sum(p.numel() for p in model.part(name).parameters()) for name in PARTS}
+    names = recipe.model.parts
+    parts = {name: sum(p.numel() for p in model.part(name).parameters()) for name in names}
     dtypes = {
         "vision_encoder": recipe.model.vision_encoder.dtype,
         "connector": "float32",
         "language_model": recipe.model.language_model.dtype,
     }
-    weight_bytes = sum(parts[n] * _BYTES[dtypes[n]] for n in PARTS)
+    weight_bytes = sum(parts[n] * _BYTES[dtypes[n]] for n in names)
     encoder_tokens = math.prod(model.vision_encoder.grid) + model.vision_encoder.num_prefix
     text = model.language_model.hf_config.get_text_config()
     width, layers = text.hidden_size, text.num_hidden_layers

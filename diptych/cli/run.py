@@ -32,9 +32,9 @@ from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
+from diptych.model.architecture import ArchitectureConfig, Model, build
 from diptych.model.checkpoint import load_model, save_model
 from diptych.model.language_model import TRAINED_ON_DATA
-from diptych.model.vlm import Vlm, VlmConfig, build
 from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.feed import open_index
 from diptych.train.journal import memory_bytes
@@ -137,7 +137,7 @@ def run_recipe(
     return summary
 
 
-def with_tokenizer(recipe: Recipe, run: Path) -> VlmConfig:
+def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     """The recipe's model with a tokenizer trained on its data, where it asks for one.
 
     Trained once and kept in the run folder, so that a resumed run reads the same tokens.
@@ -145,7 +145,7 @@ def with_tokenizer(recipe: Recipe, run: Path) -> VlmConfig:
     from diptych.data.source import rows
     from diptych.data.tokenizer import train
 
-    config = recipe.model.language_model
+    config = recipe.model.text
     if config.tokenizer != TRAINED_ON_DATA:
         return recipe.model
     folder = run / "tokenizer"
@@ -161,8 +161,8 @@ def with_tokenizer(recipe: Recipe, run: Path) -> VlmConfig:
                     answers[row.answer.strip()] += 1
         size = (config.config or {}).get("vocab_size", 2048)
         train(texts, folder, vocab_size=size, words=_names(answers))
-    language_model = config.model_copy(update={"tokenizer": str(folder.absolute())})
-    return recipe.model.model_copy(update={"language_model": language_model})
+    text = config.model_copy(update={"tokenizer": str(folder.absolute())})
+    return recipe.model.model_copy(update={recipe.model.text_part: text})
 
 
 def _names(answers: Counter[str]) -> list[str]:
@@ -182,12 +182,12 @@ class _Measured:
         self.results: dict[str, Result] = {}
         self._index: Index | None = None
 
-    def before(self, model: Vlm) -> None:
+    def before(self, model: Model) -> None:
         if self.config is None or not self.config.before:
             return
         self._measure("before", model, blind=False)
 
-    def after(self, model: Vlm) -> Comparison | None:
+    def after(self, model: Model) -> Comparison | None:
         if self.config is None:
             return None
         if self.config.before and (self.run / "eval" / "before").is_dir():
@@ -197,7 +197,7 @@ class _Measured:
             return None
         return compare(self.results["before"], self.results["after"])
 
-    def _measure(self, name: str, model: Vlm, *, blind: bool) -> None:
+    def _measure(self, name: str, model: Model, *, blind: bool) -> None:
         folder = self.run / "eval" / name
         if (folder / "result.json").is_file():
             self.results[name] = Result.load(folder)
@@ -217,18 +217,17 @@ class _Measured:
         result.save(folder)
         self.results[name] = result
 
-    def _training_samples(self, model: Vlm) -> Iterator[Sample]:
+    def _training_samples(self, model: Model) -> Iterator[Sample]:
         """What the last stage learns from, for the majority answer."""
         stage = self.recipe.stages[-1]
-        context = model.language_model.context_tokens
         for config in stage.data:
-            index = open_index(config, stage, self.run / "data", model.chat_encoder, context)
+            index = open_index(config, stage, self.run / "data", model)
             for row in range(len(index)):
                 yield index[row]
 
 
 def evaluate_data(
-    model: Vlm,
+    model: Any,
     config: EvaluationConfig,
     cache: Path,
     *,
@@ -261,7 +260,7 @@ def evaluate_data(
     )
 
 
-def measure_text(model: Vlm, choices: str | None) -> TextAbility:
+def measure_text(model: Any, choices: str | None) -> TextAbility:
     """Text-only ability: perplexity on held-out text, and a multiple-choice file when given."""
     return text_ability(model, choices=choices)
 

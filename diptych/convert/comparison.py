@@ -25,7 +25,7 @@ from diptych.data.image import decode
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ModelError
 from diptych.model import generate as generation
-from diptych.model.vlm import Vlm
+from diptych.model.architectures.vlm import Vlm
 
 RELATIVE_TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit."""

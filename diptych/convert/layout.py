@@ -19,7 +19,7 @@ from diptych.convert.comparison import ExportReport, logits_of_probes, probes
 from diptych.errors import ConfigError, ExportMismatch
 from diptych.model import checkpoint, weights
 from diptych.model.adapters import merge_adapters
-from diptych.model.vlm import Vlm
+from diptych.model.architectures.vlm import Vlm
 
 
 class Layout(Protocol):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from diptych.errors import CheckpointError, ConfigError
+from diptych.model.architectures.vlm import Vlm
 from diptych.model.connectors.linear import Linear
 from diptych.model.connectors.mlp import Mlp
-from diptych.model.vlm import Vlm
 
 FITS = {
     "pixel_shuffle": "it is InternVL's shape (InternVLForConditionalGeneration)",

@@ -9,7 +9,6 @@ are supervised: the assistant's text and the mark that ends its turn.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from diptych.data.batch import IMAGE_TOKEN
+from diptych.data.plain_text import PlainText
 from diptych.data.sample import Image, Sample, Text, Turn, Video
 from diptych.errors import ConfigError, EmptyConversation, ModelError
 
@@ -113,20 +113,9 @@ class ChatEncoder:
                 fix=f"available: {', '.join(TEMPLATES)}, a Jinja text, or null for the "
                 "tokenizer's own",
             )
-        # One plain character that is an added token (a tab, say) can be had no other way.
-        added = {
-            str(t): i
-            for i, t in self.tokenizer.added_tokens_decoder.items()
-            if t.special or len(str(t)) > 1
-        }
-        self._reserved = added
-        self._reserved_ids = frozenset(added.values())
-        self._pattern = (
-            re.compile("|".join(re.escape(t) for t in sorted(added, key=len, reverse=True)))
-            if added
-            else None
-        )
-        self._texts = lru_cache(maxsize=50_000)(self._encode_text)
+        plain = PlainText(self.tokenizer)
+        self._reserved_ids = plain.reserved_ids
+        self._texts = lru_cache(maxsize=50_000)(plain)
         self._rendered = lru_cache(maxsize=1_000)(self._render)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,36 +237,6 @@ class ChatEncoder:
             if token in self._reserved_ids:
                 return index + 1
         return 0
-
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        pieces = [text]
-        if self._pattern is not None and self._pattern.search(text):
-            # Cut inside every reserved string, so that no piece can match it again.
-            cuts = [0]
-            position = 0
-            while match := self._pattern.search(text, position):
-                cuts.append(match.start() + 1)
-                position = match.start() + 1
-            cuts.append(len(text))
-            pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
-        ids = self._plain(pieces)
-        if self._special(ids) is not None:
-            # A normalizer can write a reserved string that was not there (full-width letters).
-            ids = self._plain(text)
-        if (found := self._special(ids)) is not None:
-            name = self.tokenizer.convert_ids_to_tokens(found)
-            raise ModelError(f"plain text became the special token {name!r}")
-        return tuple(ids)
-
-    def _plain(self, pieces: Iterable[str]) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            ids += self.tokenizer.encode(piece, add_special_tokens=False)
-        return ids
-
-    def _special(self, ids: Iterable[int]) -> int | None:
-        unknown = self.tokenizer.unk_token_id
-        return next((i for i in ids if i in self._reserved_ids and i != unknown), None)
 
 
 def _joined(turn: Turn) -> list[Text | Image]:

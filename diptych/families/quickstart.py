@@ -10,10 +10,11 @@ compositions that were tried, with their scores and times.
 from __future__ import annotations
 
 from diptych.data.image import Preprocessing
+from diptych.model.adapters import LoraConfig
+from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.trainable import Learn
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.vlm import LoraConfig, VlmConfig
 from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.stage import DataConfig, Schedule, Stage
 

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
+from diptych.config import Config
 from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diptych.model.vlm import LoraConfig, Vlm
+    from diptych.model.architecture import Model
+
+M = TypeVar("M", bound="Model")
 
 
-def add_adapters(model: Vlm, part: str, lora: LoraConfig) -> None:
+class LoraConfig(Config):
+    """Low-rank adapters on the linear layers of one part."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank r of the update."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ()
+    """Ends of module names, such as q_proj; empty takes every linear layer of the part."""
+
+
+def add_adapters(model: Model, part: str, lora: LoraConfig) -> None:
     """Put LoRA on the linear layers of a part; the output layer is left alone.
 
     A part that already has the same adapters keeps them (a later stage goes on with them).
@@ -72,7 +89,7 @@ def target_names(module: nn.Module, ends: tuple[str, ...]) -> list[str]:
 
 
 @torch.no_grad()
-def merge_adapters(model: Vlm) -> Vlm:
+def merge_adapters(model: M) -> M:
     """Fold every adapter into its base weight and remove it. Changes `model` in place.
 
     Equal to the unmerged model up to rounding: tests/equivalence/test_lora.py.
@@ -91,7 +108,7 @@ def merge_adapters(model: Vlm) -> Vlm:
 
 
 @torch.no_grad()
-def fold(model: Vlm, *, folded: bool) -> None:
+def fold(model: Model, *, folded: bool) -> None:
     """Fold adapters into the base weights for fast inference, or take them out again."""
     from peft.tuners.lora import LoraLayer
 

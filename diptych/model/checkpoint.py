@@ -28,27 +28,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych import parts
 from diptych.errors import CheckpointError, UnsafeFile, WeightsNotFound
-from diptych.model import vlm as vlms
+from diptych.model.architecture import Model, build
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HASHES = "hashes.json"
 
 
-def save_model(model: vlms.Vlm, path: Path | str) -> Path:
+def save_model(model: Model, path: Path | str) -> Path:
     """Write the model folder `path`, replacing an older one as a whole."""
     path = Path(path)
     with staged_folder(path) as folder:
         save_tensors(unique_tensors(model), folder / "model.safetensors")
-        (folder / "config.json").write_text(_complete_config(model).to_json())
+        (folder / "config.json").write_text(model.complete_config().to_json())
         model.tokenizer.save_pretrained(folder)
-        processor = model.vision_encoder.preprocessing.to_hf("clip")
+        processor = model.preprocessing.to_hf("clip")
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         (folder / "README.md").write_text(_card(model), encoding="utf-8")
     return path
 
 
-def load_model(name: Path | str) -> vlms.Vlm:
+def load_model(name: Path | str) -> Any:
     """The model of a folder (a run folder's `model/` is found too) or hub name.
 
     Raises:
@@ -81,9 +82,11 @@ def load_model(name: Path | str) -> vlms.Vlm:
             where=str(folder),
             fix="read a Hugging Face model with: diptych convert MODEL --from hf-llava OUT",
         )
-    if isinstance(values.get("language_model"), dict):
-        values["language_model"]["tokenizer"] = str(folder)
-    config = vlms.VlmConfig.from_dict(values, where=str(folder / "config.json"))
+    kind = parts.find("model.architectures", str(values.get("name", "vlm"))).Config
+    for value in values.values():
+        if isinstance(value, dict) and "tokenizer" in value:
+            value["tokenizer"] = str(folder)
+    config = kind.from_dict(values, where=str(folder / "config.json"))
     if not (folder / "model.safetensors").is_file():
         pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
         if pickles:
@@ -93,7 +96,7 @@ def load_model(name: Path | str) -> vlms.Vlm:
                 fix="save the model as model.safetensors",
             )
         raise CheckpointError("model.safetensors is missing", where=str(folder))
-    if any(part.weights for part in (config.vision_encoder, config.language_model)):
+    if any(getattr(getattr(config, n), "weights", None) for n in type(config).model_fields):
         raise CheckpointError(
             "the folder's config.json asks for weights from elsewhere", where=str(folder)
         )
@@ -104,50 +107,26 @@ def load_model(name: Path | str) -> vlms.Vlm:
             where=str(folder),
             fix="copy the folder again; after a change on purpose, delete its hashes.json",
         )
-    model = vlms.build(config)
+    model = build(config)
     load_tensors(model, folder / "model.safetensors")
     return model.eval()
 
 
-def _complete_config(model: vlms.Vlm) -> vlms.VlmConfig:
-    """The config with everything written out, so that loading needs no other weights."""
-
-    def written(hf_config: Any) -> dict[str, Any]:
-        values = json.loads(hf_config.to_json_string(use_diff=True))
-        kept = {k: v for k, v in values.items() if k not in ("transformers_version", "dtype")}
-        return {"model_type": hf_config.model_type, **kept}
-
-    encoder = model.vision_encoder
-    return model.config.model_copy(
-        update={
-            "vision_encoder": encoder.config.model_copy(
-                update={"weights": None, "config": written(encoder.hf_config)}
-            ),
-            "language_model": model.config.language_model.model_copy(
-                update={
-                    "weights": None,
-                    "tokenizer": ".",
-                    "config": written(model.language_model.hf_config),
-                }
-            ),
-        }
-    )
-
-
-def _card(model: vlms.Vlm) -> str:
+def _card(model: Model) -> str:
     rows = []
-    for name, part in vlms.named_parts(model):
+    for name, part in model.named_parts():
         inner = getattr(part, "module", part)
         count = sum(p.numel() for p in part.parameters())
         rows.append(f"| {name} | {type(inner).__name__} | {count:,} |")
     table = "\n".join(rows)
+    tokens = ""
+    if model.tokens_per_image is not None:
+        tokens = f"One picture takes {model.tokens_per_image} tokens.\n\n"
     return (
-        "---\nlibrary_name: diptych\npipeline_tag: image-text-to-text\n---\n"
+        f"---\nlibrary_name: diptych\npipeline_tag: {model.card_tag}\n---\n"
         "# A vision-language model composed with Diptych\n\n"
         f"| part | class | parameters |\n|---|---|---|\n{table}\n\n"
-        f"One picture takes {model.tokens_per_image} tokens.\n\n"
-        '```python\nimport diptych\n\nmodel = diptych.load("path/to/this/folder")\n'
-        'print(model.chat("picture.png").ask("What is shown?"))\n```\n'
+        f"{tokens}```python\nimport diptych\n\n{model.card_usage}\n```\n"
     )
 
 

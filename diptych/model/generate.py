@@ -24,7 +24,7 @@ from diptych.errors import EmptyConversation, SampleTooLong
 from diptych.model.likelihood import no_images
 
 if TYPE_CHECKING:
-    from diptych.model.vlm import Vlm
+    from diptych.model.architectures.vlm import Vlm
 
 
 def generate(

@@ -16,7 +16,7 @@ from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import DiptychError, ModelError
 
 if TYPE_CHECKING:
-    from diptych.model.vlm import Vlm
+    from diptych.model.architectures.vlm import Vlm
 
 
 def token_collator(model: Vlm, **settings: object) -> TokenCollator:

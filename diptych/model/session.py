@@ -15,7 +15,7 @@ from diptych.errors import MissingImage, SampleTooLong
 from diptych.model import generate as generation
 
 if TYPE_CHECKING:
-    from diptych.model.vlm import Vlm
+    from diptych.model.architectures.vlm import Vlm
 
 
 class ChatSession:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.errors import ConfigError, FrozenPartMoved, NothingLearns
-from diptych.model.adapters import add_adapters
-from diptych.model.vlm import PARTS, LoraConfig, Vlm
+from diptych.model.adapters import LoraConfig, add_adapters
+from diptych.model.architecture import Model
 
 
 class Learn(Config):
@@ -50,7 +50,7 @@ class Group:
 
 
 def apply(
-    model: Vlm,
+    model: Model,
     learn: Mapping[str, Learn],
     learning_rate: float,
     objective: nn.Module | None = None,
@@ -60,14 +60,14 @@ def apply(
     Raises:
         ConfigError: an unknown part, or nothing at all learns.
     """
+    parts = model.config.parts
     for name in learn:
-        if name not in PARTS:
+        if name not in parts:
             raise ConfigError(
-                f"the model has no part '{name}'", where="learn", fix=f"parts: {', '.join(PARTS)}"
+                f"the model has no part '{name}'", where="learn", fix=f"parts: {', '.join(parts)}"
             )
     groups: list[Group] = []
-    for name in PARTS:
-        part = model.part(name)
+    for name, part in model.named_parts():
         how = learn.get(name)
         if how is not None and how.how == "lora":
             add_adapters(model, name, how.lora)
@@ -97,7 +97,7 @@ class Witness:
     kept); every learning group must have moved.
     """
 
-    def __init__(self, model: Vlm, groups: list[Group]):
+    def __init__(self, model: Model, groups: list[Group]):
         self._groups = groups
         self._frozen = {
             name: tensor

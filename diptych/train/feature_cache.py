@@ -25,8 +25,8 @@ from torch import Tensor
 from diptych.data.collate import ReadImage
 from diptych.data.image import decode
 from diptych.data.sample import Image
+from diptych.model.architecture import Model
 from diptych.model.checkpoint import unique_tensors
-from diptych.model.vlm import Vlm
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class FeatureCache:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def fingerprint(model: Vlm, precision: str) -> str:
+def fingerprint(model: Model, precision: str) -> str:
     """Changes with the encoder's weights, its preprocessing, the layer read or the precision."""
     digest = hashlib.sha256(model.config.vision_encoder.model_dump_json().encode())
     digest.update(precision.encode())
@@ -76,7 +76,7 @@ def fingerprint(model: Vlm, precision: str) -> str:
 
 
 def prepare(
-    model: Vlm,
+    model: Model,
     pictures: Iterable[tuple[Image, ReadImage]],
     root: Path,
     *,
@@ -152,7 +152,7 @@ def prepare(
 
 
 def _timed_encode(
-    model: Vlm, pictures: list[tuple[Image, ReadImage]], precision: str
+    model: Model, pictures: list[tuple[Image, ReadImage]], precision: str
 ) -> tuple[np.ndarray, float]:
     _encode(model, pictures[:1], precision)  # warm-up
     start = time.perf_counter()
@@ -161,7 +161,7 @@ def _timed_encode(
 
 
 @torch.no_grad()
-def _encode(model: Vlm, pictures: list[tuple[Image, ReadImage]], precision: str) -> np.ndarray:
+def _encode(model: Model, pictures: list[tuple[Image, ReadImage]], precision: str) -> np.ndarray:
     was_training = model.vision_encoder.training
     model.vision_encoder.eval()
     apply = model.vision_encoder.preprocessing.apply

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.data.chat import ChatEncoder
 from diptych.data.collate import Collator, Item, Prepared
 from diptych.data.index import Index
 from diptych.data.measure import TokenCounter
@@ -92,16 +91,15 @@ def _start_worker(_: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def open_index(
-    config: DataConfig, stage: Stage, folder: Path, encoder: ChatEncoder, context_tokens: int
-) -> Index:
+def open_index(config: DataConfig, stage: Stage, folder: Path, model: Any) -> Index:
     """A data set of a stage, read and checked once, reused when nothing changed.
 
     Samples longer than the context are found here, before training, unless the stage
     truncates them or does not read their tokens.
     """
     counts = stage.long_samples == "reject" and stage.objective.name == "next_token"
-    counter = TokenCounter(encoder) if counts else None
+    counter = TokenCounter(model.chat_encoder) if counts else None
+    context = min(stage.context_tokens or model.context_tokens, model.context_tokens)
     return Index.build(
         config.path,
         folder,
@@ -110,7 +108,7 @@ def open_index(
         verify=stage.verify_images,
         measure=counter,
         measure_key=counter.key() if counter else None,
-        context=min(stage.context_tokens or context_tokens, context_tokens) if counter else None,
+        context=context if counter else None,
     )
 
 

@@ -13,8 +13,8 @@ import psutil
 import torch
 from rich.table import Table
 
+from diptych.model.architecture import Model
 from diptych.model.trainable import Group
-from diptych.model.vlm import PARTS, Vlm, named_parts
 from diptych.train.progress import Progress
 from diptych.train.stage import Stage
 
@@ -82,7 +82,7 @@ class Journal:
             staged.write_text(text + "\n", encoding="utf-8")
             staged.rename(self.run / name)
 
-    def parameters(self, model: Vlm, stage: Stage, groups: Sequence[Group]) -> None:
+    def parameters(self, model: Model, stage: Stage, groups: Sequence[Group]) -> None:
         """Note what the parts are and what learns in a stage, in `parameters.json`."""
         if not self.writes:
             return
@@ -95,7 +95,7 @@ class Journal:
                 "class": type(getattr(part, "module", part)).__name__,
                 "parameters": sum(p.numel() for p in part.parameters()),
             }
-            for name, part in named_parts(model)
+            for name, part in model.named_parts()
         ]
         known["tokens_per_image"] = model.tokens_per_image
         known["stages"][stage.name] = [
@@ -111,7 +111,7 @@ class Journal:
         self.write(file.name, known)
 
     def groups(
-        self, model: Vlm, stage: Stage, groups: Sequence[Group], moved: dict[str, int]
+        self, model: Model, stage: Stage, groups: Sequence[Group], moved: dict[str, int]
     ) -> None:
         """Show what learns, after the first step has proven it."""
         if not self.writes:
@@ -128,9 +128,9 @@ class Journal:
                 f"{moved[group.name]} of {len(group.parameters)}",
             )
         learning = {g.name for g in groups}
-        for name in PARTS:
+        for name, part in model.named_parts():
             if name not in learning:
-                count = sum(p.numel() for p in model.part(name).parameters())
+                count = sum(p.numel() for p in part.parameters())
                 table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged")
         self.progress.note(table)
 

@@ -11,7 +11,7 @@ from diptych.data.collate import Pictures
 from diptych.data.index import Index
 from diptych.data.ledger import Ledger
 from diptych.data.mixture import Mixture
-from diptych.model.vlm import Vlm
+from diptych.model.architecture import Model
 from diptych.train import feature_cache
 from diptych.train.feed import StepData, open_index, sharing_keys
 from diptych.train.progress import Progress
@@ -30,7 +30,7 @@ class StageData:
     """
 
     def __init__(
-        self, model: Vlm, accelerator: Any, run: Path, cache: Path, seed: int, progress: Progress
+        self, model: Model, accelerator: Any, run: Path, cache: Path, seed: int, progress: Progress
     ):
         self.model = model
         self.accelerator = accelerator
@@ -45,13 +45,7 @@ class StageData:
         ledger = Ledger()
         for config in configs:
             with self.accelerator.main_process_first():
-                index = open_index(
-                    config,
-                    stage,
-                    self.run / "data",
-                    self.model.chat_encoder,
-                    self.model.language_model.context_tokens,
-                )
+                index = open_index(config, stage, self.run / "data", self.model)
             indexes.append(index)
             ledger.merge(index.ledger)
         ledger.enforce(stage.max_reject_share)
@@ -123,11 +117,11 @@ class StageData:
         )
 
 
-def budgets(stage: Stage, model: Vlm, features: Any) -> dict[str, Any]:
-
-    context = model.language_model.context_tokens
+def budgets(stage: Stage, model: Model, features: Any) -> dict[str, Any]:
+    """What a collator needs to know of a stage and its model."""
+    context = model.context_tokens
     return {
-        "pictures": Pictures(model.vision_encoder.preprocessing, features),
+        "pictures": Pictures(model.preprocessing, features),
         "context_tokens": min(stage.context_tokens or context, context),
         "tokens_per_row": stage.tokens_per_row,
         "images_per_row": stage.images_per_row,

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from diptych.data.ledger import Ledger
 from diptych.errors import ConfigError, Interrupted, LossNotFinite
 from diptych.model import trainable
+from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
 from diptych.model.trainable import Group, Witness
-from diptych.model.vlm import Vlm
 from diptych.train import feature_cache, optimizer, resume
 from diptych.train.feed import StepData, feed
 from diptych.train.journal import Journal, memory_bytes
@@ -38,14 +38,14 @@ from diptych.train.stage_data import StageData
 
 log = logging.getLogger(__name__)
 
-EvaluateHook = Callable[[Vlm, str, int], dict[str, float]]
+EvaluateHook = Callable[[Model, str, int], dict[str, float]]
 """(model, stage, step) -> figures for metrics.jsonl; called every `evaluate_every_steps`."""
 
 
 class Learner(nn.Module):
     """Model and objective as one module, so that data parallelism wraps both."""
 
-    def __init__(self, model: Vlm, objective: nn.Module):
+    def __init__(self, model: Model, objective: nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
@@ -75,7 +75,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Vlm,
+        model: Model,
         stages: Sequence[Stage],
         run: Path,
         *,
@@ -115,7 +115,7 @@ class Trainer:
 
     # -- the run ----------------------------------------------------------------------------
 
-    def train(self) -> Vlm:
+    def train(self) -> Model:
         """Run (or resume) every stage; returns the model."""
         torch.manual_seed(self.seed)
         self.run.mkdir(parents=True, exist_ok=True)

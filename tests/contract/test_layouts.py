@@ -11,7 +11,7 @@ from diptych import parts
 from diptych.convert import layout
 from diptych.convert.comparison import ExportReport
 from diptych.errors import ConfigError, PartNotFound
-from diptych.model.vlm import PARTS
+from diptych.model.architectures.vlm import VlmConfig
 
 NAMES = parts.names("convert.layouts")
 
@@ -31,7 +31,7 @@ def test_key_rules_lead_there_and_back(name):
     """Renaming to any other column and back gives every name again; others are refused."""
     found = layout.find(name)
     columns = list(found.KEYS[0])
-    assert {rule["diptych"].split(".")[0] for rule in found.KEYS} == set(PARTS)
+    assert {rule["diptych"].split(".")[0] for rule in found.KEYS} == set(VlmConfig.parts)
     for source in columns:
         tensors = {f"{rule[source]}{n}.weight": torch.zeros(1) for rule in found.KEYS for n in "ab"}
         for target in columns:

@@ -279,7 +279,8 @@ def test_cached_features_give_the_same_losses(tiny_config, squares, tmp_path):
 
 
 def test_frozen_parts_stay_and_learning_parts_move(tiny_config, squares, tmp_path):
-    from diptych.model.vlm import VlmConfig, build
+    from diptych.model.architecture import build
+    from diptych.model.architectures.vlm import VlmConfig
 
     start = build(VlmConfig.from_dict(tiny_config(vision="resnet")), seed=0).state_dict()
     stage = tiny_run.stage(squares, learn={"connector": {}})

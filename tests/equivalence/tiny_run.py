@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.checkpoint import save_model
-from diptych.model.vlm import VlmConfig, build
 from diptych.train.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer

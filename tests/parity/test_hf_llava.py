@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-import diptych.model.vlm as vlms
 from diptych.convert import layout
 from diptych.convert.chat_parts import IMAGE_MARK
 from diptych.convert.layouts import hf_llava
@@ -19,11 +18,12 @@ from diptych.data.chat import TEMPLATES
 from diptych.data.image import Preprocessing
 from diptych.data.sample import Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch, UnsafeFile
-from diptych.model.adapters import add_adapters
+from diptych.model.adapters import LoraConfig, add_adapters
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import Vlm, VlmConfig
 from diptych.model.checkpoint import load_model
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.vlm import LoraConfig, Vlm, VlmConfig
 
 CLIP = {
     "model_type": "clip_vision_model",
@@ -98,7 +98,7 @@ def compose(
     dtype: str = "float32",
     template: str | None = None,
 ) -> Vlm:
-    model = vlms.build(
+    model = build(
         VlmConfig(
             vision_encoder=VisionEncoderConfig(
                 config=vision, layer=layer, features=features, image=image

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from diptych.data.collate import Item
 from diptych.errors import ConfigError
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.likelihood import token_collator
-from diptych.model.vlm import VlmConfig, build
 from tests.equivalence.test_packing import SAMPLES, conversation, items
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for one another

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from diptych.model.vlm import build
+from diptych.model.architecture import build
 from diptych.recipe import named
 from diptych.train.progress import Progress
 from diptych.train.trainer import Trainer

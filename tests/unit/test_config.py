@@ -40,7 +40,7 @@ def change(recipe, edit):
         (lambda v: v["stages"][0].update(packed="yes"), "stages.align.packed", "boolean"),
         (lambda v: v.update(seed=-1), "seed", "greater than or equal to 0"),
         (lambda v: v["model"]["connector"].update(name="mpl"), "model.connector", "did you mean 'mlp'"),
-        (lambda v: v["model"]["connector"].update(width=3), "model.connector", "unknown key 'width'"),
+        (lambda v: v["model"]["connector"].update(width=3), "model.connector.width", "unknown key 'width'"),
         (lambda v: v["stages"][0]["learn"].update(vision={}), "stages.align", "no part 'vision'"),
         (lambda v: v["stages"][0].update(keep_best=True), "stages.align", "validation"),
         (lambda v: v["stages"][0].update(name="instruct"), None, "two stages are named 'instruct'"),

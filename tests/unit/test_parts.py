@@ -12,7 +12,7 @@ import diptych
 from diptych import parts
 from diptych.cli.main import app
 from diptych.errors import ConfigError, PartNotFound
-from diptych.model.vlm import VlmConfig
+from diptych.model.architectures.vlm import VlmConfig
 
 EVIL = "from pathlib import Path\nPath({!r}).write_text('executed')\n"
 

@@ -27,11 +27,11 @@ from diptych.convert.llava_class import LlavaReference, open_llava
 from diptych.convert.llava_projector import to_connector, to_projector
 from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
-from diptych.model import vlm as vlms
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import Vlm, VlmConfig
 from diptych.model.checkpoint import save_tensors, unique_tensors
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.vlm import Vlm, VlmConfig
 
 NAME = "hf-llava"
 
@@ -334,7 +334,7 @@ def load(path: Path) -> Vlm:
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
     text_config = _plain(config.text_config)
     text_config["tie_word_embeddings"] = bool(config.tie_word_embeddings)
-    model = vlms.build(
+    model = build(
         VlmConfig(
             vision_encoder=VisionEncoderConfig(
                 config=_plain(config.vision_config),

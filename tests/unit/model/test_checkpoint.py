@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import diptych
 from diptych.errors import CheckpointError, ConfigError, DiptychError, UnsafeFile, WeightsNotFound
 from diptych.model import checkpoint
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.checkpoint import file_hash, is_valid, load_model, save_model, staged_folder
-from diptych.model.vlm import VlmConfig, build
 from tests.equivalence.test_packing import SAMPLES, losses_by_sample
 
 

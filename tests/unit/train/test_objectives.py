@@ -9,7 +9,8 @@ import torch
 
 from diptych.data.batch import Batch
 from diptych.errors import ConfigError
-from diptych.model.vlm import VlmConfig, build
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import VlmConfig
 from diptych.train.objectives import contrastive, next_token, regions
 from diptych.train.progress import Progress
 from diptych.train.stage import Stage

@@ -11,8 +11,9 @@ import torch
 
 from diptych.errors import LossNotFinite, TooManyRejects
 from diptych.model import trainable
+from diptych.model.architecture import build
+from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.trainable import Group
-from diptych.model.vlm import VlmConfig, build
 from diptych.train import optimizer
 from diptych.train.progress import Progress
 from diptych.train.stage import Schedule, Stage

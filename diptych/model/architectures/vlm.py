@@ -10,57 +10,51 @@ Shapes: R rows, T tokens, D language width, V images, N encoder tokens, C encode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.config import Config
 from diptych.data.batch import IMAGE_TOKEN, Batch
 from diptych.data.chat import ChatEncoder
 from diptych.data.sample import Image, Sample
 from diptych.errors import ImageTokenMismatch, ModelError
 from diptych.model import language_model as language_models
 from diptych.model import vision_encoder as vision_encoders
+from diptych.model.architecture import ArchitectureConfig, Model
 from diptych.model.connector import ConnectorField
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
-from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
-
-PARTS = ("vision_encoder", "connector", "language_model")
-"""Names of the parts, as recipes use them."""
+from diptych.model.vision_encoder import VisionEncoder
 
 
-class LoraConfig(Config):
-    """Low-rank adapters on the linear layers of one part."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank r of the update."""
-    alpha: float = Field(default=32.0, gt=0)
-    """The update is scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    targets: tuple[str, ...] = ()
-    """Ends of module names, such as q_proj; empty takes every linear layer of the part."""
-
-
-class VlmConfig(Config):
+class VlmConfig(ArchitectureConfig):
     """What a vision-language model is composed of."""
 
-    vision_encoder: VisionEncoderConfig
-    """The image panel."""
+    parts: ClassVar[tuple[str, ...]] = ("vision_encoder", "connector", "language_model")
+    text_part: ClassVar[str] = "language_model"
+
+    name: str = "vlm"
+    """File stem of the architecture."""
     connector: ConnectorField
     """The hinge; `name` is a file in model/connectors."""
     language_model: LanguageModelConfig
     """The text panel."""
-    adapters: dict[str, LoraConfig] = {}
-    """LoRA adapters by part; filled in by stages that learn with LoRA."""
+
+    def compose(self) -> Vlm:
+        encoder = vision_encoders.build(self.vision_encoder)
+        language_model = language_models.build(self.language_model)
+        connector = self.connector.build(encoder.dim, language_model.dim)
+        config = self.model_copy(update={"vision_encoder": encoder.config})
+        return Vlm(config, encoder, connector, language_model)
 
 
-class Vlm(nn.Module):
+Config = VlmConfig
+
+
+class Vlm(Model):
     """A vision-language model.
 
     Built by `build` (newly composed) or `diptych.load` (from a model folder). The chat
@@ -68,8 +62,12 @@ class Vlm(nn.Module):
     see the same tokens and pixels.
     """
 
-    vision_encoder: VisionEncoder
     language_model: LanguageModel
+    card_tag = "image-text-to-text"
+    card_usage = (
+        'model = diptych.load("path/to/this/folder")\n'
+        'print(model.chat("picture.png").ask("What is shown?"))'
+    )
 
     def __init__(
         self,
@@ -83,12 +81,11 @@ class Vlm(nn.Module):
         self.vision_encoder = vision_encoder
         self.connector = connector
         self.language_model = language_model
-        self.gradient_checkpointing = False
 
     # -- properties -------------------------------------------------------------------------
 
     @property
-    def tokens_per_image(self) -> int:
+    def tokens_per_image(self) -> int:  # type: ignore[override]
         """Language-model tokens of one picture."""
         encoder = self.vision_encoder
         return self.config.connector.num_tokens(encoder.grid, encoder.num_prefix)
@@ -102,28 +99,7 @@ class Vlm(nn.Module):
             self.tokens_per_image,
         )
 
-    @property
-    def tokenizer(self) -> Any:
-        return self.language_model.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def part(self, name: str) -> nn.Module:
-        """A part by its name in recipes."""
-        return getattr(self, name)
-
     # -- computing --------------------------------------------------------------------------
-
-    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Pictures [V, 3, H, W] -> encoder features [V, N, C]; what the feature cache keeps."""
-        weight = next(self.vision_encoder.parameters())
-        if weight.dtype != torch.float32:
-            pixel_values = pixel_values.to(weight.dtype)
-        learns = any(p.requires_grad for p in self.vision_encoder.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            return self.vision_encoder(pixel_values)
 
     def image_tokens(self, features: Tensor) -> Tensor:
         """Encoder features [V, N, C] -> language-model tokens [V, K, D]."""
@@ -303,51 +279,3 @@ class Vlm(nn.Module):
         from diptych.model.session import ChatSession
 
         return ChatSession(self, image, **settings)
-
-    def save(self, path: Any) -> None:
-        """Write a model folder; see `model.checkpoint.save_model`."""
-        from diptych.model.checkpoint import save_model
-
-        save_model(self, path)
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for parts that learn; frozen parts stay in evaluation mode.
-
-        A frozen part must stay bitwise as it is, and running statistics would move.
-        """
-        super().train(mode)
-        if mode:
-            for name in PARTS:
-                part = self.part(name)
-                if not any(p.requires_grad for p in part.parameters()):
-                    part.eval()
-        return self
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass in the language model and the encoder."""
-        parts: tuple[Any, ...] = (self.language_model.module, self.vision_encoder.module)
-        for part in parts:
-            if getattr(part, "supports_gradient_checkpointing", False):
-                part.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def build(config: VlmConfig, *, seed: int = 0) -> Vlm:
-    """Compose a model; what learns from scratch is initialised from `seed`."""
-    from diptych.model.adapters import add_adapters
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = vision_encoders.build(config.vision_encoder)
-        language_model = language_models.build(config.language_model)
-        connector = config.connector.build(encoder.dim, language_model.dim)
-        bare = config.model_copy(update={"vision_encoder": encoder.config, "adapters": {}})
-        model = Vlm(bare, encoder, connector, language_model)
-    for part, lora in config.adapters.items():
-        add_adapters(model, part, lora)
-    return model.eval()
-
-
-def named_parts(model: Vlm) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every part."""
-    for name in PARTS:
-        yield name, model.part(name)

@@ -1,0 +1,162 @@
+"""Contract of an architecture: which parts a model has and what it computes with them.
+
+A part in `architectures/` has a `Config` (an `ArchitectureConfig`) and the `Model` it composes.
+Whatever the architecture, a model is the same thing to training, checkpoints and the command
+line: named parts that learn or rest, pictures that become features, a tokenizer, a folder.
+
+Shapes: V pictures, N encoder tokens, C encoder width, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from diptych.config import Config, PartConfig, part_field
+from diptych.data.image import Preprocessing
+from diptych.model.adapters import LoraConfig, add_adapters
+from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
+
+
+class ArchitectureConfig(PartConfig):
+    """What a model is composed of; one field for each pretrained or new network.
+
+    Attributes:
+        parts: names of the parts that can learn, as recipes use them.
+        text_part: field whose config names the tokenizer.
+    """
+
+    parts: ClassVar[tuple[str, ...]]
+    text_part: ClassVar[str]
+
+    vision_encoder: VisionEncoderConfig
+    """The image panel."""
+    adapters: dict[str, LoraConfig] = {}
+    """LoRA adapters by part; filled in by stages that learn with LoRA."""
+
+    def compose(self) -> Model:
+        """The model, without adapters; what is new is initialised from the global generator."""
+        raise NotImplementedError(f"{type(self).__name__} composes nothing")
+
+    @property
+    def text(self) -> Any:
+        """Config of the part that reads text."""
+        return getattr(self, self.text_part)
+
+
+class Model(nn.Module):
+    """What every architecture's model offers.
+
+    Attributes:
+        config: what it is composed of; grows by adapters.
+        card_tag, card_usage: of the model card: pipeline tag, and a few lines of Python.
+        tokens_per_image: language-model tokens of one picture, where pictures become such.
+    """
+
+    config: Any
+    vision_encoder: VisionEncoder
+    card_tag: ClassVar[str]
+    card_usage: ClassVar[str]
+    tokens_per_image: int | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the text part."""
+        return getattr(self, self.config.text_part).tokenizer
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest text that the model reads."""
+        return getattr(self, self.config.text_part).context_tokens
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures become pixels."""
+        return self.vision_encoder.preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def part(self, name: str) -> nn.Module:
+        """A part by its name in recipes."""
+        return getattr(self, name)
+
+    def named_parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of every part."""
+        for name in self.config.parts:
+            yield name, self.part(name)
+
+    def encode_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [V, 3, H, W] -> encoder features [V, N, C]; what the feature cache keeps."""
+        weight = next(self.vision_encoder.parameters())
+        if weight.dtype != torch.float32:
+            pixel_values = pixel_values.to(weight.dtype)
+        learns = any(p.requires_grad for p in self.vision_encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self._features(pixel_values)
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        return self.vision_encoder(pixel_values)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for parts that learn; frozen parts stay in evaluation mode.
+
+        A frozen part must stay bitwise as it is, and running statistics would move.
+        """
+        super().train(mode)
+        if mode:
+            for _, part in self.named_parts():
+                if not any(p.requires_grad for p in part.parameters()):
+                    part.eval()
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass in every part that can."""
+        for _, part in self.named_parts():
+            inner: Any = getattr(part, "module", part)
+            if getattr(inner, "supports_gradient_checkpointing", False):
+                inner.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def complete_config(self) -> ArchitectureConfig:
+        """The config with everything written out, so that loading needs no other weights."""
+        complete = {}
+        for name in type(self.config).model_fields:
+            inner = getattr(self.config, name)
+            if isinstance(inner, Config) and hasattr(inner, "weights"):
+                part: Any = self.part(name)
+                own: Any = part.config if name == "vision_encoder" else inner
+                update: dict[str, Any] = {"weights": None, "config": _written(part.hf_config)}
+                if hasattr(inner, "tokenizer"):
+                    update["tokenizer"] = "."
+                complete[name] = own.model_copy(update=update)
+        return self.config.model_copy(update=complete)
+
+    def save(self, path: Any) -> None:
+        """Write a model folder; see `model.checkpoint.save_model`."""
+        from diptych.model.checkpoint import save_model
+
+        save_model(self, path)
+
+
+def build(config: ArchitectureConfig, *, seed: int = 0) -> Any:
+    """Compose a model; what learns from scratch is initialised from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = config.model_copy(update={"adapters": {}}).compose()
+    for part, lora in config.adapters.items():
+        add_adapters(model, part, lora)
+    return model.eval()
+
+
+def _written(hf_config: Any) -> dict[str, Any]:
+    values = json.loads(hf_config.to_json_string(use_diff=True))
+    kept = {k: v for k, v in values.items() if k not in ("transformers_version", "dtype")}
+    return {"model_type": hf_config.model_type, **kept}
+
+
+ArchitectureField: Any = part_field("model.architectures", ArchitectureConfig, default="vlm")
