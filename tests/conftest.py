@@ -102,6 +102,60 @@ def tiny_config(tokenizer_folder):
 
 
 @pytest.fixture(scope="session")
+def framing_tokenizer_folder(tokenizer_folder, tmp_path_factory) -> Path:
+    """The same tokenizer, which frames every text with a start and an end, as CLIP's does."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(tokenizer_folder)
+    # The end must not have the id 2, see model/text_encoder.py.
+    fast.bos_token, fast.eos_token = "<|im_end|>", "<|im_start|>"
+    fast.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_end|> $A <|im_start|>",
+        special_tokens=[("<|im_end|>", 2), ("<|im_start|>", 1)],
+    )
+    folder = tmp_path_factory.mktemp("framing_tokenizer")
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dual(framing_tokenizer_folder):
+    """Values of a small dual encoder of CLIP's or SigLIP's kind."""
+
+    def make(kind="clip", **more):
+        encoder = {
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }  # fmt: skip
+        model = {
+            "name": "dual_encoder",
+            "vision_encoder": {
+                "config": {
+                    "model_type": f"{kind}_vision_model", **encoder, "image_size": 28,
+                    "patch_size": 7,
+                },
+                "image": {"size": [28, 28], "crop": [28, 28]}
+                if kind == "clip" else {"resize": "exact", "size": [28, 28]},
+            },
+            "text_encoder": {
+                "config": {
+                    "model_type": f"{kind}_text_model", **encoder, "max_position_embeddings": 24,
+                },
+                "tokenizer": str(framing_tokenizer_folder),
+            },
+        }  # fmt: skip
+        if kind == "clip":
+            model["dim"] = 8
+        else:
+            model |= {"dim": None, "bias": -10.0, "temperature": 0.1}
+            model["text_encoder"]["pad_to_max"] = True
+        return {**model, **more}
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_config):
     """Build a small model from the same arguments as `tiny_config`."""
     from diptych.model.architecture import build

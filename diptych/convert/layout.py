@@ -10,22 +10,30 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
 
 from diptych import parts
-from diptych.convert.comparison import ExportReport, logits_of_probes, probes
+from diptych.convert.comparison import ExportReport
 from diptych.errors import ConfigError, ExportMismatch
 from diptych.model import checkpoint, weights
 from diptych.model.adapters import merge_adapters
-from diptych.model.architectures.vlm import Vlm
+from diptych.model.architecture import Model
 
 
 class Layout(Protocol):
     """What every file in `convert/layouts` offers."""
 
-    def export(self, model: Vlm, out: Path) -> ExportReport:
+    ARCHITECTURE: str
+    """The one of model/architectures that it holds."""
+
+    def outputs(self, model: Any) -> list[Tensor]:
+        """What the model computes for the probes of this layout: the numbers that count."""
+        ...
+
+    def export(self, model: Any, out: Path) -> ExportReport:
         """Write `model` into the empty folder `out` and compare what the ecosystem reads there.
 
         The model has its weights in float32, no adapters, and only values that the precision
@@ -36,7 +44,7 @@ class Layout(Protocol):
         """
         ...
 
-    def load(self, path: Path) -> Vlm:
+    def load(self, path: Path) -> Any:
         """The model of a folder in this layout.
 
         Raises:
@@ -45,7 +53,7 @@ class Layout(Protocol):
         """
         ...
 
-    def compare(self, model: Vlm, path: Path) -> ExportReport:
+    def compare(self, model: Any, path: Path) -> ExportReport:
         """Hold a float32 model against what the ecosystem's class computes from `path`."""
         ...
 
@@ -59,7 +67,7 @@ def find(name: str) -> Layout:
     return cast(Layout, parts.find("convert.layouts", name.replace("-", "_")))
 
 
-def export(model_or_path: Vlm | Path | str, name: str, out: Path | str) -> ExportReport:
+def export(model_or_path: Model | Path | str, name: str, out: Path | str) -> ExportReport:
     """Write a model in a public layout; the gate.
 
     Staged beside `out` and moved there only when the ecosystem's class computes what the
@@ -74,12 +82,19 @@ def export(model_or_path: Vlm | Path | str, name: str, out: Path | str) -> Expor
     """
     layout, out = find(name), Path(out)
     _refuse_to_replace(out)
-    if isinstance(model_or_path, Vlm):
+    model: Any
+    if isinstance(model_or_path, Model):
         model = copy.deepcopy(model_or_path)
     else:
         model = checkpoint.load_model(model_or_path)
+    if model.config.name != layout.ARCHITECTURE:
+        raise ConfigError(
+            f"{name.replace('_', '-')} holds a {layout.ARCHITECTURE}, this model is a "
+            f"{model.config.name}",
+            fix="choose another layout, or keep the Diptych folder",
+        )
     model = merge_adapters(model.float().eval())
-    rounding = _round(model, getattr(torch, model.config.language_model.dtype))
+    rounding = _round(model, layout, getattr(torch, model.config.text.dtype))
     with checkpoint.staged_folder(out) as folder:
         report = layout.export(model, folder)
         if report.problems:
@@ -93,7 +108,7 @@ def export(model_or_path: Vlm | Path | str, name: str, out: Path | str) -> Expor
     return report
 
 
-def load(path: Path | str, name: str) -> tuple[Vlm, ExportReport]:
+def load(path: Path | str, name: str) -> tuple[Any, ExportReport]:
     """Read a model from a public layout and compare it with what the ecosystem computes.
 
     Raises:
@@ -114,15 +129,14 @@ def load(path: Path | str, name: str) -> tuple[Vlm, ExportReport]:
 
 
 @torch.no_grad()
-def _round(model: Vlm, dtype: torch.dtype) -> float:
+def _round(model: Model, layout: Layout, dtype: torch.dtype) -> float:
     """Round every weight to `dtype`, kept as float32; the largest change of a logit."""
     if dtype == torch.float32:
         return 0.0
-    cases = probes(model)
-    before = logits_of_probes(model, cases)
+    before = layout.outputs(model)
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
-    after = logits_of_probes(model, cases)
+    after = layout.outputs(model)
     return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
 
 

@@ -100,6 +100,23 @@ class Batch:
         # Padding sees padding: a row of False would make softmax return NaN.
         return (visible & causal)[:, None]
 
+    def pairs(self, start: int, stop: int) -> Batch:
+        """The pairs `start` to `stop` of a batch of pairs, one row and one picture each."""
+
+        def cut(value: Any) -> Any:
+            return None if value is None else value[start:stop]
+
+        return replace(
+            self,
+            **{
+                name: cut(getattr(self, name))
+                for name in (
+                    *("input_ids", "position_ids", "segment_ids", "prefix_ids"),
+                    *("pixel_values", "features", "image_keys", "texts", "sample_ids"),
+                )
+            },
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """A copy with every tensor on `device`."""
         moved: dict[str, Any] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +19,13 @@ from PIL import Image as Pillow
 from pydantic import Field
 
 from diptych.config import Config
+from diptych.data.sample import Image
 from diptych.errors import (
     ConfigError,
     EmptyImage,
     ImageError,
     ImageTooLarge,
+    MissingImage,
     NotAnImage,
     TruncatedImage,
 )
@@ -42,6 +45,26 @@ _TURNS = {
 }
 # `warnings.catch_warnings` changes the process; one thread at a time may do that.
 _WARNINGS = threading.Lock()
+
+
+def given(image: Any) -> Image:
+    """What a user shows, a path, bytes or a PIL picture, as a reference with its bytes.
+
+    Raises:
+        MissingImage: there is no such file.
+    """
+    if isinstance(image, Image) and image.data is not None:
+        return image
+    if isinstance(image, str | Path):
+        path = Path(image)
+        if not path.is_file():
+            raise MissingImage("there is no such picture", where=str(path))
+        return Image(str(path), path.read_bytes())
+    if isinstance(image, bytes):
+        return Image("picture", image)
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return Image("picture", buffer.getvalue())
 
 
 def decode(data: bytes, *, where: str = "", max_pixels: int = MAX_PIXELS) -> Pillow.Image:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from diptych.data.chat import TEMPLATES
 
-MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Padding, start and end of a turn."""
+MARKS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
+"""Padding, end and start of a turn. The end has not the id 2: transformers' CLIP takes that number
+as a sign to pool at the largest id of a text."""
 
 
 def train(

@@ -16,10 +16,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from diptych import parts
 from diptych.config import Config, PartConfig, part_field
 from diptych.data.image import Preprocessing
 from diptych.model.adapters import LoraConfig, add_adapters
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
+
+DEFAULT = "vlm"
 
 
 class ArchitectureConfig(PartConfig):
@@ -143,6 +146,16 @@ class Model(nn.Module):
         save_model(self, path)
 
 
+def config_from_dict(values: dict[str, Any], where: str | None = None) -> Any:
+    """The config of any architecture; without a `name` it is a vlm's.
+
+    Raises:
+        PartNotFound, ConfigError: no such architecture, or values that do not fit it.
+    """
+    kind = parts.find("model.architectures", str(values.get("name", DEFAULT))).Config
+    return kind.from_dict(values, where=where)
+
+
 def build(config: ArchitectureConfig, *, seed: int = 0) -> Any:
     """Compose a model; what learns from scratch is initialised from `seed`."""
     with torch.random.fork_rng(devices=[]):
@@ -159,4 +172,4 @@ def _written(hf_config: Any) -> dict[str, Any]:
     return {"model_type": hf_config.model_type, **kept}
 
 
-ArchitectureField: Any = part_field("model.architectures", ArchitectureConfig, default="vlm")
+ArchitectureField: Any = part_field("model.architectures", ArchitectureConfig, default=DEFAULT)

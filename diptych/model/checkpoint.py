@@ -28,9 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych import parts
 from diptych.errors import CheckpointError, UnsafeFile, WeightsNotFound
-from diptych.model.architecture import Model, build
+from diptych.model.architecture import Model, build, config_from_dict
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HASHES = "hashes.json"
@@ -82,11 +81,10 @@ def load_model(name: Path | str) -> Any:
             where=str(folder),
             fix="read a Hugging Face model with: diptych convert MODEL --from hf-llava OUT",
         )
-    kind = parts.find("model.architectures", str(values.get("name", "vlm"))).Config
     for value in values.values():
         if isinstance(value, dict) and "tokenizer" in value:
             value["tokenizer"] = str(folder)
-    config = kind.from_dict(values, where=str(folder / "config.json"))
+    config = config_from_dict(values, where=str(folder / "config.json"))
     if not (folder / "model.safetensors").is_file():
         pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
         if pickles:

@@ -47,28 +47,9 @@ def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
     Raises:
         ConfigError: neither weights nor config, or no tokenizer.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    source = config.tokenizer or config.weights
-    if source is None:
-        raise ConfigError(
-            "a language model from scratch needs a tokenizer",
-            where="model.language_model.tokenizer",
-            fix="name a folder or model whose tokenizer it shall use",
-        )
-    if source == TRAINED_ON_DATA:
-        raise ConfigError(
-            "the tokenizer is to be trained on the data, which only a run can do",
-            where="model.language_model.tokenizer",
-            fix="use `diptych train`, or name a tokenizer",
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsNotFound(
-            f"'{source}' holds no tokenizer that transformers can read: {error}",
-            where="model.language_model.tokenizer",
-        ) from error
+    tokenizer = load_tokenizer(config.tokenizer or config.weights, "model.language_model")
     if config.weights is not None:
         folder = locate(config.weights)
         with reading(folder, "model.language_model.weights"):
@@ -89,6 +70,36 @@ def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
             where="model.language_model",
         )
     return hf_config, tokenizer
+
+
+def load_tokenizer(source: str | None, where: str) -> Any:
+    """The tokenizer of a folder or hub name.
+
+    Raises:
+        ConfigError: none is named, or it is one that only a run can train.
+        WeightsNotFound: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    if source is None:
+        raise ConfigError(
+            "a model from scratch needs a tokenizer",
+            where=f"{where}.tokenizer",
+            fix="name a folder or model whose tokenizer it shall use",
+        )
+    if source == TRAINED_ON_DATA:
+        raise ConfigError(
+            "the tokenizer is to be trained on the data, which only a run can do",
+            where=f"{where}.tokenizer",
+            fix="use `diptych train`, or name a tokenizer",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsNotFound(
+            f"'{source}' holds no tokenizer that transformers can read: {error}",
+            where=f"{where}.tokenizer",
+        ) from error
 
 
 def build(config: LanguageModelConfig) -> LanguageModel:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diptych.data.image import decode
+from diptych.data.image import decode, given
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.errors import MissingImage, SampleTooLong
+from diptych.errors import SampleTooLong
 from diptych.model import generate as generation
 
 if TYPE_CHECKING:
@@ -58,17 +56,7 @@ class ChatSession:
         Raises:
             ImageError: no such file, or no picture that can be read.
         """
-        if isinstance(image, str | Path):
-            path = Path(image)
-            if not path.is_file():
-                raise MissingImage("there is no such picture", where=str(path))
-            shown = Image(str(path), path.read_bytes())
-        elif isinstance(image, bytes):
-            shown = Image("picture", image)
-        else:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, format="PNG")
-            shown = Image("picture", buffer.getvalue())
+        shown = given(image)
         # A bad picture is refused here, or every later question would fail because of it.
         decode(shown.data or b"", where=shown.path)
         self._pending.append(shown)

@@ -75,9 +75,28 @@ class VisionEncoder(nn.Module):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return select(self.module, self.config, pixel_values, self.num_prefix)
 
+    def pooled(self, pixel_values: Tensor, pool: str) -> Tensor:
+        """Pictures [B, 3, H, W] -> one vector each [B, C]; `pool` as in DualEncoderConfig.
 
-def build(config: VisionEncoderConfig) -> VisionEncoder:
-    """The encoder with its weights, or newly initialised."""
+        Raises:
+            ConfigError: the model pools nothing itself.
+        """
+        if pool == "mean":
+            return self(pixel_values).mean(1)
+        output = self.module(pixel_values=pixel_values)
+        if pool == "first":
+            return output.last_hidden_state[:, 0]
+        if output.pooler_output is None:
+            raise ConfigError(
+                f"a {self.hf_config.model_type} pools nothing itself",
+                where="model.image_pool",
+                fix="use mean or first",
+            )
+        return output.pooler_output.flatten(1)
+
+
+def build(config: VisionEncoderConfig, *, pooled: bool = False) -> VisionEncoder:
+    """The encoder with its weights, or newly initialised; `pooled` if its pooler is used."""
     from transformers import AutoModel
 
     config, hf_config = resolve(config)
@@ -86,7 +105,9 @@ def build(config: VisionEncoderConfig) -> VisionEncoder:
     else:
         folder = locate(config.weights)
         where = "model.vision_encoder.weights"
-        module = load_pretrained(AutoModel, folder, where, torch.float32, config=hf_config)
+        module = load_pretrained(
+            AutoModel, folder, where, torch.float32, heads=pooled, config=hf_config
+        )
     return VisionEncoder(config, hf_config, cast(module, getattr(torch, config.dtype)))
 
 

@@ -106,11 +106,13 @@ def reading(folder: Path, where: str) -> Iterator[None]:
         ) from error
 
 
-def load_pretrained(kind: Any, folder: Path, where: str, dtype: Any, **settings: Any) -> Any:
+def load_pretrained(
+    kind: Any, folder: Path, where: str, dtype: Any, *, heads: bool = False, **settings: Any
+) -> Any:
     """`kind.from_pretrained` from safetensors only, without code of the folder's own, complete.
 
-    Weights that transformers would fill with random numbers are an error, except heads and
-    poolers, whose output is not used.
+    Weights that transformers would fill with random numbers are an error, except (unless `heads`)
+    those of heads and poolers, whose output is not used.
 
     Raises:
         CheckpointError: unusable, or a weight is missing or has another shape.
@@ -124,9 +126,8 @@ def load_pretrained(kind: Any, folder: Path, where: str, dtype: Any, **settings:
             output_loading_info=True,
             **settings,
         )
-    missing = [
-        n for n in about["missing_keys"] if not {"pooler", "head", "classifier"} & set(n.split("."))
-    ]
+    unused = set() if heads else {"pooler", "head", "classifier"}
+    missing = [n for n in about["missing_keys"] if not unused & set(n.split("."))]
     wrong = [
         *missing,
         *(str(k[0] if isinstance(k, tuple) else k) for k in about["mismatched_keys"]),

@@ -35,10 +35,13 @@ class Objective(nn.Module):
             step depend on each other (contrastive negatives).
         gathers: whether an objective that does not split exchanges samples between ranks
             itself, so that each rank may hold a share of the step.
+        groups_pictures: whether samples about one picture stay side by side, to share its tokens;
+            False where they would be each other's negatives.
     """
 
     splits = True
     gathers = False
+    groups_pictures = True
 
     def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
         """Look at every text of the stage before the first step; nothing by default.

@@ -60,8 +60,9 @@ class StageData:
         """
         weights = [c.weight for c in stage.data]
         keys = [sharing_keys(i) for i in indexes]
+        together = keys if objective.groups_pictures else [[None] * len(i) for i in indexes]
         mixture = Mixture(
-            keys,
+            together,
             weights=None if None in weights else [w for w in weights if w is not None],
             seed=self.seed + number,
         )

@@ -239,9 +239,28 @@ PAIRS = {"name": "contrastive", "dim": 8, "token_dim": 4}
 )
 def test_two_processes_equal_one(stage, tiny_config, squares, tmp_path, fresh):
     """Data-parallel training on two ranks gives one rank's losses and weights."""
+    two_equal_one(tiny_config(), stage, squares, tmp_path, fresh)
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        ("clip", "contrastive"),
+        ("clip", {"name": "contrastive", "chunk_size": 3}),
+        ("siglip", "sigmoid"),
+    ],
+    ids=["contrastive", "gradient caching", "sigmoid"],
+)
+def test_two_processes_train_one_dual_encoder(kind, objective, tiny_dual, squares, tmp_path, fresh):
+    learn = {"vision_encoder": {}, "text_encoder": {}, "space": {}}
+    stage = {"learn": learn, "objective": objective}
+    two_equal_one(tiny_dual(kind), stage, squares, tmp_path, fresh)
+
+
+def two_equal_one(config, stage, squares, tmp_path, fresh):
     one = tmp_path / "one"
     stages = [tiny_run.stage(squares, **stage, **WELL_CONDITIONED)]
-    tiny_run.run(one, tiny_config(), stages)
+    tiny_run.run(one, config, stages)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -252,7 +271,7 @@ def test_two_processes_equal_one(stage, tiny_config, squares, tmp_path, fresh):
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
-        process = fresh.Process(target=tiny_run.run, args=(two, tiny_config(), stages, environment))
+        process = fresh.Process(target=tiny_run.run, args=(two, config, stages, environment))
         process.start()
         processes.append(process)
     for process in processes:

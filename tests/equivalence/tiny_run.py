@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diptych.model.architecture import build
-from diptych.model.architectures.vlm import VlmConfig
+from diptych.model.architecture import build, config_from_dict
 from diptych.model.checkpoint import save_model
 from diptych.train.progress import Progress
 from diptych.train.stage import Stage
@@ -42,7 +41,7 @@ def run(
     import torch
 
     torch.set_num_threads(1)
-    model = build(VlmConfig.from_dict(config), seed=0)
+    model = build(config_from_dict(config), seed=0)
     trainer = Trainer(
         model,
         [Stage.from_dict(s) for s in stages],

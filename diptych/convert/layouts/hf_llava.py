@@ -33,6 +33,7 @@ from diptych.model.checkpoint import save_tensors, unique_tensors
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 
+ARCHITECTURE = "vlm"
 NAME = "hf-llava"
 
 Names = Literal["diptych", "published", "loaded"]
@@ -86,6 +87,11 @@ def renamed(tensors: Mapping[str, Tensor], source: Names, target: Names) -> dict
                 fix="language models of the Llama kind fit (llama, mistral, qwen2 and alike)",
             )
     return result
+
+
+def outputs(model: Vlm) -> list[Tensor]:
+    """Logits of every probe; see `layout.Layout`."""
+    return comparison.logits_of_probes(model, comparison.probes(model))
 
 
 # -- leaving --------------------------------------------------------------------------------

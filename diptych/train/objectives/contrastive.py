@@ -1,8 +1,8 @@
-"""Pictures against their descriptions: teaches a new encoder to see before it must speak.
+"""Which text belongs to which picture (CLIP); teaches a new encoder to see, too.
 
-A from-scratch encoder behind a language model can stay at the blind score for hundreds of
-steps; a short stage that only asks which description belongs to which picture gives it
-features worth connecting.
+A dual encoder is trained by it in its own space. In a vision-language model a from-scratch
+encoder can stay at the blind score for hundreds of steps; a short stage that only asks which
+description belongs to which picture gives it features worth connecting.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from diptych.data.batch import Batch
 from diptych.data.collate import Collator, PairCollator, Pictures
+from diptych.model.architectures.dual_encoder import DualEncoder
 from diptych.model.weights import locate
 from diptych.train.objective import Objective, ObjectiveConfig
 from diptych.train.pair_losses import clip_loss
+from diptych.train.pairs import Pairs
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +49,26 @@ class Config(ObjectiveConfig):
     """Initial temperature; learned from there, never below 0.01."""
     max_text_tokens: int = Field(default=128, ge=8)
     """Longer descriptions are cut."""
+    chunk_size: int | None = Field(default=None, ge=1)
+    """Pairs of a dual encoder that are embedded at once (gradient caching): thousands of pairs
+    learn from each other in the memory of so many, with the same gradients, at the price of a
+    second forward pass; null embeds all at once."""
 
     def build(self, model: nn.Module) -> Objective:
+        if isinstance(model, DualEncoder):
+            return Pairs("contrastive", clip_loss_of, self.chunk_size)
         return Contrastive(self, model)
+
+
+def clip_loss_of(model: DualEncoder, images: Tensor, texts: Tensor) -> Tensor:
+    """CLIP's loss in the space of a dual encoder."""
+    return clip_loss(images, texts, model.space.scale())
 
 
 class Contrastive(Objective):
     """Symmetric cross-entropy over a step's pairs, those of every rank; weight is their number.
+
+    For an encoder that is part of a vision-language model, with a head and a text side of its own.
 
     Positions are kept apart: every position is reduced to a few channels and all of them
     together are projected. With a mean over positions the encoder need not learn where things
@@ -65,6 +80,7 @@ class Contrastive(Objective):
 
     splits = False
     gathers = True
+    groups_pictures = False
 
     def __init__(self, config: Config, model: Any):
         super().__init__()

@@ -1,0 +1,280 @@
+"""What the layouts of dual encoders share: transformers' CLIPModel and SiglipModel.
+
+Shapes: I pictures, n texts, T tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
+from diptych.data.image import decode
+from diptych.errors import CheckpointError, ConfigError
+from diptych.model.architectures.dual_encoder import DualEncoder, DualEncoderConfig
+from diptych.model.text_encoder import TextEncoderConfig
+from diptych.model.vision_encoder import VisionEncoderConfig
+from diptych.model.weights import reading
+
+TEXTS = (
+    "a",
+    "a red umbrella on the beach",
+    "Zwei Katzen, 3 Hunde & 12.5 % mehr!",
+    "one two three " * 60,
+)
+"""Short, ordinary, with marks and digits, longer than any context."""
+_SIZES = ((40, 60), (64, 64), (90, 30))
+
+
+@dataclass(frozen=True)
+class DualLayout:
+    """One class of the ecosystem that holds two encoders.
+
+    Attributes:
+        name: of the layout.
+        model_type: of its config; the encoders' are this plus `_vision_model`, `_text_model`.
+        processor: kind of `Preprocessing.to_hf`.
+        text: settings of the text encoder that the class implies.
+        projects: whether the class has projections and a temperature without bias (CLIP), or
+            compares pooled vectors as they are, with a bias (SigLIP).
+    """
+
+    name: str
+    model_type: str
+    processor: str
+    text: dict[str, Any]
+    projects: bool
+    find_class: Callable[[], Any]
+
+    # -- leaving ----------------------------------------------------------------------------
+
+    def export(self, model: DualEncoder, out: Path) -> ExportReport:
+        """Write `model` to the empty folder `out` and compare; see `layout.Layout`."""
+        self._refuse(model)
+        theirs = self._class_for(model)
+        with torch.no_grad():
+            for own, its in self._pairs(model, theirs):
+                its.copy_(own)
+        dtype = getattr(torch, model.config.text_encoder.dtype)
+        theirs.to(dtype).save_pretrained(out)
+        model.tokenizer.save_pretrained(out)
+        # Who loads the folder cuts long texts where the model does.
+        _merge_json(
+            out / "tokenizer_config.json", {"model_max_length": model.text_encoder.context_tokens}
+        )
+        _merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf(self.processor))
+        return self.compare(model, out)
+
+    def _refuse(self, model: DualEncoder) -> None:
+        """Raises ConfigError over what the class cannot hold, with the way out."""
+        keep = "keep the Diptych folder"
+        for part, kind in (("vision_encoder", "vision"), ("text_encoder", "text")):
+            found = getattr(model, part).hf_config.model_type
+            wanted = f"{self.model_type}_{kind}_model"
+            if found != wanted:
+                raise ConfigError(
+                    f"the layout holds a {wanted}, this model has a {found}",
+                    where=f"model.{part}",
+                    fix=f"compose with a {wanted}, or {keep}",
+                )
+        config = model.config
+        if config.image_pool != "model" or config.text_encoder.pool != "model":
+            raise ConfigError(
+                "the layout knows the encoders' own pooling only",
+                where="model.image_pool, model.text_encoder.pool",
+                fix=f"train with pool: model, or {keep}",
+            )
+        wrong = [
+            f"{name}={getattr(config.text_encoder, name)}"
+            for name in ("pad_to_max",)
+            if getattr(config.text_encoder, name) != self.text.get(name, False)
+        ]
+        if (config.dim is not None) != self.projects:
+            wrong.append(f"dim={config.dim}")
+        if (config.bias is None) != self.projects:
+            wrong.append(f"bias={config.bias}")
+        if wrong:
+            raise ConfigError(
+                f"a {self.model_type} has no {', '.join(wrong)}",
+                where="model",
+                fix=f"choose the other of hf-clip and hf-siglip, or {keep}",
+            )
+
+    def _class_for(self, model: DualEncoder) -> Any:
+        kind = self.find_class()
+        values: dict[str, Any] = {
+            "vision_config": model.vision_encoder.hf_config.to_dict(),
+            "text_config": model.text_encoder.hf_config.to_dict(),
+        }
+        if self.projects:
+            values["projection_dim"] = model.config.dim
+        return kind(kind.config_class(**values)).float().eval()
+
+    def _pairs(self, model: DualEncoder, theirs: Any) -> list[tuple[Tensor, Tensor]]:
+        """Every tensor of `theirs` with the one of `model` that it is."""
+        found = _matched(model.vision_encoder.module, theirs.vision_model)
+        found += _matched(model.text_encoder.module, theirs.text_model)
+        found.append((model.space.log_scale.view(theirs.logit_scale.shape), theirs.logit_scale))
+        if self.projects:
+            image: Any = model.space.image
+            text: Any = model.space.text
+            found.append((image.weight, theirs.visual_projection.weight))
+            found.append((text.weight, theirs.text_projection.weight))
+        else:
+            assert model.space.bias is not None, "refused before"
+            found.append((model.space.bias.view(theirs.logit_bias.shape), theirs.logit_bias))
+        return found
+
+    # -- coming in --------------------------------------------------------------------------
+
+    def load(self, path: Path) -> DualEncoder:
+        """The model of a folder in this layout; see `layout.Layout`."""
+        theirs = self._read(path)
+        config = DualEncoderConfig(
+            vision_encoder=VisionEncoderConfig(weights=str(path)),
+            text_encoder=TextEncoderConfig(weights=str(path), **self.text),
+            dim=theirs.config.projection_dim if self.projects else None,
+            bias=None if self.projects else 0.0,
+        )
+        model = config.compose().eval()
+        with torch.no_grad():
+            for own, its in self._pairs(model, theirs):
+                own.copy_(its)
+        return model
+
+    def _read(self, path: Path) -> Any:
+        kind = self.find_class()
+        with reading(path, self.name):
+            found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            if found.get("model_type") != self.model_type:
+                raise CheckpointError(
+                    f"the folder holds a {found.get('model_type')}, not a {self.model_type}",
+                    where=str(path),
+                )
+            module, about = kind.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        if about["missing_keys"] or about["mismatched_keys"]:
+            raise CheckpointError(
+                f"weights are missing, for example {sorted(about['missing_keys'])[:1]}",
+                where=str(path),
+            )
+        return module.eval()
+
+    # -- comparing --------------------------------------------------------------------------
+
+    def outputs(self, model: DualEncoder) -> list[Tensor]:
+        """Logits [I, n] of pictures and texts that every dual encoder can read."""
+        return [self._logits(model, *self._inputs(model))]
+
+    @torch.no_grad()
+    def _logits(self, model: DualEncoder, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        images = model.embed_pixels(pixels.to(model.device))
+        texts = model.embed_ids(ids.to(model.device), mask.to(model.device))
+        return model.logits(images, texts).cpu()
+
+    def _inputs(self, model: DualEncoder) -> tuple[Tensor, Tensor, Tensor]:
+        pixels = np.stack([model.preprocessing.apply(decode(b)) for b in _pictures()])
+        ids, mask = model.text_tokens.pad([model.text_tokens.ids(t)[0] for t in TEXTS])
+        return torch.from_numpy(pixels), torch.from_numpy(ids), torch.from_numpy(mask)
+
+    @torch.no_grad()
+    def compare(self, model: DualEncoder, path: Path) -> ExportReport:
+        """Hold `model` (float32) against a folder; see `layout.Layout`."""
+        from PIL import Image as Pillow
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        theirs = self._read(path)
+        report = ExportReport(self.name, type(theirs).__name__)
+        pixels, ids, mask = self._inputs(model)
+        with reading(path, self.name):
+            processor = AutoImageProcessor.from_pretrained(path)
+            tokenizer = AutoTokenizer.from_pretrained(path)
+        shown = [Pillow.open(io.BytesIO(b)) for b in _pictures()]
+        their_pixels = processor(images=shown, return_tensors="pt")["pixel_values"]
+        if their_pixels.shape != pixels.shape:
+            report.problems.append(
+                f"its processor gives pictures of {list(their_pixels.shape[2:])}, "
+                f"the model reads {list(pixels.shape[2:])}"
+            )
+            return report
+        report.max_pixel_difference = float((their_pixels - pixels).abs().max())
+        if not report.max_pixel_difference <= PIXEL_TOLERANCE:
+            report.problems.append(f"pixels differ by {report.max_pixel_difference:.3g}")
+        padding = "max_length" if model.config.text_encoder.pad_to_max else True
+        tokens = tokenizer(
+            list(TEXTS),
+            padding=padding,
+            truncation=True,
+            max_length=model.text_encoder.context_tokens,
+            return_tensors="pt",
+        )
+        report.tokens_equal = _equal(tokens["input_ids"], ids)
+        if not report.tokens_equal:
+            report.notes.append(
+                "its tokenizer frames texts in another way; give it ids that end with "
+                f"{model.tokenizer.eos_token!r}"
+            )
+        inputs = {"input_ids": ids, "pixel_values": pixels}
+        if padding is True:
+            inputs["attention_mask"] = mask
+        reference = theirs(**inputs).logits_per_image
+        own = self._logits(model, pixels, ids, mask)
+        report.num_cases = own.numel()
+        report.tolerance = RELATIVE_TOLERANCE * max(1.0, float(reference.abs().max()))
+        gaps = (own - reference).abs()
+        report.max_logit_difference = float(gaps.max())
+        place = divmod(int(gaps.argmax()), own.shape[1])
+        report.where = f"picture {place[0] + 1}, text {place[1] + 1}"
+        if not report.max_logit_difference <= report.tolerance or math.isnan(float(own.sum())):
+            report.problems.append(
+                f"logits differ by {report.max_logit_difference:.3g} (at {report.where}), "
+                f"allowed are {report.tolerance:.3g}"
+            )
+        for own_weight, its in self._pairs(model, theirs):
+            if not torch.equal(own_weight.cpu(), its):
+                report.problems.append("a weight is not what was written")
+                break
+        return report
+
+
+def _matched(own: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    mine, its = dict(own.named_parameters()), dict(theirs.named_parameters())
+    if mine.keys() != its.keys():
+        raise CheckpointError(
+            f"the encoders do not have the same weights, for example "
+            f"{sorted(mine.keys() ^ its.keys())[0]}"
+        )
+    return [(mine[name], its[name]) for name in mine]
+
+
+def _equal(theirs: Tensor, own: Tensor) -> bool:
+    return theirs.shape == own.shape and bool((theirs == own).all())
+
+
+def _pictures() -> list[bytes]:
+    """Small noisy pictures of several shapes, always the same."""
+    from PIL import Image as Pillow
+
+    found = []
+    rng = np.random.default_rng(0)
+    for height, width in _SIZES:
+        buffer = io.BytesIO()
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Pillow.fromarray(noise).save(buffer, format="PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def _merge_json(path: Path, values: dict[str, Any]) -> None:
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**known, **values}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,251 @@
+"""Two encoders and one space: pictures and texts as vectors that can be compared (CLIP, SigLIP).
+
+Shapes: I pictures, n texts, T tokens, C width of an encoder, D width of the shared space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.data.batch import Batch
+from diptych.data.image import decode, given
+from diptych.data.plain_text import TextTokens
+from diptych.data.sample import Image, Sample
+from diptych.errors import ConfigError, ModelError
+from diptych.model import text_encoder as text_encoders
+from diptych.model import vision_encoder as vision_encoders
+from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.text_encoder import TextEncoder, TextEncoderConfig
+from diptych.model.vision_encoder import VisionEncoder
+
+
+class DualEncoderConfig(ArchitectureConfig):
+    """What a dual encoder is composed of."""
+
+    parts: ClassVar[tuple[str, ...]] = ("vision_encoder", "text_encoder", "space")
+    text_part: ClassVar[str] = "text_encoder"
+
+    name: str = "dual_encoder"
+    """File stem of the architecture."""
+    text_encoder: TextEncoderConfig
+    """The text panel."""
+    image_pool: Literal["model", "mean", "first"] = "model"
+    """How patch features become one vector: the model's own pooled output (CLIP: class token,
+    SigLIP: attention head, ResNet: average), the mean over patches, or the first token."""
+    dim: int | None = Field(default=512, ge=2)
+    """Width of the shared space, behind one linear layer without bias for each side (CLIP); null
+    compares the pooled vectors as they are, which then have one width (SigLIP)."""
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature to begin with; learned."""
+    min_temperature: float = Field(default=0.01, gt=0)
+    """Training keeps the temperature from falling below this."""
+    bias: float | None = None
+    """Bias of every logit to begin with, learned (SigLIP: -10); null has none (CLIP)."""
+
+    def compose(self) -> DualEncoder:
+        own = self.image_pool == "model"
+        encoder = vision_encoders.build(self.vision_encoder, pooled=own)
+        texts = text_encoders.build(self.text_encoder)
+        space = Space(self, encoder.dim, texts.dim)
+        config = self.model_copy(update={"vision_encoder": encoder.config})
+        return DualEncoder(config, encoder, texts, space)
+
+
+Config = DualEncoderConfig
+
+
+class Space(nn.Module):
+    """The shared space: a projection for each side, and the scale of its logits.
+
+    Initial values: CLIP, `model.py` of openai/CLIP (normal, standard deviation C ** -0.5).
+    """
+
+    def __init__(self, config: DualEncoderConfig, image_dim: int, text_dim: int):
+        super().__init__()
+        if config.dim is None and image_dim != text_dim:
+            raise ConfigError(
+                f"pictures have vectors of {image_dim} numbers, texts of {text_dim}",
+                where="model.dim",
+                fix="give dim, the width of a shared space",
+            )
+        self.image: nn.Module = nn.Identity()
+        self.text: nn.Module = nn.Identity()
+        if config.dim is not None:
+            self.image = nn.Linear(image_dim, config.dim, bias=False)
+            self.text = nn.Linear(text_dim, config.dim, bias=False)
+            nn.init.normal_(self.image.weight, std=image_dim**-0.5)
+            nn.init.normal_(self.text.weight, std=text_dim**-0.5)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+        self.bias = None
+        if config.bias is not None:
+            self.bias = nn.Parameter(torch.tensor(config.bias))
+        self._largest = -math.log(config.min_temperature)
+
+    def scale(self) -> Tensor:
+        """Inverse temperature, exponentiated; in training never beyond its bound."""
+        if self.training and self.log_scale.requires_grad:
+            with torch.no_grad():
+                # On the parameter itself, so that the bound can be left again.
+                self.log_scale.clamp_(0.0, self._largest)
+        return self.log_scale.exp()
+
+
+class DualEncoder(Model):
+    """Pictures and texts -> unit vectors in one space.
+
+    Parity: tests/parity/test_dual_encoder.py, against CLIPModel and SiglipModel.
+    """
+
+    text_encoder: TextEncoder
+    space: Space
+    card_tag = "zero-shot-image-classification"
+    card_usage = (
+        'model = diptych.load("path/to/this/folder")\n'
+        'print(model.similarity(["picture.png"], ["a red umbrella", "a cat"]))'
+    )
+
+    def __init__(
+        self,
+        config: DualEncoderConfig,
+        vision_encoder: VisionEncoder,
+        text_encoder: TextEncoder,
+        space: Space,
+    ):
+        super().__init__()
+        self.config = config
+        self.vision_encoder = vision_encoder
+        self.text_encoder = text_encoder
+        self.space = space
+
+    # -- computing --------------------------------------------------------------------------
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        return self.vision_encoder.pooled(pixel_values, self.config.image_pool)[:, None]
+
+    def embed_pixels(self, pixel_values: Tensor) -> Tensor:
+        """Pictures [I, 3, H, W] -> unit vectors float32 [I, D]."""
+        return self.embed_features(self.encode_pixels(pixel_values))
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """Pooled features [I, 1, C] (`encode_pixels`) -> unit vectors float32 [I, D]."""
+        return _unit(self.space.image(_as_weights(features[:, 0], self.space.image)))
+
+    def embed_ids(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask int64 [n, T] -> unit vectors float32 [n, D]."""
+        pooled = self.text_encoder(ids, mask)
+        return _unit(self.space.text(_as_weights(pooled, self.space.text)))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch of pairs -> (pictures [n, D], texts [n, D])."""
+        if batch.features is not None:
+            images = self.embed_features(batch.features)
+        else:
+            assert batch.pixel_values is not None, "pairs have pictures"
+            images = self.embed_pixels(batch.pixel_values)
+        return images, self.embed_ids(batch.input_ids, batch.segment_ids)
+
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Unit vectors [I, D] and [n, D] -> logits [I, n]: scaled cosines, plus the bias."""
+        logits = self.space.scale() * images @ texts.T
+        return logits if self.space.bias is None else logits + self.space.bias
+
+    @cached_property
+    def text_tokens(self) -> TextTokens:
+        """What turns texts into ids."""
+        return self.text_encoder.tokens()
+
+    # -- asking -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[Any], *, batch_size: int = 64) -> Tensor:
+        """Paths, bytes or PIL pictures -> unit vectors float32 [I, D], on the CPU.
+
+        Raises:
+            MissingImage, ImageError: a picture cannot be read.
+        """
+        apply = self.preprocessing.apply
+        rows = []
+        for chunk in _chunks(images, batch_size):
+            shown = [given(image) for image in chunk]
+            pixels = [apply(decode(s.data or b"", where=s.path)) for s in shown]
+            batch = torch.from_numpy(np.stack(pixels)).to(self.device)
+            rows.append(self.embed_pixels(batch).cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, 0)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Iterable[str], *, batch_size: int = 256) -> Tensor:
+        """Texts -> unit vectors float32 [n, D], on the CPU. What is too long loses its end."""
+        rows = []
+        for chunk in _chunks(texts, batch_size):
+            ids, mask = self.text_tokens.pad([self.text_tokens.ids(t)[0] for t in chunk])
+            inputs = (torch.from_numpy(a).to(self.device) for a in (ids, mask))
+            rows.append(self.embed_ids(*inputs).cpu())
+        return torch.cat(rows) if rows else torch.zeros(0, 0)
+
+    def similarity(self, images: Iterable[Any], texts: Iterable[str]) -> Tensor:
+        """Cosines float32 [I, n] of pictures (paths, bytes, PIL) and texts."""
+        return self.encode_images(images) @ self.encode_texts(texts).T
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self,
+        samples: Sequence[Sample],
+        continuations: Sequence[Sequence[str]],
+        *,
+        images: Callable[[Image], bytes],
+        chat: bool = True,
+        templates: Sequence[str] = ("{}",),
+    ) -> list[list[float]]:
+        """Zero-shot classification: log-probability of each text among those of its sample.
+
+        Args:
+            templates: texts with one {}; a class is the mean of its vectors over all of them,
+                as in CLIP, section 3.1.4.
+
+        Raises:
+            ModelError: a sample has no picture.
+        """
+        del chat  # there is no conversation here
+        for sample in samples:
+            if next(sample.images(), None) is None:
+                raise ModelError(f"sample '{sample.id}' has no picture to classify")
+        vectors = self.encode_images(images(next(s.images())) for s in samples)
+        wanted = list(dict.fromkeys(t for texts in continuations for t in texts))
+        filled = [template.replace("{}", t) for t in wanted for template in templates]
+        encoded = self.encode_texts(filled).view(len(wanted), len(templates), -1)
+        known = dict(zip(wanted, _unit(encoded.mean(1)), strict=True))
+        rows = []
+        for vector, texts in zip(vectors, continuations, strict=True):
+            classes = torch.stack([known[t] for t in texts])
+            logits = self.space.log_scale.exp().cpu() * classes @ vector
+            rows.append(logits.log_softmax(0).tolist())
+        return rows
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def _as_weights(vectors: Tensor, layer: nn.Module) -> Tensor:
+    weight = next(layer.parameters(), None)
+    return vectors if weight is None else vectors.to(weight.dtype)
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

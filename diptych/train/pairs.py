@@ -1,0 +1,71 @@
+"""Objectives of a dual encoder: embed every pair of a step, then one loss over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.data.batch import Batch
+from diptych.data.collate import Collator, PairCollator, Pictures
+from diptych.errors import ConfigError
+from diptych.train.objective import Objective
+
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
+"""(model, unit vectors of pictures [n, D], of texts [n, D]) -> sum of losses of these pairs."""
+
+
+class Pairs(Objective):
+    """A loss over a step's pairs, those of every rank; its weight is their number.
+
+    With `chunk_size`, activations are kept for so many pairs only: each chunk is embedded without
+    them, and again when its gradient is known. The gradients are those of the whole batch, dropout
+    masks included.
+    Source: GradCache (arXiv:2101.06983), here by way of activation checkpointing.
+    Parity: tests/equivalence/test_pairs.py, chunks and two ranks.
+    """
+
+    splits = False
+    gathers = True
+    groups_pictures = False
+
+    def __init__(self, name: str, loss: Loss, chunk_size: int | None):
+        super().__init__()
+        self.name = name
+        self.loss = loss
+        self.chunk_size = chunk_size
+
+    def collator(self, model: Any, **budgets: Any) -> Collator:
+        return PairCollator(
+            budgets.get("pictures") or Pictures(model.preprocessing), model.text_tokens
+        )
+
+    def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        size, total = self.chunk_size, len(batch.sample_ids)
+        if size is None or size >= total:
+            images, texts = model.embed(batch)
+        else:
+            _refuse_batch_norm(model)
+            starts = range(0, total, size)
+            parts = [
+                checkpoint(model.embed, batch.pairs(s, s + size), use_reentrant=False)
+                for s in starts
+            ]
+            images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
+        return {self.name: self.loss(model, images, texts)}
+
+    def weight(self, batch: Batch) -> float:
+        return float(len(batch.sample_ids))
+
+
+def _refuse_batch_norm(model: nn.Module) -> None:
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+            raise ConfigError(
+                f"{name} normalises over the batch, so chunks of it would not be the same",
+                where="objective.chunk_size",
+                fix="leave chunk_size out, or choose an encoder without batch normalisation",
+            )
