@@ -30,8 +30,12 @@ class EvaluationConfig(Config):
     """Held-out questions."""
     metric: str = "exact"
     """A file in eval/metrics: exact, relaxed, vqa_official ..."""
-    how: Literal["generate", "likelihood"] = "generate"
-    """Write an answer, or choose the likeliest candidate."""
+    how: Literal["generate", "likelihood", "retrieval"] = "generate"
+    """Write an answer; choose the likeliest candidate (for a dual encoder: zero-shot
+    classification); or find the text of every picture and the picture of every text."""
+    templates: tuple[str, ...] = ("{}",)
+    """Texts with {} for a class of zero-shot classification, such as "a picture of {}"; the vectors
+    of all of them are averaged."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
     batch_size: int = Field(default=32, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -99,5 +100,31 @@ def draw_charts(
         for key in ("charts", "questions", "chart_kinds", "question_kinds", "discarded"):
             counts = ", ".join(f"{k} {v}" for k, v in summary[key].items()) or "none"
             out.print(f"{key.replace('_', ' ')}: {counts}", highlight=False, soft_wrap=True)
+        out.print(f"written to {output} in {summary['seconds']:.1f} s", highlight=False)
+    return summary
+
+
+def make_pictures(output: Path, *, show: bool, **options: Any) -> dict[str, Any]:
+    """Make the picture corpus with progress bars; `options` as for `pictures.make`."""
+    from diptych.data.pictures import make
+
+    start = time.monotonic()
+    bars = Progress()
+    with ExitStack() as open_bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, wanted: int) -> None:
+            if what not in tasks:
+                tasks[what] = open_bars.enter_context(bars.task(f"{what} pictures", wanted))
+            elif done:
+                tasks[what].advance()
+
+        summary = make(output, progress=progress, **options)
+    summary["seconds"] = time.monotonic() - start
+    if show:
+        for key in ("pictures", "pairs", "collections", "licences", "rejected"):
+            counts = ", ".join(f"{k} {v:,}" for k, v in summary[key].items()) or "none"
+            out.print(f"{key}: {counts}", highlight=False, soft_wrap=True)
+        out.print(f"left out, too like another: {summary['left_out_as_alike']:,}", highlight=False)
         out.print(f"written to {output} in {summary['seconds']:.1f} s", highlight=False)
     return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ def measure(
     choices: str | None,
     save: Path | None,
     seed: int,
+    templates: tuple[str, ...] = (),
 ) -> Result:
     """Evaluate a model on a data set; the index is temporary."""
-    if how not in ("generate", "likelihood"):
-        raise ConfigError(f"--how is generate or likelihood, not '{how}'")
+    if how not in ("generate", "likelihood", "retrieval"):
+        raise ConfigError(f"--how is generate, likelihood or retrieval, not '{how}'")
     config = EvaluationConfig(
         data=DataConfig(path=data, images=images, format=format),
         metric=metric,
@@ -49,15 +50,60 @@ def measure(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         limit=limit,
+        templates=templates or ("{}",),
     )
     loaded = load_model(model)
     with tempfile.TemporaryDirectory() as cache:
         known = _samples(train, images, Path(cache)) if train else None
-        result = evaluate_data(loaded, config, Path(cache), train=known, seed=seed)
+        result, _ = evaluate_data(loaded, config, Path(cache), train=known, seed=seed)
     result = replace(result, text=measure_text(loaded, choices))
     if save is not None:
         result.save(save)
     return result
+
+
+def compare_given(
+    model: str, data: str | None, images: Sequence[Path], texts: Sequence[str]
+) -> dict[str, Any]:
+    """Cosines of given pictures and texts, and what share each text has of a picture.
+
+    Raises:
+        ConfigError: neither data nor both of pictures and texts, or a model without vectors.
+    """
+    if data is not None or not images or not texts:
+        raise ConfigError(
+            "say what to measure",
+            fix="name a data set; or give --image FILE and --text TEXT, and no data set",
+        )
+    loaded = load_model(model)
+    if not hasattr(loaded, "similarity"):
+        raise ConfigError(
+            f"a {loaded.config.name} has no vectors to compare",
+            where=model,
+            fix="use a dual encoder, or ask it with `diptych chat`",
+        )
+    cosines = loaded.similarity([str(p) for p in images], texts)
+    shares = (loaded.space.log_scale.detach().exp() * cosines).softmax(1)
+    return {
+        "images": [str(p) for p in images],
+        "texts": list(texts),
+        "similarity": cosines.tolist(),
+        "share": shares.tolist(),
+    }
+
+
+def similarity_table(found: dict[str, Any]) -> Table:
+    """One row a picture and text, the closest text first."""
+    table = Table(title="similarity", title_justify="left")
+    for title in ("picture", "text", "cosine", "share"):
+        table.add_column(title, justify="left" if title in ("picture", "text") else "right")
+    for image, cosines, shares in zip(
+        found["images"], found["similarity"], found["share"], strict=True
+    ):
+        rows = sorted(zip(cosines, shares, found["texts"], strict=True), reverse=True)
+        for cosine, share, text in rows:
+            table.add_row(escape(image), escape(text), f"{cosine:.3f}", f"{share:.1%}")
+    return table
 
 
 def _samples(path: str, images: str | None, cache: Path) -> Iterator[Sample]:
@@ -87,13 +133,14 @@ def result_table(result: Result) -> Group:
     table = Table(title=f"{result.benchmark}, metric {result.metric}", title_justify="left")
     for title in ("", "score", "95 % interval", "questions"):
         table.add_column(title, justify="left" if not title else "right")
-    rows = {"model": result.overall, "blind": result.blind, "majority": result.majority}
+    guess = "chance" if result.majority_from == "chance" else "majority"
+    rows = {"model": result.overall, "blind": result.blind, guess: result.majority}
     for name, score in rows.items():
         if score is not None:
             interval = f"{score.low:.1%} to {score.high:.1%}"
             table.add_row(name, f"{score.score:.1%}", interval, str(score.n))
     kinds = Table(title="by kind", title_justify="left")
-    for title in ("kind", "score", "95 % interval", "blind", "majority", "questions"):
+    for title in ("kind", "score", "95 % interval", "blind", guess, "questions"):
         kinds.add_column(title, justify="left" if title == "kind" else "right")
     for kind, score in sorted(result.by_kind.items()):
         blind = "-" if score.blind is None else f"{score.blind:.1%}"

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ import torch
 import diptych
 from diptych.data.index import Index
 from diptych.data.sample import Sample
+from diptych.errors import ConfigError
 from diptych.eval.benchmarks.questions import Questions
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
+from diptych.eval.retriever import Example, retrieve
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
 from diptych.model.architecture import ArchitectureConfig, Model, build
@@ -204,7 +206,7 @@ class _Measured:
             return
         assert self.config is not None
         with self.phases(f"evaluate {name}"):
-            result = evaluate_data(
+            result, examples = evaluate_data(
                 model,
                 self.config,
                 self.run / "data",
@@ -214,6 +216,8 @@ class _Measured:
             )
             ability = measure_text(model, self.config.choices)
             result = replace(result, text=ability)
+        if examples:
+            _write(self.run / f"retrieval_{name}.json", {"examples": [asdict(e) for e in examples]})
         result.save(folder)
         self.results[name] = result
 
@@ -234,13 +238,42 @@ def evaluate_data(
     train: Iterator[Sample] | None = None,
     seed: int = 0,
     blind: bool = True,
-) -> Result:
-    """Ask a model every question of a data set."""
+) -> tuple[Result, list[Example]]:
+    """Ask a model every question of a data set, or let it search there.
+
+    Returns:
+        The result, and for retrieval some queries with what they found.
+
+    Raises:
+        ConfigError: the model cannot be measured so.
+    """
     index = Index.build(
         config.data.path, cache, format=config.data.format, images=config.data.images
     )
     index.ledger.enforce(0.01)
     samples = [index[row] for row in range(len(index))]
+    answers = hasattr(model, "generate")
+    if config.how == "retrieval":
+        if not hasattr(model, "encode_texts"):
+            raise ConfigError(
+                f"a {model.config.name} has no vectors to search with",
+                where="evaluation.how",
+                fix="use generate or likelihood",
+            )
+        return retrieve(
+            model,
+            samples,
+            images=index.image_bytes,
+            name=Path(config.data.path).stem,
+            seed=seed,
+            limit=config.limit,
+        )
+    if config.how == "generate" and not answers:
+        raise ConfigError(
+            f"a {model.config.name} writes no answers",
+            where="evaluation.how",
+            fix="use retrieval, or likelihood (zero-shot classification)",
+        )
     benchmark = Questions(
         samples,
         metric=config.metric,
@@ -248,20 +281,46 @@ def evaluate_data(
         max_new_tokens=config.max_new_tokens,
         name=Path(config.data.path).stem,
     )
-    return evaluate(
+    if config.templates != ("{}",):
+        model = _Filled(model, config.templates)
+    result = evaluate(
         model,
         benchmark,
         images=index.image_bytes,
         train=train,
         limit=config.limit,
         seed=seed,
-        blind=blind,
+        # Without a picture a dual encoder has nothing to say at all.
+        blind=blind and answers,
         batch_size=config.batch_size,
     )
+    return result, []
 
 
-def measure_text(model: Any, choices: str | None) -> TextAbility:
-    """Text-only ability: perplexity on held-out text, and a multiple-choice file when given."""
+@dataclass(frozen=True)
+class _Filled:
+    """A dual encoder whose classes stand in templates."""
+
+    model: Any
+    templates: tuple[str, ...]
+
+    def log_likelihoods(self, *args: Any, **settings: Any) -> list[list[float]]:
+        return self.model.log_likelihoods(*args, templates=self.templates, **settings)
+
+    def generate(self, *args: Any, **settings: Any) -> list[str]:
+        raise ConfigError("templates are for classes to choose from", where="evaluation.templates")
+
+    def text_log_likelihood(self, text: str) -> tuple[float, int]:
+        return self.model.text_log_likelihood(text)
+
+
+def measure_text(model: Any, choices: str | None) -> TextAbility | None:
+    """Text-only ability: perplexity on held-out text, and a multiple-choice file when given.
+
+    None for a model that writes nothing.
+    """
+    if not hasattr(model, "text_log_likelihood"):
+        return None
     return text_ability(model, choices=choices)
 
 
@@ -283,13 +342,15 @@ def summarize(
             "blind": after.blind.to_dict() if after.blind else None,
             "majority": after.majority.to_dict(),
             "by_kind": _by_kind(before, after),
+            "aggregates": after.aggregates,
         }
         evaluation = {
             **summary,
             "benchmark": after.benchmark,
             "metric": after.metric,
             "n": after.n,
-            "blind_method": "the same trained model, image withheld",
+            "blind_method": "the same trained model, image withheld" if after.blind else None,
+            "names": {"majority": "Chance"} if after.majority_from == "chance" else {},
             "majority_method": after.majority_from,
             "failures": after.failures,
             "images": _images_folder(config),

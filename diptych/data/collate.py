@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from diptych.data.augment import Augment
 from diptych.data.batch import Batch
 from diptych.data.chat import ChatEncoder, Encoded, Fate, truncate
 from diptych.data.image import Preprocessing, decode
@@ -34,6 +35,8 @@ class Item:
 
     sample: Sample
     read: ReadImage
+    visit: int = 0
+    """Which visit of the run this is; what is random about a sample depends on it."""
 
 
 @dataclass
@@ -73,11 +76,13 @@ class FeatureReader(Protocol):
 class Pictures:
     """Decodes and preprocesses pictures; each distinct picture of a step once.
 
-    With `features`, a cached picture is neither decoded nor preprocessed.
+    With `features`, a cached picture is neither decoded nor preprocessed. With `augment`, a picture
+    is varied by the visit of the first sample of the step that shows it.
     """
 
     preprocessing: Preprocessing
     features: FeatureReader | None = None
+    augment: Augment | None = None
 
     def load(self, items: Sequence[Item]) -> tuple[list[list[str]], dict[str, np.ndarray], dict]:
         """Keys per item, arrays by key, and errors by item number."""
@@ -94,7 +99,7 @@ class Pictures:
                         data = item.read(image)
                         key = hashlib.sha256(data).hexdigest()
                         if key not in arrays:
-                            arrays[key] = self._array(key, data, image.path)
+                            arrays[key] = self._array(key, data, image.path, item.visit)
                         read[item.read, image] = key
                     own.append(key)
             except DiptychError as error:
@@ -102,10 +107,13 @@ class Pictures:
             keys.append(own)
         return keys, arrays, errors
 
-    def _array(self, key: str, data: bytes, where: str) -> np.ndarray:
+    def _array(self, key: str, data: bytes, where: str, visit: int) -> np.ndarray:
         if self.features is not None and (cached := self.features.get(key)) is not None:
             return cached
-        return self.preprocessing.apply(decode(data, where=where))
+        picture = decode(data, where=where)
+        if self.augment is not None:
+            picture = self.augment.apply(picture, visit)
+        return self.preprocessing.apply(picture)
 
 
 @dataclass

@@ -51,6 +51,18 @@ class Evaluation:
         return _scores(self.fields)
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """What the contenders are called; retrieval has chance where others have a majority."""
+        own = mapping(self.fields.get("names"))
+        return {k: text(own[k], 40) if k in own else name for k, name in CONTENDERS.items()}
+
+    @cached_property
+    def controls(self) -> dict[str, str]:
+        """The controls as they stand in a sentence."""
+        named = {k: f"{self.names[k].lower()}" for k in mapping(self.fields.get("names"))}
+        return {**CONTROLS, **{k: v for k, v in named.items() if k in CONTROLS}}
+
+    @cached_property
     def kinds(self) -> dict[str, dict[str, Score]]:
         """Question kind -> contender -> score; what the model does best comes first."""
         kinds = {
@@ -148,11 +160,16 @@ def headline(run: RunFolder) -> list[tuple[str, bool]]:
     gain = after.score - found.scores[best].score
     distance = f"{abs(round(100 * gain))}{NO_BREAK}points"
     if gain < 0:
-        return [*said, (f", {distance} ", False), ("below", True), (f" {CONTROLS[best]}.", False)]
+        return [
+            *said,
+            (f", {distance} ", False),
+            ("below", True),
+            (f" {found.controls[best]}.", False),
+        ]
     if found.clear_of_controls is False:
-        tail = f" above {CONTROLS[best]}: too close to call."
+        tail = f" above {found.controls[best]}: too close to call."
         return [*said, (", only ", False), (distance, True), (tail, False)]
-    return [*said, (", ", False), (distance, True), (f" above {CONTROLS[best]}.", False)]
+    return [*said, (", ", False), (distance, True), (f" above {found.controls[best]}.", False)]
 
 
 def verdict(found: Evaluation) -> tuple[str, str] | None:

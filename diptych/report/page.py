@@ -64,7 +64,7 @@ def render(run: Path) -> str:
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     return (
-        _environment()
+        _environment(evaluation.read(folder).names)
         .get_template("page.html.j2")
         .render(
             name=text(folder.tree("recipe.json").get("name"), 120) or run.resolve().name,
@@ -129,7 +129,7 @@ def _hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def _environment() -> jinja2.Environment:
+def _environment(contenders: dict[str, str]) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -142,7 +142,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["inert_json"] = _inert_json
     environment.filters["percent"] = wording.percent
     environment.filters["interval"] = lambda score: wording.interval(score.low, score.high)
-    environment.globals["contenders"] = evaluation.CONTENDERS
+    environment.globals["contenders"] = contenders
     return environment
 
 

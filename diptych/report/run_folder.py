@@ -54,6 +54,13 @@ class RunFolder:
         known += [text(row.get("stage")) for row in self.rows("metrics.jsonl") if row.get("stage")]
         return list(dict.fromkeys(known))
 
+    @property
+    def images(self) -> Path:
+        """Folder of the evaluated pictures."""
+        named = self.tree("evaluation.json").get("images")
+        # An absolute path stands for itself; joined to the run folder, pathlib keeps it.
+        return self.path / named if isinstance(named, str) and named else self.path / "images"
+
     def _bytes(self, name: str) -> bytes | None:
         try:
             return (self.path / name).read_bytes()

@@ -49,13 +49,13 @@ class StepData(Dataset):
         end = start + self.batch_size
         if self.num_samples is not None:
             end = min(end, self.num_samples)
-        places = [self.mixture.at(p) for p in range(start, end)]
+        places = [(p, *self.mixture.at(p)) for p in range(start, end)]
         # Contiguous shares keep samples of one picture on one rank.
         low = len(places) * self.rank // self.num_ranks
         high = len(places) * (self.rank + 1) // self.num_ranks
         items = [
-            Item(self.indexes[source][row], self.indexes[source].image_bytes)
-            for source, row in places[low:high]
+            Item(self.indexes[source][row], self.indexes[source].image_bytes, position)
+            for position, source, row in places[low:high]
         ]
         return self.collator(items)
 

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from diptych.config import Config
+from diptych.data.augment import Augment
 from diptych.model.trainable import Learn
 from diptych.train.objective import ObjectiveField
 
@@ -94,6 +95,8 @@ class Stage(Config):
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: less memory, slower."""
 
+    augment: Augment | None = None
+    """How training pictures are varied at every visit; null shows them as they are."""
     context_tokens: int | None = Field(default=None, ge=8)
     """Longest sample; null takes the language model's context."""
     long_samples: Literal["reject", "truncate"] = "reject"
@@ -135,6 +138,10 @@ class Stage(Config):
     def _agree(self) -> Self:
         if not self.learn:
             raise ValueError("learn names no part of the model")
+        if self.augment is not None and self.cache_features == "on":
+            raise ValueError(
+                "cached features cannot be varied; leave cache_features or augment out"
+            )
         for data in (self.data, self.validation):
             if len({d.weight is None for d in data}) > 1:
                 raise ValueError("give every data set a weight, or none")

@@ -77,7 +77,7 @@ class StageData:
         pictures = sum(k is not None for ks in keys for k in ks)
         visits = epochs if stage.share_images else epochs * pictures / distinct
         features = None
-        if "vision_encoder" not in stage.learn:
+        if "vision_encoder" not in stage.learn and stage.augment is None:
             with self.accelerator.main_process_first():
                 features = feature_cache.prepare(
                     self.model,
@@ -112,7 +112,9 @@ class StageData:
             return None
         indexes, _ = self.open(stage, stage.validation)
         mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
-        collator = objective.collator(self.model, **budgets(stage, self.model, None))
+        collator = objective.collator(
+            self.model, **budgets(stage.model_copy(update={"augment": None}), self.model, None)
+        )
         return StepData(
             indexes, mixture, collator, stage.global_batch_size, num_samples=mixture.epoch_length
         )
@@ -122,7 +124,7 @@ def budgets(stage: Stage, model: Model, features: Any) -> dict[str, Any]:
     """What a collator needs to know of a stage and its model."""
     context = model.context_tokens
     return {
-        "pictures": Pictures(model.preprocessing, features),
+        "pictures": Pictures(model.preprocessing, features, stage.augment),
         "context_tokens": min(stage.context_tokens or context, context),
         "tokens_per_row": stage.tokens_per_row,
         "images_per_row": stage.images_per_row,

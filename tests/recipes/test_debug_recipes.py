@@ -17,16 +17,20 @@ DEBUG = {name: function for name, function in named().items() if name.endswith("
 
 
 def test_there_is_one():
-    assert "llava-debug" in DEBUG
+    assert {"llava-debug", "clip-debug"} <= DEBUG.keys()
 
 
 @pytest.mark.parametrize("name", DEBUG)
-def test_debug_recipes_lower_the_loss(name, squares, tokenizer_folder, tmp_path):
+def test_debug_recipes_lower_the_loss(
+    name, squares, tokenizer_folder, framing_tokenizer_folder, tmp_path
+):
     recipe = DEBUG[name]()
     data = f"[{{path: {squares}/train.json, images: {squares}/images}}]"
+    clip = recipe.model.name == "dual_encoder"  # its end token must not have the id 2
+    folder = framing_tokenizer_folder if clip else tokenizer_folder
     recipe = recipe.override(
         [
-            f"model.language_model.tokenizer={tokenizer_folder}",
+            f"model.{recipe.model.text_part}.tokenizer={folder}",
             *(f"stages.{stage.name}.data={data}" for stage in recipe.stages),
         ]
     )

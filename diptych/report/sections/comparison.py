@@ -23,7 +23,7 @@ def view(run: RunFolder) -> dict[str, Any] | None:
     rows = [
         {
             "name": name,
-            "label": evaluation.CONTENDERS[name],
+            "label": found.names[name],
             "score": percent(score.score, 1),
             "interval": interval(score.low, score.high),
             "n": count(score.n),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from diptych.report.pictures import Thumbnail, thumbnail
@@ -47,7 +46,7 @@ def view(run: RunFolder) -> dict[str, Any] | None:
         return None
     order = list(CHANGES)
     chosen.sort(key=lambda card: (card["is_right"], order.index(card["change"])))
-    folder = _image_folder(run)
+    folder = run.images
     seen: dict[str, Thumbnail] = {}
     for card in chosen:
         name = card["image"]
@@ -106,9 +105,3 @@ def _spread(cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
         by_kind[card["kind"]].append(card)
     rounds = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
     return [card for one_each in rounds for card in one_each if card is not None]
-
-
-def _image_folder(run: RunFolder) -> Path:
-    named = run.tree("evaluation.json").get("images")
-    # An absolute path stands for itself; joined to the run folder, pathlib keeps it.
-    return run.path / named if isinstance(named, str) and named else run.path / "images"

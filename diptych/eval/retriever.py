@@ -1,0 +1,228 @@
+"""Retrieval with a dual encoder: every picture looks for its texts, every text for its picture.
+
+The result is one like any other: a score with its interval, a control, every single query. What
+guessing gets (the share of the right ones among all, at that depth) stands where the majority
+answer stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diptych.data.sample import Image, Sample
+from diptych.errors import DataError
+from diptych.eval.interval import mean, score_interval
+from diptych.eval.result import KindScore, Record, Result, Score
+from diptych.eval.retrieval import ranks
+
+DEPTHS = (1, 5, 10)
+IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
+NUM_SHOWN = 5
+
+
+class Embeds(Protocol):
+    """What retrieval needs of a model."""
+
+    def encode_images(self, images: Iterable[Any]) -> Tensor:
+        """Encoded pictures -> unit vectors float32 [I, D]."""
+        ...
+
+    def encode_texts(self, texts: Iterable[str]) -> Tensor:
+        """Texts -> unit vectors float32 [T, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query with the first few that were found.
+
+    Attributes:
+        kind: "image to text" or "text to image".
+        query: path of a picture, or a text.
+        found: (path or text, whether it is right), best first.
+        rank: of the first right one, 1 being best.
+    """
+
+    kind: str
+    query: str
+    found: tuple[tuple[str, bool], ...]
+    rank: int
+
+
+def retrieve(
+    model: Embeds,
+    samples: Iterable[Sample],
+    *,
+    images: Callable[[Image], bytes],
+    name: str = "retrieval",
+    seed: int = 0,
+    limit: int | None = None,
+    num_examples: int = 24,
+) -> tuple[Result, list[Example]]:
+    """Recall at 1, 5 and 10, both ways, over all pictures and texts of a data set.
+
+    A picture may have several samples, one a text; each is right for it. A text that stands at two
+    pictures is two texts, and as nobody can tell them apart, the tie counts against both.
+
+    Args:
+        images: reads the encoded bytes of a picture.
+        limit: evaluate that many pictures, drawn with `seed`.
+        num_examples: queries of each way that are returned to be looked at.
+
+    Raises:
+        DataError: a sample has not exactly one picture and a text, or there are fewer than two.
+    """
+    start = time.monotonic()
+    shown, texts, owners = _pairs(samples)
+    if limit is not None and limit < len(shown):
+        shown, texts, owners = _drawn(shown, texts, owners, limit, seed)
+    if len(shown) < 2 or len(texts) < 2:
+        raise DataError("retrieval needs at least two pictures and two texts")
+    pictures = model.encode_images(images(image) for image in shown)
+    written = model.encode_texts(texts)
+    similarity = pictures @ written.T
+    found = ranks(similarity, owners)
+    paths = [image.path for image in shown]
+    belongs = torch.zeros_like(similarity, dtype=torch.bool)
+    belongs[torch.tensor(owners), torch.arange(len(texts))] = True
+
+    records: list[Record] = []
+    best_texts = similarity.argmax(1).tolist()
+    own_texts = [[t for t, o in enumerate(owners) if o == i] for i in range(len(shown))]
+    for i, rank in enumerate(found.text_of_image.tolist()):
+        right = [texts[t] for t in own_texts[i]]
+        records.append(
+            _record(f"image {i}: {paths[i]}", IMAGE_TO_TEXT, "Which text belongs to the picture?",
+                    " / ".join(right), texts[best_texts[i]], paths[i], rank)
+        )  # fmt: skip
+    best_images = similarity.argmax(0).tolist()
+    for t, rank in enumerate(found.image_of_text.tolist()):
+        records.append(
+            _record(f"text {t}: {texts[t][:80]}", TEXT_TO_IMAGE, texts[t], paths[owners[t]],
+                    paths[best_images[t]], paths[owners[t]], rank)
+        )  # fmt: skip
+
+    groups = [r.group for r in records]
+    split = len(shown)
+    ways = {
+        IMAGE_TO_TEXT: (found.text_of_image, groups[:split], [len(o) for o in own_texts]),
+        TEXT_TO_IMAGE: (found.image_of_text, groups[split:], [1] * len(texts)),
+    }
+    by_kind = {}
+    for way, (places, members, rights) in ways.items():
+        among = len(texts) if way == IMAGE_TO_TEXT else len(shown)
+        for depth in DEPTHS:
+            hits = [float(p < depth) for p in places.tolist()]
+            low, high = score_interval(hits, members, seed=seed)
+            chance = mean([_chance(among, n, depth) for n in rights])
+            by_kind[f"{way}, recall@{depth}"] = KindScore(
+                mean(hits), low, high, len(hits), blind=None, majority=chance
+            )
+    hits = [r.score or 0.0 for r in records]
+    low, high = score_interval(hits, groups, seed=seed)
+    guess = [_chance(len(texts), n, 1) for n in ways[IMAGE_TO_TEXT][2]]
+    guess += [_chance(len(shown), 1, 1)] * len(texts)
+    for record, chance in zip(records, guess, strict=True):
+        record.majority_score = chance
+    chance = mean(guess)
+    result = Result(
+        benchmark=name,
+        metric="recall@1",
+        how="retrieval",
+        overall=Score(mean(hits), low, high, len(hits)),
+        blind=None,
+        majority=Score(chance, chance, chance, len(hits)),
+        majority_from="chance",
+        by_kind=by_kind,
+        aggregates={
+            **{k: v for depth in DEPTHS for k, v in found.recall(depth).items()},
+            "median_rank_of_text": float(found.text_of_image.double().median()) + 1,
+            "median_rank_of_image": float(found.image_of_text.double().median()) + 1,
+        },
+        failures=0,
+        blind_failures=0,
+        seconds=time.monotonic() - start,
+        seed=seed,
+        limit=limit,
+        records=records,
+    )
+    chosen = torch.Generator().manual_seed(seed)
+    examples = [
+        *_examples(IMAGE_TO_TEXT, similarity, belongs, found.text_of_image, paths, texts,
+                   num_examples, chosen),
+        *_examples(TEXT_TO_IMAGE, similarity.T, belongs.T, found.image_of_text, texts, paths,
+                   num_examples, chosen),
+    ]  # fmt: skip
+    return result, examples
+
+
+def _pairs(samples: Iterable[Sample]) -> tuple[list[Image], list[str], list[int]]:
+    """Distinct pictures, all texts, and the picture of each text."""
+    known: dict[tuple[str, Any], int] = {}
+    shown: list[Image] = []
+    texts: list[str] = []
+    owners: list[int] = []
+    for sample in samples:
+        pictures = list(sample.images())
+        if len(pictures) != 1 or not sample.answer.strip():
+            raise DataError(
+                f"a pair needs one picture and one text; sample '{sample.id}' has "
+                f"{len(pictures)} pictures and {len(sample.answer)} characters",
+                where=sample.source or None,
+            )
+        key = (pictures[0].path, pictures[0].span)
+        if key not in known:
+            known[key] = len(shown)
+            shown.append(pictures[0])
+        texts.append(sample.answer.strip())
+        owners.append(known[key])
+    return shown, texts, owners
+
+
+def _drawn(
+    shown: list[Image], texts: list[str], owners: list[int], limit: int, seed: int
+) -> tuple[list[Image], list[str], list[int]]:
+    order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
+    chosen = sorted(order[:limit].tolist())
+    place = {i: n for n, i in enumerate(chosen)}
+    kept = [t for t, o in enumerate(owners) if o in place]
+    return [shown[i] for i in chosen], [texts[t] for t in kept], [place[owners[t]] for t in kept]
+
+
+def _record(
+    id: str, kind: str, question: str, truth: str, output: str, image: str, rank: int
+) -> Record:
+    return Record(
+        id=id,
+        question=question,
+        truth=truth,
+        kind=f"{kind}, recall@1",
+        image=image,
+        group=image,
+        output=output,
+        score=float(rank < 1),
+    )
+
+
+def _chance(among: int, right: int, depth: int) -> float:
+    """Probability that a random order of `among` has one of `right` in its first `depth`."""
+    if among - right < depth:
+        return 1.0
+    return 1.0 - math.comb(among - right, depth) / math.comb(among, depth)
+
+
+def _examples(
+    kind: str, similarity: Tensor, belongs: Tensor, places: Tensor, queries: Sequence[str],
+    targets: Sequence[str], count: int, generator: torch.Generator,
+) -> Iterator[Example]:  # fmt: skip
+    for q in torch.randperm(len(queries), generator=generator)[:count].tolist():
+        first = similarity[q].topk(min(NUM_SHOWN, len(targets))).indices.tolist()
+        found = tuple((targets[t], bool(belongs[q, t])) for t in first)
+        yield Example(kind, queries[q], found, int(places[q]) + 1)

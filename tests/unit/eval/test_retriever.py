@@ -1,0 +1,92 @@
+"""Retrieval of a data set: ranks, controls, intervals, examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.errors import DataError
+from diptych.eval.result import Result
+from diptych.eval.retriever import IMAGE_TO_TEXT, TEXT_TO_IMAGE, retrieve
+
+
+def pair(number: int, image: str, text: str) -> Sample:
+    shown = (Turn("user", (Image(image),)), Turn("assistant", (Text(text),)))
+    return Sample(str(number), shown if image else shown[1:], source=f"rows:{number}")
+
+
+class Fake:
+    """Vectors by name, so that similarities are known."""
+
+    def __init__(self, images: dict, texts: dict):
+        self.images, self.texts = images, texts
+
+    def encode_images(self, images):
+        return torch.tensor([self.images[data.decode()] for data in images])
+
+    def encode_texts(self, texts):
+        return torch.tensor([self.texts[t] for t in texts])
+
+
+SAMPLES = [pair(0, "a", "a1"), pair(1, "a", "a2"), pair(2, "b", "b1"), pair(3, "c", "c1")]
+MODEL = Fake(
+    {"a": [1.0, 0.0, 0.0], "b": [0.0, 1.0, 0.0], "c": [0.0, 0.0, 1.0]},
+    {"a1": [0.2, 0.9, 0.0], "a2": [0.9, 0.1, 0.0], "b1": [0.3, 0.8, 0.4], "c1": [0.0, 0.5, 0.4]},
+)
+
+
+def found(**settings):
+    return retrieve(MODEL, SAMPLES, images=lambda image: image.path.encode(), **settings)
+
+
+def test_recall_both_ways_with_several_texts_a_picture():
+    result, _ = found()
+    # a: its best text a2 is first. b: a1 stands before b1. c: b1 and c1 tie at 0.4.
+    kinds = result.by_kind
+    assert kinds["image to text, recall@1"].score == pytest.approx(1 / 3)
+    # a1 goes to b, a2 to a, b1 to b, c1 to b.
+    assert kinds["text to image, recall@1"].score == pytest.approx(2 / 4)
+    assert result.score == pytest.approx(3 / 7) and result.n == 7
+    assert kinds["text to image, recall@5"].score == 1.0
+    assert result.aggregates["text_retrieval_recall@1"] == pytest.approx(1 / 3)
+    assert result.low <= result.score <= result.high
+
+
+def test_chance_is_what_a_random_order_gets():
+    kinds = found()[0].by_kind
+    assert kinds["text to image, recall@1"].majority == pytest.approx(1 / 3)
+    # Of four texts two belong to a, one each to b and c.
+    assert kinds["image to text, recall@1"].majority == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert kinds["image to text, recall@5"].majority == 1.0
+
+
+def test_examples_mark_the_right_one():
+    _, examples = found(num_examples=3)
+    ways = {
+        kind: [e for e in examples if e.kind == kind] for kind in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
+    }
+    assert all(len(e) == 3 for e in ways.values())
+    first = next(e for e in ways[IMAGE_TO_TEXT] if e.query == "a")
+    assert first.found[0] == ("a2", True) and first.rank == 1
+    assert {text for text, right in first.found if right} == {"a1", "a2"}
+
+
+def test_it_is_a_result_like_any_other(tmp_path):
+    result, _ = found()
+    result.save(tmp_path)
+    again = Result.load(tmp_path)
+    assert again.by_kind == result.by_kind and again.majority_from == "chance"
+    assert len({r.id for r in again.records}) == 7
+
+
+def test_a_limit_draws_pictures_with_all_their_texts():
+    result, _ = found(limit=2)
+    assert result.n == 2 + sum(r.kind.startswith("text") for r in result.records)
+    assert found(limit=2)[0].records == result.records
+
+
+@pytest.mark.parametrize("bad", [pair(9, "", "text"), pair(9, "d", " ")])
+def test_a_row_that_is_no_pair_is_named(bad):
+    with pytest.raises(DataError, match="sample '9'"):
+        retrieve(MODEL, [*SAMPLES, bad], images=lambda image: b"a")
