@@ -1,6 +1,7 @@
 """One training run of open_clip, started by clip_vs_open_clip.py in open_clip's own environment.
 
     python open_clip_run.py tokenizer OUT            its vocabulary as files for transformers
+    python open_clip_run.py compare TEXTS.json   whether ids are those that it reads itself
     python open_clip_run.py train SETTINGS.json      its own training loop, timed; writes figures
 
 Only open_clip, torch and the standard library are used here.
@@ -26,6 +27,22 @@ def write_tokenizer(out: Path) -> None:
     (out / "vocab.json").write_text(json.dumps(own.encoder))
     merges = sorted(own.bpe_ranks, key=own.bpe_ranks.get)
     (out / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+
+
+def compare(file: Path) -> None:
+    """Fail unless the ids in `file` are those of open_clip's tokenizer, cut and padded alike."""
+    given = json.loads(file.read_text(encoding="utf-8"))
+    own = open_clip.tokenizer.SimpleTokenizer()
+    wanted = own(given["texts"], context_length=77)
+    wrong = 0
+    for text, ids, row in zip(given["texts"], given["ids"], wanted.tolist(), strict=True):
+        length = min(len(ids), 77)
+        if ids[: length - 1] != row[: length - 1] or any(row[length:]):
+            wrong += 1
+            print("read differently:", text)
+    print(f"{wrong} of {len(wanted)} texts are read differently")
+    if wrong > 0.01 * len(wanted):
+        sys.exit("the tokenizers do not agree")
 
 
 def train(settings: dict) -> dict:
@@ -92,6 +109,8 @@ def train(settings: dict) -> dict:
 if __name__ == "__main__":
     if sys.argv[1] == "tokenizer":
         write_tokenizer(Path(sys.argv[2]))
+    elif sys.argv[1] == "compare":
+        compare(Path(sys.argv[2]))
     else:
         values = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
         figures = train(values)

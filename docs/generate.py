@@ -20,9 +20,11 @@ from diptych.recipe import named
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; change the code, then run it again. -->\n"
 PARTS = {
+    "model.architectures": "Architectures",
     "model.connectors": "Connectors",
     "train.objectives": "Objectives",
     "data.formats": "Data formats",
+    "data.pictures.collections": "Picture collections",
     "eval.metrics": "Metrics",
     "eval.benchmarks": "Benchmarks",
     "convert.layouts": "Checkpoint layouts",
@@ -75,12 +77,14 @@ def recipes() -> str:
     for name, function in sorted(named().items()):
         recipe = function()
         model = recipe.model
-        encoder, language_model = model.vision_encoder, model.language_model
         lines += [f"## {name}", "", inspect.cleandoc(function.__doc__ or ""), ""]
         lines += [
-            f"- image encoder: {_source(encoder)}",
-            f"- connector: {model.connector.name}",
-            f"- language model: {_source(language_model)}",
+            f"- architecture: {model.name}",
+            *(
+                f"- {name.replace('vision', 'image').replace('_', ' ')}: {_source(part)}"
+                for name in model.parts
+                if (part := getattr(model, name, None)) is not None
+            ),
             "",
             "| stage | objective | learns | rate | samples a step | length |",
             "|---|---|---|---|---|---|",
@@ -105,6 +109,8 @@ def recipes() -> str:
 
 
 def _source(part: Any) -> str:
+    if not hasattr(part, "weights"):
+        return part.name
     if part.weights:
         return f"`{part.weights}`"
     return f"{(part.config or {}).get('model_type')}, from scratch"

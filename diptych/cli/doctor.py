@@ -20,6 +20,7 @@ EXTRAS = {
     "s3": (["s3fs"], "data sets on s3://"),
     "http": (["aiohttp"], "data sets on http(s)://"),
     "tensorboard": (["tensorboard"], "TensorBoard curves"),
+    "pictures": (["resvg_py"], "the picture corpus (with npm and apt for most of it)"),
     "captions": (["pycocoevalcap", "jieba"], "caption metrics (with Java), Chinese captions"),
     "wandb": (["wandb"], "Weights & Biases curves"),
     "mlflow": (["mlflow"], "MLflow curves"),

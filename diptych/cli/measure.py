@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from diptych.cli.run import evaluate_data, measure_text
+from diptych.cli.evaluation import evaluate_data, measure_text
 from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError

@@ -24,6 +24,10 @@ from rich.console import Console
 
 from diptych.errors import DiptychError
 
+Format = Annotated[str | None, typer.Option(help="Format by name; detected when left out.")]
+Images = Annotated[
+    str | None, typer.Option(help="Folder that image paths are relative to; default: the data's.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]

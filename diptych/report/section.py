@@ -8,7 +8,8 @@ A section module has
     NEEDS   files of the run folder without which it has nothing to say
 
 and a function `view(run) -> dict | None` that turns the files into what
-`template/<name>.html.j2` shows. None means that the files hold nothing to show.
+`template/<name>.html.j2` shows. None means that the files hold nothing to show. A section of a
+kind of run has `OPTIONAL = True`: in other runs nothing is said of it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,12 @@ def fill_all(run: RunFolder) -> list[Filled]:
     """Every section in page order, filled from the run or with the reason why it is not."""
     modules = {name: cast(Section, parts.find(FOLDER, name)) for name in parts.names(FOLDER)}
     ordered = sorted(modules.items(), key=lambda item: item[1].ORDER)
-    return [_fill(name, module, run) for name, module in ordered]
+    return [
+        _fill(name, module, run)
+        for name, module in ordered
+        if not getattr(module, "OPTIONAL", False)
+        or any((run.path / file).exists() for file in module.NEEDS)
+    ]
 
 
 def _fill(name: str, section: Section, run: RunFolder) -> Filled:

@@ -59,7 +59,7 @@ def test_every_recipe_survives_the_round_trip(name):
     recipe = RECIPES[name]()
     again = Recipe.from_dict(recipe.to_dict())
     assert again == recipe and again.fingerprint() == recipe.fingerprint()
-    assert type(again.model.connector) is type(recipe.model.connector)
+    assert type(again.model) is type(recipe.model)
     assert [type(s.objective) for s in again.stages] == [type(s.objective) for s in recipe.stages]
 
 

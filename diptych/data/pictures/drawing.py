@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 from PIL import Image as Pillow
 
@@ -16,7 +17,8 @@ _PIXELS = {"": 1.0, "px": 1.0, "pt": 4 / 3, "pc": 16.0, "mm": 96 / 25.4, "cm": 9
            "in": 96.0, "em": 16.0}  # fmt: skip
 _OVERSIZE = 3
 """SVGs are drawn so much larger: what is drawn may cover a part of the page only."""
-_LEAST_COVER = 0.005
+_MAX_SIDE = 4096
+_LEAST_SIDE = 1 / 8
 
 
 def draw(picture: bytes | str, size: int, where: str) -> bytes:
@@ -26,8 +28,8 @@ def draw(picture: bytes | str, size: int, where: str) -> bytes:
         DataError: nothing is drawn, or it cannot be drawn.
     """
     shown = _of_svg(picture, size, where) if isinstance(picture, str) else _of_file(picture, where)
-    box = shown.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
-    if box is None or (box[2] - box[0]) * (box[3] - box[1]) < _LEAST_COVER * size * size:
+    box = _box(shown)
+    if box is None or max(box[2] - box[0], box[3] - box[1]) < _LEAST_SIDE * size:
         raise DataError("nothing is drawn there", where=where)
     white = Pillow.new("RGBA", shown.size, "white")
     cut = Pillow.alpha_composite(white, shown).convert("RGB").crop(box)
@@ -44,8 +46,7 @@ def draw(picture: bytes | str, size: int, where: str) -> bytes:
 
 
 def _of_svg(text: str, size: int, where: str) -> Pillow.Image:
-    import resvg_py
-
+    """RGBA, large enough that what is drawn is not blurred at `size`."""
     opening = _OPENING.search(text)
     if opening is None:
         raise DataError("the file is no SVG", where=where)
@@ -54,15 +55,33 @@ def _of_svg(text: str, size: int, where: str) -> Pillow.Image:
         found = re.search(_LENGTH.format(name), opening[0])
         if found:
             sides.append(float(found[1]) * _PIXELS[found[2] or ""])
+    if not sides or max(sides) <= 0:
+        return _rendered(text, where, width=_OVERSIZE * size)
     # Scaled by its own size, so that no page of metres is ever drawn at full length.
-    scale = {"zoom": _OVERSIZE * size / max(sides)} if sides and max(sides) > 0 else {
-        "width": _OVERSIZE * size
-    }  # fmt: skip
+    zoom = _OVERSIZE * size / max(sides)
+    shown = _rendered(text, where, zoom=zoom)
+    box = _box(shown)
+    if box is not None:
+        small = max(box[2] - box[0], box[3] - box[1])
+        larger = min(size / small, _MAX_SIDE / max(shown.size))
+        if larger > 1:  # a small drawing on a large page
+            shown = _rendered(text, where, zoom=zoom * larger)
+    return shown
+
+
+def _rendered(text: str, where: str, **scale: Any) -> Pillow.Image:
+    import resvg_py
+
     try:
         png = resvg_py.svg_to_bytes(svg_string=text, dpi=96.0, skip_system_fonts=True, **scale)
     except ValueError as error:
         raise DataError(f"the SVG cannot be drawn: {error}", where=where) from None
     return Pillow.open(io.BytesIO(png)).convert("RGBA")
+
+
+def _box(shown: Pillow.Image) -> tuple[int, int, int, int] | None:
+    """What is not transparent."""
+    return shown.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
 
 
 def _of_file(data: bytes, where: str) -> Pillow.Image:

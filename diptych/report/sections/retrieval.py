@@ -12,6 +12,7 @@ TITLE = "What was found"
 LABEL = "Retrieval"
 ORDER = 35
 NEEDS = ("retrieval_after.json",)
+OPTIONAL = True
 
 IMAGE_TO_TEXT = "image to text"
 MAX_EACH = 12

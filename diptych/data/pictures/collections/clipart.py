@@ -68,7 +68,7 @@ def entries(folders: Sequence[Path]) -> Iterator[Entry]:
 
 def _without(name: str, author: str | None) -> str:
     """A file's name without its author's: `hammer peterm` -> `hammer`."""
-    names = {word[:4].casefold() for word in (author or "").split() if len(word) > 3}
+    names = {word[:4].casefold() for word in (author or "").split() if len(word) > 2}
     words = [w for w in name.split() if w[:4].casefold() not in names]
     return spoken(" ".join(words))
 

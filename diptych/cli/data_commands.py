@@ -1,0 +1,136 @@
+"""`diptych data ...`: the commands on data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diptych.cli.shell import Debug, Failed, Format, Images, Json, command
+
+data_app = typer.Typer(no_args_is_help=True, help="Check, convert and make data sets.")
+
+
+@data_app.command("check")
+@command
+def data_check(
+    path: Annotated[str, typer.Argument(help="File, folder, shards or URL.")],
+    images: Images = None,
+    format: Format = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer counts tokens (or its folder).")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=8, help="Longest sample in tokens (with --model).")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the good rows here and a reject file beside.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any] | Failed:
+    """Read every row and picture once and name every fault, with its line.
+
+    Exits 1 when something was rejected.
+
+    Examples:
+
+        diptych data check train.json --images photos
+
+        diptych data check train.json --fix good.json
+    """
+    from diptych.cli.data import check_data
+
+    report, bad = check_data(path, images, format, model, context, fix, show=not json)
+    return Failed(report) if bad else report
+
+
+@data_app.command("convert")
+@command
+def data_convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="File to read.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")],
+    to: Annotated[str, typer.Option(help="Format to write.")],
+    from_: Annotated[str | None, typer.Option("--from", help="Format to read.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Rewrite a data file in another format; streams, so files may exceed memory.
+
+    Example:
+
+        diptych data convert llava.json messages.jsonl --from llava --to messages
+    """
+    from diptych.cli.data import convert_data
+
+    return convert_data(source, output, from_, to, show=not json)
+
+
+@data_app.command("charts")
+@command
+def data_charts(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    num: Annotated[int, typer.Option(min=1, help="Number of charts.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    side: Annotated[
+        int, typer.Option(min=160, max=2048, help="Nominal side of a picture in pixels.")
+    ] = 224,
+    writer: Annotated[
+        str | None, typer.Option(help="OpenAI-style endpoint that writes topics and questions.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model name at that endpoint.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Draw a chart-question set: tables, pictures, questions, computed answers.
+
+    Examples:
+
+        diptych data charts charts --num 2000 --seed 0
+
+        diptych data charts charts --writer http://localhost:8000/v1 --model mine
+    """
+    from diptych.cli.data import draw_charts
+
+    return draw_charts(output, num, seed, writer, model, show=not json, side_pixels=side)
+
+
+@data_app.command("pictures")
+@command
+def data_pictures(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    collections: Annotated[
+        str | None, typer.Option(help="Comma separated; all by default.")
+    ] = None,
+    languages: Annotated[str, typer.Option(help="Of the captions, comma separated.")] = "en",
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side in pixels.")] = 128,
+    num_test: Annotated[int, typer.Option(min=1, help="Held-out pictures.")] = 500,
+    num_validation: Annotated[int, typer.Option(min=0, help="Pictures to decide by.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of the split; same seed, same bytes.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Make a corpus of drawings with captions from packages: emoji, stamps, clip art.
+
+    Fetches some 300 MB through pip, npm and apt, verified and kept. Every row names its licence,
+    author and source; pictures that are nearly the same stay on one side of the split.
+
+    Examples:
+
+        diptych data pictures pictures
+
+        diptych data pictures pictures --collections openmoji,fluent --languages en,zh,de
+    """
+    from diptych.cli.data import make_pictures
+
+    return make_pictures(
+        output,
+        names=collections.split(",") if collections else None,
+        languages=tuple(languages.split(",")),
+        size_pixels=size,
+        num_test=num_test,
+        num_validation=num_validation,
+        seed=seed,
+        show=not json,
+    )

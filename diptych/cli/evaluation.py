@@ -1,0 +1,245 @@
+"""How a run, or `diptych eval`, measures a model, and what is written down about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diptych.data.index import Index
+from diptych.data.sample import Sample
+from diptych.errors import ConfigError
+from diptych.eval.benchmarks.questions import Questions
+from diptych.eval.compare import Comparison
+from diptych.eval.result import Result
+from diptych.eval.retriever import Example, retrieve
+from diptych.eval.runner import evaluate
+from diptych.eval.text import TextAbility, text_ability
+from diptych.recipe import EvaluationConfig
+
+
+def evaluate_data(
+    model: Any,
+    config: EvaluationConfig,
+    cache: Path,
+    *,
+    train: Iterator[Sample] | None = None,
+    seed: int = 0,
+    blind: bool = True,
+) -> tuple[Result, list[Example]]:
+    """Ask a model every question of a data set, or let it search there.
+
+    Returns:
+        The result, and for retrieval some queries with what they found.
+
+    Raises:
+        ConfigError: the model cannot be measured so.
+    """
+    index = Index.build(
+        config.data.path, cache, format=config.data.format, images=config.data.images
+    )
+    index.ledger.enforce(0.01)
+    samples = [index[row] for row in range(len(index))]
+    answers = hasattr(model, "generate")
+    if config.how == "retrieval":
+        if not hasattr(model, "encode_texts"):
+            raise ConfigError(
+                f"a {model.config.name} has no vectors to search with",
+                where="evaluation.how",
+                fix="use generate or likelihood",
+            )
+        return retrieve(
+            model,
+            samples,
+            images=index.image_bytes,
+            name=Path(config.data.path).stem,
+            seed=seed,
+            limit=config.limit,
+        )
+    if config.how == "generate" and not answers:
+        raise ConfigError(
+            f"a {model.config.name} writes no answers",
+            where="evaluation.how",
+            fix="use retrieval, or likelihood (zero-shot classification)",
+        )
+    benchmark = Questions(
+        samples,
+        metric=config.metric,
+        how=config.how,
+        max_new_tokens=config.max_new_tokens,
+        name=Path(config.data.path).stem,
+    )
+    if config.templates != ("{}",):
+        model = _Filled(model, config.templates)
+    result = evaluate(
+        model,
+        benchmark,
+        images=index.image_bytes,
+        train=train,
+        limit=config.limit,
+        seed=seed,
+        # Without a picture a dual encoder has nothing to say at all.
+        blind=blind and answers,
+        batch_size=config.batch_size,
+    )
+    return result, []
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """A dual encoder whose classes stand in templates."""
+
+    model: Any
+    templates: tuple[str, ...]
+
+    def log_likelihoods(self, *args: Any, **settings: Any) -> list[list[float]]:
+        return self.model.log_likelihoods(*args, templates=self.templates, **settings)
+
+    def generate(self, *args: Any, **settings: Any) -> list[str]:
+        raise ConfigError("templates are for classes to choose from", where="evaluation.templates")
+
+    def text_log_likelihood(self, text: str) -> tuple[float, int]:
+        return self.model.text_log_likelihood(text)
+
+
+def measure_text(model: Any, choices: str | None) -> TextAbility | None:
+    """Text-only ability: perplexity on held-out text, and a multiple-choice file when given.
+
+    None for a model that writes nothing.
+    """
+    if not hasattr(model, "text_log_likelihood"):
+        return None
+    return text_ability(model, choices=choices)
+
+
+def summarize(
+    run: Path,
+    results: dict[str, Result],
+    comparison: Comparison | None,
+    seconds: float,
+    peak_memory_bytes: int,
+    config: EvaluationConfig | None,
+) -> dict[str, Any]:
+    """Write `evaluation.json` and the records; returns the machine-readable summary."""
+    summary: dict[str, Any] = {"run": str(run)}
+    after = results.get("after")
+    if after is not None:
+        before = results.get("before")
+        summary |= {
+            "before": before.overall.to_dict() if before else None,
+            "after": after.overall.to_dict(),
+            "blind": after.blind.to_dict() if after.blind else None,
+            "majority": after.majority.to_dict(),
+            "by_kind": _by_kind(before, after),
+            "aggregates": after.aggregates,
+        }
+        evaluation = {
+            **summary,
+            "benchmark": after.benchmark,
+            "metric": after.metric,
+            "n": after.n,
+            "blind_method": "the same trained model, image withheld" if after.blind else None,
+            "names": {"majority": "Chance"} if after.majority_from == "chance" else {},
+            "majority_method": after.majority_from,
+            "failures": after.failures,
+            "images": _images_folder(config),
+            "text": _text(before, after),
+        }
+        if comparison is not None:
+            evaluation |= _paired(comparison)
+            summary["difference"] = evaluation["difference"]
+        write_json(run / "evaluation.json", evaluation)
+        _write_records(run, before, after)
+    summary["text"] = _text(results.get("before"), after) if after else None
+    summary["seconds"] = seconds
+    summary["peak_memory_bytes"] = peak_memory_bytes
+    return summary
+
+
+def _by_kind(before: Result | None, after: Result) -> dict[str, Any]:
+    kinds = {}
+    for kind, score in after.by_kind.items():
+        kinds[kind] = {
+            "after": {"score": score.score, "low": score.low, "high": score.high, "n": score.n},
+            "blind": {"score": score.blind, "n": score.n} if score.blind is not None else None,
+            "majority": {"score": score.majority, "n": score.n},
+        }
+        if before is not None and kind in before.by_kind:
+            old = before.by_kind[kind]
+            kinds[kind]["before"] = {
+                "score": old.score,
+                "low": old.low,
+                "high": old.high,
+                "n": old.n,
+            }
+    return kinds
+
+
+def _paired(comparison: Comparison) -> dict[str, Any]:
+    overall = comparison.overall
+    return {
+        "difference": {
+            "score": overall.difference,
+            "low": overall.low,
+            "high": overall.high,
+            "n": overall.n,
+        },
+        "p_value": overall.p_value,
+        "gained": len(comparison.gained_ids),
+        "lost": len(comparison.lost_ids),
+    }
+
+
+def _text(before: Result | None, after: Result | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, result in (("before", before), ("after", after)):
+        if result is not None and result.text is not None:
+            values[f"perplexity_{name}"] = result.text.perplexity
+            if result.text.choices is not None:
+                values[f"choices_{name}"] = result.text.choices.score
+    return values
+
+
+def _images_folder(config: EvaluationConfig | None) -> str:
+    """Where the pictures of the evaluated questions are, for the report's gallery."""
+    if config is None:
+        return "images"
+    return config.data.images or str(Path(config.data.path).parent)
+
+
+def _write_records(run: Path, before: Result | None, after: Result) -> None:
+    def lines(result: Result, output: str, score: str) -> str:
+        rows = []
+        for record in result.records:
+            rows.append(
+                json.dumps(
+                    {
+                        "id": record.id,
+                        "question": record.question,
+                        "truth": record.truth,
+                        "output": getattr(record, output) or "",
+                        "score": getattr(record, score),
+                        "kind": record.kind,
+                        "image": record.image,
+                    },
+                    ensure_ascii=False,
+                )
+            )
+        return "".join(row + "\n" for row in rows)
+
+    if before is not None:
+        text = lines(before, "output", "score")
+        (run / "records_before.jsonl").write_text(text, encoding="utf-8")
+    (run / "records_after.jsonl").write_text(lines(after, "output", "score"), encoding="utf-8")
+    if after.blind is not None:
+        text = lines(after, "blind_output", "blind_score")
+        (run / "records_blind.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Replace a JSON file as a whole."""
+    staged = file.with_name(f".{file.name}.new")
+    staged.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.rename(file)
