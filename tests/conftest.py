@@ -156,6 +156,28 @@ def tiny_dual(framing_tokenizer_folder):
 
 
 @pytest.fixture(scope="session")
+def tiny_query(tiny_dual, tokenizer_folder):
+    """Values of a small querying transformer (BLIP-2, stage 1)."""
+
+    def make(**more):
+        former = {
+            "config": {
+                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "max_position_embeddings": 32,
+            },
+            "tokenizer": str(tokenizer_folder), "num_queries": 3, "max_tokens": 16, "dropout": 0.0,
+        }  # fmt: skip
+        return {
+            "name": "query_transformer",
+            "vision_encoder": tiny_dual("clip")["vision_encoder"],
+            "query_former": {**former, **more},
+            "dim": 8,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_config):
     """Build a small model from the same arguments as `tiny_config`."""
     from diptych.model.architecture import build

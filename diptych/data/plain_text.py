@@ -84,15 +84,20 @@ class TextTokens:
         tokenizer: a Hugging Face tokenizer.
         max_tokens: longest text, frame included.
         pad_to_max: fill every text up to that length, for encoders that read their padding.
+        frame: ids before and after a text instead of the tokenizer's own.
     """
 
     tokenizer: Any
     max_tokens: int
     pad_to_max: bool = False
+    frame: tuple[int, int] | None = None
     _frame: tuple[tuple[int, ...], tuple[int, ...]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._plain = lru_cache(maxsize=200_000)(PlainText(self.tokenizer))
+        if self.frame is not None:
+            self._frame = ((self.frame[0],), (self.frame[1],))
+            return
         bare = self.tokenizer.encode("a", add_special_tokens=False)
         framed = self.tokenizer.encode("a", add_special_tokens=True)
         start = next(
@@ -105,7 +110,7 @@ class TextTokens:
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent to decode workers; the cache is rebuilt there.
-        return {k: getattr(self, k) for k in ("tokenizer", "max_tokens", "pad_to_max")}
+        return {k: getattr(self, k) for k in ("tokenizer", "max_tokens", "pad_to_max", "frame")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]

@@ -38,6 +38,10 @@ class Embeds(Protocol):
         """Texts -> unit vectors float32 [T, D]."""
         ...
 
+    def compare(self, images: Tensor, texts: Tensor) -> Tensor:
+        """What the two gave -> similarity [I, T]."""
+        ...
+
 
 @dataclass(frozen=True)
 class Example:
@@ -87,7 +91,7 @@ def retrieve(
         raise DataError("retrieval needs at least two pictures and two texts")
     pictures = model.encode_images(images(image) for image in shown)
     written = model.encode_texts(texts)
-    similarity = pictures @ written.T
+    similarity = model.compare(pictures, written)
     found = ranks(similarity, owners)
     paths = [image.path for image in shown]
     belongs = torch.zeros_like(similarity, dtype=torch.bool)

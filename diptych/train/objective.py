@@ -60,6 +60,9 @@ class Objective(nn.Module):
         """Loss sums by name; their total is minimised."""
         raise NotImplementedError
 
+    def watch(self, losses: dict[str, float], num_samples: int) -> None:
+        """See the losses of a whole step (means over all ranks); may warn. Nothing by default."""
+
     def weight(self, batch: Batch) -> float:
         """What a loss sum is divided by."""
         raise NotImplementedError

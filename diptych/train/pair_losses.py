@@ -33,6 +33,41 @@ def clip_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (to_text + to_image) / 2
 
 
+def soft_loss(logits: Tensor, same: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy with every right one as a target, smoothed; a sum over rows.
+
+    Args:
+        logits: [n, N].
+        same: bool [n, N], where picture and text belong together; at least one a row.
+        smoothing: share of the target that is spread over all N.
+
+    Source: BLIP-2, `blip2_qformer.py` of salesforce/LAVIS (label smoothing 0.1; with image ids the
+    target is uniform over the pairs of one picture).
+    """
+    targets = same.to(logits.dtype)
+    targets = targets / targets.sum(1, keepdim=True)
+    targets = (1 - smoothing) * targets + smoothing / logits.shape[1]
+    return -(targets * logits.log_softmax(1)).sum()
+
+
+def draw_negatives(logits: Tensor, same: Tensor, noise: Tensor) -> Tensor:
+    """One that does not belong for each row, the likelier the closer it seems: int64 [n].
+
+    Drawn from the softmax over those that do not belong (by adding Gumbel noise and taking the
+    largest), so that hard ones are seen more often.
+
+    Args:
+        logits: [n, N].
+        same: bool [n, N], never drawn.
+        noise: uniform in (0, 1) [n, N]; rows of one table for all ranks, so that any number of
+            ranks draws alike.
+
+    Source: hard negatives of ALBEF (arXiv:2107.07651), as in BLIP and BLIP-2.
+    """
+    gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+    return (logits.detach().float() + gumbel).masked_fill(same, -torch.inf).argmax(1)
+
+
 def sigmoid_loss(images: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Every picture with every text is a yes-or-no question of its own.
 

@@ -17,12 +17,36 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     gradients it has on one process. Without a process group the rows come back as they are.
     Tested in tests/equivalence/test_ranks.py.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _alone():
         return rows, 0
     sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in _ranks()]
     dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
     counts = [int(size) for size in sizes]
     return _Gather.apply(rows, counts), sum(counts[: dist.get_rank()])
+
+
+def gather_padded(rows: Tensor, fill: int) -> tuple[Tensor, int]:
+    """As `gather_rows` for ids [n, T] whose T differs between ranks; shorter rows end in `fill`."""
+    if _alone():
+        return rows, 0
+    longest = torch.tensor([rows.shape[1]], device=rows.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    wide = rows.new_full((len(rows), int(longest)), fill)
+    wide[:, : rows.shape[1]] = rows
+    return gather_rows(wide)
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum of a number over ranks; no gradient."""
+    if _alone():
+        return value
+    summed = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    return summed.item()
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 def _ranks() -> range:

@@ -319,6 +319,8 @@ class Trainer:
             / max(total_weight, 1.0)
             for n, v in sorted(sums.items())
         }
+        if accelerator.is_main_process:
+            objective.watch(named, round(total_weight))
         area = sum(b.segment_ids.numel() for b in prepared.batches)
         local_tokens = sum(b.num_real_tokens for b in prepared.batches)
         return {

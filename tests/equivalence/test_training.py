@@ -257,6 +257,11 @@ def test_two_processes_train_one_dual_encoder(kind, objective, tiny_dual, square
     two_equal_one(tiny_dual(kind), stage, squares, tmp_path, fresh)
 
 
+def test_two_processes_train_one_query_transformer(tiny_query, squares, tmp_path, fresh):
+    stage = {"learn": {"query_former": {}, "heads": {}}, "objective": "query_text"}
+    two_equal_one(tiny_query(), stage, squares, tmp_path, fresh)
+
+
 def two_equal_one(config, stage, squares, tmp_path, fresh):
     one = tmp_path / "one"
     stages = [tiny_run.stage(squares, **stage, **WELL_CONDITIONED)]

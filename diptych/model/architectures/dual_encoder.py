@@ -193,7 +193,12 @@ class DualEncoder(Model):
 
     def similarity(self, images: Iterable[Any], texts: Iterable[str]) -> Tensor:
         """Cosines float32 [I, n] of pictures (paths, bytes, PIL) and texts."""
-        return self.encode_images(images) @ self.encode_texts(texts).T
+        return self.compare(self.encode_images(images), self.encode_texts(texts))
+
+    @staticmethod
+    def compare(images: Tensor, texts: Tensor) -> Tensor:
+        """Unit vectors [I, D] and [n, D] -> cosines [I, n]."""
+        return images @ texts.T
 
     @torch.inference_mode()
     def log_likelihoods(

@@ -1,0 +1,178 @@
+"""Stage 1 of BLIP-2: queries learn to take from a frozen encoder what texts are about.
+
+Shapes: B pictures, N image tokens, Q queries, n texts, T tokens, D width, E shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.data.batch import Batch
+from diptych.data.image import decode, given
+from diptych.data.plain_text import TextTokens
+from diptych.model import query_former as query_formers
+from diptych.model import vision_encoder as vision_encoders
+from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.query_former import QueryFormer, QueryFormerConfig
+from diptych.model.vision_encoder import VisionEncoder
+
+
+class QueryTransformerConfig(ArchitectureConfig):
+    """What a querying transformer is composed of."""
+
+    parts: ClassVar[tuple[str, ...]] = ("vision_encoder", "query_former", "heads")
+    text_part: ClassVar[str] = "query_former"
+
+    name: str = "query_transformer"
+    """File stem of the architecture."""
+    query_former: QueryFormerConfig
+    """Queries and text."""
+    dim: int = Field(default=256, ge=2)
+    """Width of the space in which queries and texts are compared."""
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the contrastive logits to begin with; learned."""
+
+    def compose(self) -> QueryTransformer:
+        encoder = vision_encoders.build(self.vision_encoder)
+        former = query_formers.build(self.query_former, encoder.dim)
+        config = self.model_copy(update={"vision_encoder": encoder.config})
+        return QueryTransformer(config, encoder, former, Heads(former.dim, self))
+
+
+Config = QueryTransformerConfig
+
+
+class Heads(nn.Module):
+    """Projections to the shared space, the matching head, the temperature."""
+
+    def __init__(self, width: int, config: QueryTransformerConfig):
+        super().__init__()
+        self.image = nn.Linear(width, config.dim)
+        self.text = nn.Linear(width, config.dim)
+        self.matching = nn.Linear(width, 2)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+
+class QueryTransformer(Model):
+    """A frozen image encoder and a query former with its three tasks' heads.
+
+    Parity: tests/conformance/test_lavis_qformer_stage1.py.
+    """
+
+    query_former: QueryFormer
+    heads: Heads
+    card_tag = "image-feature-extraction"
+    card_usage = (
+        'model = diptych.load("path/to/this/folder")\n'
+        'print(model.similarity(["picture.png"], ["a red umbrella", "a cat"]))'
+    )
+
+    def __init__(
+        self,
+        config: QueryTransformerConfig,
+        vision_encoder: VisionEncoder,
+        query_former: QueryFormer,
+        heads: Heads,
+    ):
+        super().__init__()
+        self.config = config
+        self.vision_encoder = vision_encoder
+        self.query_former = query_former
+        self.heads = heads
+
+    @cached_property
+    def text_tokens(self) -> TextTokens:
+        """What turns texts into ids."""
+        return self.query_former.tokens()
+
+    # -- computing --------------------------------------------------------------------------
+
+    def image_states(self, batch: Batch) -> Tensor:
+        """What the queries look at [B, N, C], from pixels or cached features."""
+        if batch.features is not None:
+            return self.query_former.image_states(batch.features)
+        assert batch.pixel_values is not None, "pairs have pictures"
+        return self.query_former.image_states(self.encode_pixels(batch.pixel_values))
+
+    def project_queries(self, queries: Tensor) -> Tensor:
+        """Query states [B, Q, D] -> unit vectors float32 [B, Q, E]."""
+        return F.normalize(self.heads.image(queries).float(), dim=-1)
+
+    def project_text(self, states: Tensor) -> Tensor:
+        """Text states [..., D] -> unit vectors float32 [..., E]."""
+        return F.normalize(self.heads.text(states).float(), dim=-1)
+
+    def match(self, ids: Tensor, mask: Tensor, image_states: Tensor) -> Tensor:
+        """Whether pictures and texts belong together: logits [B, 2], the second for yes."""
+        both = self.query_former.read_both(ids, mask, image_states)
+        return self.heads.matching(both[:, : self.query_former.num_queries]).mean(1)
+
+    # -- asking -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def features(
+        self, images: Iterable[Any] | None = None, texts: Iterable[str] | None = None
+    ) -> Tensor:
+        """States before any projection, as representations for other work.
+
+        Images alone: queries [B, Q, D]. Texts alone: states [n, T, D]. Both, in pairs: queries
+        that have seen picture and text [B, Q, D] (`multimodal` of LAVIS).
+        """
+        former = self.query_former
+        ids = mask = None
+        if texts is not None:
+            ids, mask = self._ids(list(texts))
+        if images is None:
+            assert ids is not None and mask is not None, "nothing is given"
+            return former.read_text(ids, mask)
+        states = former.image_states(self.encode_pixels(self._pixels(list(images))))
+        if ids is None or mask is None:
+            return former.read_image(states)
+        return former.read_both(ids, mask, states)[:, : former.num_queries]
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[Any], *, batch_size: int = 32) -> Tensor:
+        """Paths, bytes or PIL pictures -> unit vectors of their queries [I, Q, E], on the CPU."""
+        rows = [
+            self.project_queries(self.features(images=c)).cpu() for c in _cut(images, batch_size)
+        ]
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Iterable[str], *, batch_size: int = 128) -> Tensor:
+        """Texts -> unit vectors [n, E], on the CPU. What is too long loses its end."""
+        rows = [
+            self.project_text(self.features(texts=c)[:, 0]).cpu() for c in _cut(texts, batch_size)
+        ]
+        return torch.cat(rows)
+
+    def similarity(self, images: Iterable[Any], texts: Iterable[str]) -> Tensor:
+        """Cosines float32 [I, n]: of a text and the query that is closest to it."""
+        return self.compare(self.encode_images(images), self.encode_texts(texts))
+
+    @staticmethod
+    def compare(images: Tensor, texts: Tensor) -> Tensor:
+        """Unit vectors [I, Q, E] and [n, E] -> [I, n], the maximum over queries."""
+        return torch.einsum("iqe,ne->inq", images, texts).amax(-1)
+
+    def _pixels(self, images: list[Any]) -> Tensor:
+        shown = [given(image) for image in images]
+        arrays = [self.preprocessing.apply(decode(s.data or b"", where=s.path)) for s in shown]
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+    def _ids(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        ids, mask = self.text_tokens.pad([self.text_tokens.ids(t)[0] for t in texts])
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+
+def _cut(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+    whole = list(items)
+    return (whole[i : i + size] for i in range(0, len(whole), size))
