@@ -152,7 +152,7 @@ def child(settings: dict[str, Any]) -> dict[str, Any]:
     data = out / "train.jsonl"
     data.write_text(
         "".join(
-            json.dumps({"image": image, "caption": text, "image_id": str(n)}) + "\n"
+            json.dumps({"image": image.lstrip("/"), "caption": text, "image_id": str(n)}) + "\n"
             for n, (image, text) in enumerate(rows["train"])
         )
     )

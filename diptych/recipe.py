@@ -126,6 +126,29 @@ def load(reference: str) -> Recipe:
     )
 
 
+CHAINED = "recipe:"
+"""Weights named so are those that another recipe ends with."""
+
+
+def chained(recipe: Recipe) -> dict[str, str]:
+    """Recipes that must be run before this one, by the key of the model that takes their weights.
+
+    `model.connector.weights=recipe:blip2-small-stage1` gives {"connector.weights":
+    "blip2-small-stage1"}.
+    """
+    found: dict[str, str] = {}
+
+    def walk(values: Any, keys: tuple[str, ...]) -> None:
+        if isinstance(values, dict):
+            for key, value in values.items():
+                walk(value, (*keys, key))
+        elif isinstance(values, str) and keys[-1] == "weights" and values.startswith(CHAINED):
+            found[".".join(keys)] = values.removeprefix(CHAINED)
+
+    walk(recipe.model.to_dict(), ())
+    return found
+
+
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     """A recipe file over its base, data paths absolute."""
     path = path.absolute()

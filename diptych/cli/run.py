@@ -33,7 +33,8 @@ from diptych.eval.result import Result
 from diptych.model.architecture import ArchitectureConfig, Model, build
 from diptych.model.checkpoint import load_model, save_model
 from diptych.model.language_model import TRAINED_ON_DATA
-from diptych.recipe import Recipe
+from diptych.recipe import Recipe, chained
+from diptych.recipe import load as load_recipe
 from diptych.train.feed import open_index
 from diptych.train.journal import memory_bytes
 from diptych.train.progress import Progress
@@ -103,6 +104,14 @@ def run_recipe(
     run.mkdir(parents=True, exist_ok=True)
     phases = phases or Phases(run)
     (run / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
+    before = {
+        key: (name, run_folder(load_recipe(name), run.parent))
+        for key, name in chained(recipe).items()
+    }
+    for name, folder in before.values():
+        if not (folder / "model" / "config.json").is_file():
+            log.info("recipe %s comes first, in %s", name, folder)
+            run_recipe(load_recipe(name), folder, progress=progress, command=command)
     write_json(run / "environment.json", environment(command))
     finished = run / "model" / "config.json"
     measured = _Measured(recipe, run, phases, progress)
@@ -111,7 +120,10 @@ def run_recipe(
         model = load_model(run / "model")
     else:
         with phases("compose"):
-            model = build(with_tokenizer(recipe, run), seed=recipe.seed)
+            composed = recipe.override(
+                [f"model.{key}={folder / 'model'}" for key, (_, folder) in before.items()]
+            )
+            model = build(with_tokenizer(composed, run), seed=recipe.seed)
         measured.before(model)
         with phases("train"):
             trainer = Trainer(
@@ -134,6 +146,7 @@ def run_recipe(
     with phases("report"):
         write(run)
     summary["seconds"] = phases.seconds
+    summary["before_it"] = {name: str(folder) for name, folder in before.values()}
     return summary
 
 

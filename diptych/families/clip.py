@@ -114,7 +114,7 @@ def clip_small() -> Recipe:
         objective="contrastive",
         data=(DataConfig(path="pictures/train.jsonl"),),
         learn=EVERYTHING,
-        num_epochs=20,
+        num_epochs=16,
         global_batch_size=256,
         learning_rate=1e-3,
         betas=(0.9, 0.98),

@@ -11,6 +11,7 @@ Shapes: B images, N tokens of the encoder, C its width, H and W pixels.
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.data.image import Preprocessing
-from diptych.errors import ConfigError
+from diptych.errors import CheckpointError, ConfigError
 from diptych.model.connector import Grid
 from diptych.model.weights import cast, load_pretrained, locate, reading
 
@@ -28,7 +29,8 @@ class VisionEncoderConfig(Config):
     """Which vision model, and which of its features."""
 
     weights: str | None = None
-    """Local folder or hub name of pretrained weights; null builds from `config`."""
+    """Local folder or hub name of pretrained weights, or a Diptych model or run folder whose
+    encoder is taken, or `recipe:NAME`, which is run first; null builds from `config`."""
     config: dict[str, Any] | None = None
     """Hugging Face config (with `model_type`) for an encoder that learns from scratch."""
     layer: int | None = None
@@ -105,9 +107,13 @@ def build(config: VisionEncoderConfig, *, pooled: bool = False) -> VisionEncoder
     else:
         folder = locate(config.weights)
         where = "model.vision_encoder.weights"
-        module = load_pretrained(
-            AutoModel, folder, where, torch.float32, heads=pooled, config=hf_config
-        )
+        if (own := _of_a_model(folder)) is not None:
+            module = AutoModel.from_config(hf_config)
+            _take(module, own[0] / "model.safetensors")
+        else:
+            module = load_pretrained(
+                AutoModel, folder, where, torch.float32, heads=pooled, config=hf_config
+            )
     return VisionEncoder(config, hf_config, cast(module, getattr(torch, config.dtype)))
 
 
@@ -123,6 +129,11 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
 
     if config.weights is not None:
         folder = locate(config.weights)
+        if (own := _of_a_model(folder)) is not None:
+            known = VisionEncoderConfig.from_dict(own[1], where=f"{own[0]}: vision_encoder")
+            assert known.config is not None, "a saved model has its configs written out"
+            hf_config = config_from_dict(known.config, "model.vision_encoder.weights")
+            return config.model_copy(update={"image": config.image or known.image}), hf_config
         with reading(folder, "model.vision_encoder.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         hf_config = getattr(hf_config, "vision_config", hf_config)
@@ -148,6 +159,38 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
         hf_config.num_hidden_layers = kept
         config = config.model_copy(update={"drop_last_layers": 0})
     return config, hf_config
+
+
+def _of_a_model(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """(model folder, its encoder's values) when `folder` is a Diptych model or run, else None."""
+    import json
+
+    for place in (folder / "model", folder):
+        file = place / "config.json"
+        if file.is_file():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            inner = values.get("vision_encoder") if isinstance(values, dict) else None
+            return (place, inner) if isinstance(inner, dict) else None
+    return None
+
+
+def _take(module: nn.Module, file: Path) -> None:
+    """Copy a Diptych model's encoder from its weights.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape.
+    """
+    from safetensors.torch import load_file
+
+    prefix = "vision_encoder.module."
+    found = load_file(file)
+    tensors = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the encoder in this folder does not fit its config: {error}", where=str(file)
+        ) from None
 
 
 def config_from_dict(values: dict[str, Any], where: str) -> Any:
