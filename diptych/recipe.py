@@ -36,6 +36,8 @@ class EvaluationConfig(Config):
     templates: tuple[str, ...] = ("{}",)
     """Texts with {} for a class of zero-shot classification, such as "a picture of {}"; the vectors
     of all of them are averaged."""
+    rerank: int | None = Field(default=None, ge=1)
+    """Retrieval: put the first so many finds in order again by the matching head."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
     batch_size: int = Field(default=32, ge=1)

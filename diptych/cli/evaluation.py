@@ -57,6 +57,7 @@ def evaluate_data(
             name=Path(config.data.path).stem,
             seed=seed,
             limit=config.limit,
+            rerank=config.rerank,
         )
     if config.how == "generate" and not answers:
         raise ConfigError(

@@ -209,6 +209,9 @@ def eval_(
     template: Annotated[
         list[str] | None, typer.Option(help="Text with {} for a class; repeat for several.")
     ] = None,
+    rerank: Annotated[
+        int | None, typer.Option(min=1, help="Retrieval: re-rank so many by the matching head.")
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture to compare with --text; repeatable.")
     ] = None,
@@ -249,7 +252,7 @@ def eval_(
     result = measure(
         model, data, images=images, format=format, metric=metric, train=train, limit=limit,
         how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
-        save=save, seed=seed, templates=tuple(template or ()),
+        save=save, seed=seed, templates=tuple(template or ()), rerank=rerank,
     )  # fmt: skip
     if not json:
         out.print(result_table(result))

@@ -39,6 +39,7 @@ def measure(
     save: Path | None,
     seed: int,
     templates: tuple[str, ...] = (),
+    rerank: int | None = None,
 ) -> Result:
     """Evaluate a model on a data set; the index is temporary."""
     if how not in ("generate", "likelihood", "retrieval"):
@@ -51,6 +52,7 @@ def measure(
         batch_size=batch_size,
         limit=limit,
         templates=templates or ("{}",),
+        rerank=rerank,
     )
     loaded = load_model(model)
     with tempfile.TemporaryDirectory() as cache:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from diptych.data.sample import Image, Sample
-from diptych.errors import DataError
+from diptych.errors import ConfigError, DataError
 from diptych.eval.interval import mean, score_interval
 from diptych.eval.result import KindScore, Record, Result, Score
-from diptych.eval.retrieval import ranks
+from diptych.eval.retrieval import Ranks, ranks
 
 DEPTHS = (1, 5, 10)
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
@@ -68,6 +68,7 @@ def retrieve(
     name: str = "retrieval",
     seed: int = 0,
     limit: int | None = None,
+    rerank: int | None = None,
     num_examples: int = 24,
 ) -> tuple[Result, list[Example]]:
     """Recall at 1, 5 and 10, both ways, over all pictures and texts of a data set.
@@ -78,10 +79,15 @@ def retrieve(
     Args:
         images: reads the encoded bytes of a picture.
         limit: evaluate that many pictures, drawn with `seed`.
+        rerank: the first so many of every query are put in order again by the model's matching
+            head, whose probability is added to the similarity.
         num_examples: queries of each way that are returned to be looked at.
 
     Raises:
         DataError: a sample has not exactly one picture and a text, or there are fewer than two.
+        ConfigError: `rerank`, and the model has no matching head.
+
+    Source of the re-ranking: `compute_sim_matrix` of salesforce/LAVIS.
     """
     start = time.monotonic()
     shown, texts, owners = _pairs(samples)
@@ -92,13 +98,21 @@ def retrieve(
     pictures = model.encode_images(images(image) for image in shown)
     written = model.encode_texts(texts)
     similarity = model.compare(pictures, written)
-    found = ranks(similarity, owners)
+    of_images = of_texts = similarity
+    if rerank is not None:
+        encoded = [images(image) for image in shown]
+        of_images = _reranked(model, encoded, texts, similarity, rerank)
+        of_texts = _reranked(model, encoded, texts, similarity, rerank, by_text=True)
+    found = Ranks(
+        image_of_text=ranks(of_texts, owners).image_of_text,
+        text_of_image=ranks(of_images, owners).text_of_image,
+    )
     paths = [image.path for image in shown]
     belongs = torch.zeros_like(similarity, dtype=torch.bool)
     belongs[torch.tensor(owners), torch.arange(len(texts))] = True
 
     records: list[Record] = []
-    best_texts = similarity.argmax(1).tolist()
+    best_texts = of_images.argmax(1).tolist()
     own_texts = [[t for t, o in enumerate(owners) if o == i] for i in range(len(shown))]
     for i, rank in enumerate(found.text_of_image.tolist()):
         right = [texts[t] for t in own_texts[i]]
@@ -106,7 +120,7 @@ def retrieve(
             _record(f"image {i}: {paths[i]}", IMAGE_TO_TEXT, "Which text belongs to the picture?",
                     " / ".join(right), texts[best_texts[i]], paths[i], rank)
         )  # fmt: skip
-    best_images = similarity.argmax(0).tolist()
+    best_images = of_texts.argmax(0).tolist()
     for t, rank in enumerate(found.image_of_text.tolist()):
         records.append(
             _record(f"text {t}: {texts[t][:80]}", TEXT_TO_IMAGE, texts[t], paths[owners[t]],
@@ -159,12 +173,44 @@ def retrieve(
     )
     chosen = torch.Generator().manual_seed(seed)
     examples = [
-        *_examples(IMAGE_TO_TEXT, similarity, belongs, found.text_of_image, paths, texts,
+        *_examples(IMAGE_TO_TEXT, of_images, belongs, found.text_of_image, paths, texts,
                    num_examples, chosen),
-        *_examples(TEXT_TO_IMAGE, similarity.T, belongs.T, found.image_of_text, texts, paths,
+        *_examples(TEXT_TO_IMAGE, of_texts.T, belongs.T, found.image_of_text, texts, paths,
                    num_examples, chosen),
     ]  # fmt: skip
     return result, examples
+
+
+def _reranked(
+    model: Any,
+    encoded: Sequence[bytes],
+    texts: Sequence[str],
+    similarity: Tensor,
+    depth: int,
+    *,
+    by_text: bool = False,
+) -> Tensor:
+    """Similarity with the matching probability added to the first `depth` of every query.
+
+    What was not among the first stays behind them in its old order.
+    """
+    if not hasattr(model, "match_scores"):
+        raise ConfigError(
+            "the model has no matching head to put finds in order with",
+            where="rerank",
+            fix="leave it out, or use a query_transformer",
+        )
+    axis = 0 if by_text else 1
+    first = similarity.topk(min(depth, similarity.shape[axis]), dim=axis).indices
+    if by_text:
+        pairs = [(int(i), t) for t in range(len(texts)) for i in first[:, t]]
+    else:
+        pairs = [(i, int(t)) for i in range(len(encoded)) for t in first[i]]
+    rows, columns = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    scores = model.match_scores(encoded, texts, pairs)
+    again = similarity - 2 * (similarity.max() - similarity.min() + 1)
+    again[rows, columns] = similarity[rows, columns] + scores
+    return again
 
 
 def _pairs(samples: Iterable[Sample]) -> tuple[list[Image], list[str], list[int]]:

@@ -5,7 +5,7 @@ Shapes: B pictures, N image tokens, Q queries, n texts, T tokens, D width, E sha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -162,6 +162,35 @@ class QueryTransformer(Model):
     def compare(images: Tensor, texts: Tensor) -> Tensor:
         """Unit vectors [I, Q, E] and [n, E] -> [I, n], the maximum over queries."""
         return torch.einsum("iqe,ne->inq", images, texts).amax(-1)
+
+    @torch.inference_mode()
+    def match_scores(
+        self,
+        images: Sequence[Any],
+        texts: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+        *,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Probability float32 [P] that picture and text of each pair belong together.
+
+        Args:
+            pairs: (number of a picture, number of a text); each picture is encoded once.
+        """
+        shown = sorted({i for i, _ in pairs})
+        place = {i: n for n, i in enumerate(shown)}
+        states = torch.cat(
+            [
+                self.query_former.image_states(self.encode_pixels(self._pixels(chunk)))
+                for chunk in _cut([images[i] for i in shown], 32)
+            ]
+        )
+        found = []
+        for chunk in _cut(pairs, batch_size):
+            ids, mask = self._ids([texts[t] for _, t in chunk])
+            rows = torch.tensor([place[i] for i, _ in chunk], device=states.device)
+            found.append(self.match(ids, mask, states[rows]).float().softmax(1)[:, 1].cpu())
+        return torch.cat(found)
 
     def _pixels(self, images: list[Any]) -> Tensor:
         shown = [given(image) for image in images]

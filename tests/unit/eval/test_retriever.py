@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.errors import DataError
+from diptych.errors import ConfigError, DataError
 from diptych.eval.result import Result
 from diptych.eval.retriever import IMAGE_TO_TEXT, TEXT_TO_IMAGE, retrieve
 
@@ -81,6 +81,32 @@ def test_it_is_a_result_like_any_other(tmp_path):
     again = Result.load(tmp_path)
     assert again.by_kind == result.by_kind and again.majority_from == "chance"
     assert len({r.id for r in again.records}) == 7
+
+
+class Matching(Fake):
+    """Knows what belongs together when asked about a pair; counts the questions."""
+
+    asked: list = []
+
+    def match_scores(self, images, texts, pairs):
+        self.asked.append(list(pairs))
+        return torch.tensor([float(images[i].decode() == texts[t][0]) for i, t in pairs])
+
+
+def test_the_first_are_put_in_order_again_by_the_matching_head():
+    model = Matching(MODEL.images, MODEL.texts)
+    model.asked = []
+    deep, _ = retrieve(model, SAMPLES, images=lambda i: i.path.encode(), rerank=4)
+    assert deep.score == 1.0
+    assert [len(p) for p in model.asked] == [3 * 4, 4 * 3]
+    # Only the first find of each is asked about: the order of the others stays.
+    one, _ = retrieve(model, SAMPLES, images=lambda i: i.path.encode(), rerank=1)
+    assert (
+        one.by_kind["text to image, recall@1"].score
+        == found()[0].by_kind["text to image, recall@1"].score
+    )
+    with pytest.raises(ConfigError, match="no matching head"):
+        found(rerank=2)
 
 
 def test_a_limit_draws_pictures_with_all_their_texts():
