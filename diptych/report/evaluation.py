@@ -148,7 +148,10 @@ def headline(run: RunFolder) -> list[tuple[str, bool]]:
         return [(_capital(f"{opening}the model is ready, but nobody has tested it yet."), False)]
     metric = text(found.fields.get("metric"), 40)
     share = percent(after.score)
-    if metric in SHARE_CORRECT:
+    if metric == "recall@1":
+        said = [(_capital(f"{opening}the right one stands first for "), False), (share, True)]
+        said.append((" of unseen queries", False))
+    elif metric in SHARE_CORRECT:
         said = [(_capital(f"{opening}the model answers "), False), (share, True)]
         said.append((" of unseen questions correctly", False))
     else:
@@ -157,7 +160,11 @@ def headline(run: RunFolder) -> list[tuple[str, bool]]:
     best = found.best_control
     if best is None:
         return [*said, (". No control was measured.", False)]
-    gain = after.score - found.scores[best].score
+    control = found.scores[best].score
+    if metric == "recall@1" and control > 0 and found.clear_of_controls:
+        times = f"{after.score / control:.0f}{NO_BREAK}times"
+        return [*said, (", ", False), (times, True), (f" {found.controls[best]}.", False)]
+    gain = after.score - control
     distance = f"{abs(round(100 * gain))}{NO_BREAK}points"
     if gain < 0:
         return [

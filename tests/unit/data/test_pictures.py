@@ -329,7 +329,7 @@ def test_clip_art_is_told_by_its_own_metadata(tmp_path):
     work = (
         '<cc:Work rdf:about=""><dc:title>{}</dc:title><dc:creator><cc:Agent>'
         "<dc:title>Jean Doe</dc:title></cc:Agent></dc:creator><dc:subject><rdf:Bag>"
-        "<rdf:li>animal</rdf:li><rdf:li>pet</rdf:li></rdf:Bag></dc:subject></cc:Work>"
+        "<rdf:li>animal</rdf:li><rdf:li>hash</rdf:li><rdf:li>0xa1</rdf:li><rdf:li>jean doe</rdf:li><rdf:li>pet</rdf:li></rdf:Bag></dc:subject></cc:Work>"
     )
     titles = ["Sleeping_cat_02", *["Zoo Series"] * (clipart.MAX_SHARED + 1)]
     for number, title in enumerate(titles):

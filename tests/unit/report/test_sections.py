@@ -73,6 +73,15 @@ def test_sections_stand_in_order(built):
             {"metric": "vqa", "after": score(0.9, 0.8, 0.95), "blind": score(0.4, 0.3, 0.5)},
             "The model scores 90 % (vqa) on unseen questions, 50 points above the blind control.",
         ),
+        (
+            {
+                "metric": "recall@1",
+                "names": {"majority": "Chance"},
+                "after": score(0.13, 0.1, 0.16),
+                "majority": score(0.002, 0.002, 0.002),
+            },
+            "The right one stands first for 13 % of unseen queries, 65 times chance.",
+        ),
         ({"before": score(0.1)}, "The model is ready, but nobody has tested it yet."),
     ],
 )

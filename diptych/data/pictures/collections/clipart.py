@@ -27,7 +27,20 @@ _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _WORK = re.compile(r"<(?:cc:)?Work\b.*?</(?:cc:)?Work>", re.DOTALL)
 _MAX_BYTES = 2_000_000
-_EMPTY = {"", "unsorted", "clip art", "clipart", "image", "media", "public domain", "png", "svg"}
+_SERIES = re.compile(r"clip ?art\b", re.IGNORECASE)
+_NUMBER = re.compile(r"(0x)?[0-9a-f]*\d[0-9a-f]*$")
+_EMPTY = {
+    "",
+    "hash",
+    "unsorted",
+    "clip art",
+    "clipart",
+    "image",
+    "media",
+    "public domain",
+    "png",
+    "svg",
+}
 
 
 MAX_SHARED = 5
@@ -47,12 +60,12 @@ def entries(folders: Sequence[Path]) -> Iterator[Entry]:
     for file, (title, keywords, author) in zip(files, described, strict=True):
         place = file.relative_to(root)
         name = spoken(title or "")
-        if shared[name.casefold()] > MAX_SHARED:
+        if shared[name.casefold()] > MAX_SHARED or _SERIES.match(name):
             name = _without(spoken(file.stem), author)
         if len(re.findall(r"[^\W\d_]", name)) < 3:
             continue
         folder = [spoken(p) for p in place.parts[:-1]]
-        said = [k for k in (*keywords, *reversed(folder)) if k.casefold() not in _EMPTY]
+        said = [k for k in map(spoken, (*keywords, *reversed(folder))) if _says(k, author)]
         yield Entry(
             id=f"clipart/{place.with_suffix('')}",
             concept=f"clipart {name.casefold()}",
@@ -64,6 +77,12 @@ def entries(folders: Sequence[Path]) -> Iterator[Entry]:
             author=author,
             picture=file.read_text(encoding="utf-8", errors="replace"),
         )
+
+
+def _says(keyword: str, author: str | None) -> bool:
+    """Whether a keyword is about the drawing, and not its author, its licence or a number."""
+    plain = keyword.casefold()
+    return plain not in _EMPTY and plain != (author or "").casefold() and not _NUMBER.match(plain)
 
 
 def _without(name: str, author: str | None) -> str:
