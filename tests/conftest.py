@@ -178,6 +178,28 @@ def tiny_query(tiny_dual, tokenizer_folder):
 
 
 @pytest.fixture(scope="session")
+def tiny_captioner(tiny_dual, tokenizer_folder):
+    """Values of a small captioner (BLIP)."""
+
+    def make(**more):
+        text = {
+            "config": {
+                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "max_position_embeddings": 32,
+            },
+            "tokenizer": str(tokenizer_folder), "max_tokens": 16, "dropout": 0.0,
+        }  # fmt: skip
+        return {
+            "name": "captioner",
+            "vision_encoder": {**tiny_dual("clip")["vision_encoder"], "features": "full"},
+            "text": {**text, **more},
+            "dim": 8,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tiny_config):
     """Build a small model from the same arguments as `tiny_config`."""
     from diptych.model.architecture import build

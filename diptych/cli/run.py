@@ -158,7 +158,7 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     from diptych.data.source import rows
     from diptych.data.tokenizer import train
 
-    config = recipe.model.text
+    config = recipe.model.text_config
     if config.tokenizer != TRAINED_ON_DATA:
         return recipe.model
     folder = run / "tokenizer"

@@ -94,7 +94,7 @@ def export(model_or_path: Model | Path | str, name: str, out: Path | str) -> Exp
             fix="choose another layout, or keep the Diptych folder",
         )
     model = merge_adapters(model.float().eval())
-    rounding = _round(model, layout, getattr(torch, model.config.text.dtype))
+    rounding = _round(model, layout, getattr(torch, model.config.text_config.dtype))
     with checkpoint.staged_folder(out) as folder:
         report = layout.export(model, folder)
         if report.problems:

@@ -115,6 +115,10 @@ class TextTokens:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Ids of the text alone, no frame."""
+        return self._plain(text)
+
     def ids(self, text: str) -> tuple[list[int], int]:
         """(ids with frame, number of tokens that were cut off)."""
         before, after = self._frame

@@ -46,7 +46,7 @@ class ArchitectureConfig(PartConfig):
         raise NotImplementedError(f"{type(self).__name__} composes nothing")
 
     @property
-    def text(self) -> Any:
+    def text_config(self) -> Any:
         """Config of the part that reads text."""
         return getattr(self, self.text_part)
 

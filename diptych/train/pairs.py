@@ -61,6 +61,16 @@ class Pairs(Objective):
         return float(len(batch.sample_ids))
 
 
+def numbered(keys: tuple[str, ...], device: torch.device) -> Tensor:
+    """Content hashes as int64 [n], equal where the pictures are."""
+    return torch.tensor([int(key[:15], 16) for key in keys], dtype=torch.int64, device=device)
+
+
+def padded(rows: Tensor, width: int) -> Tensor:
+    """Rows [n, T] filled with zeros on the right to [n, width]."""
+    return nn.functional.pad(rows, (0, width - rows.shape[1]))
+
+
 def _refuse_batch_norm(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:

@@ -262,6 +262,13 @@ def test_two_processes_train_one_query_transformer(tiny_query, squares, tmp_path
     two_equal_one(tiny_query(), stage, squares, tmp_path, fresh)
 
 
+def test_two_processes_train_one_captioner(tiny_captioner, squares, tmp_path, fresh):
+    learn = {"vision_encoder": {}, "text": {}, "heads": {}}
+    objective = {"name": "blip", "queue_size": 16, "alpha_ramp_steps": 3}
+    stage = {"learn": learn, "objective": objective}
+    two_equal_one(tiny_captioner(), stage, squares, tmp_path, fresh)
+
+
 def two_equal_one(config, stage, squares, tmp_path, fresh):
     one = tmp_path / "one"
     stages = [tiny_run.stage(squares, **stage, **WELL_CONDITIONED)]

@@ -18,6 +18,7 @@ from diptych.model.architectures.query_transformer import QueryTransformer
 from diptych.train.chance import ChanceWatch
 from diptych.train.objective import Objective, ObjectiveConfig
 from diptych.train.pair_losses import draw_negatives, soft_loss
+from diptych.train.pairs import numbered, padded
 from diptych.train.ranks import gather_padded, gather_rows, total
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class QueryText(Objective):
         temperature = model.heads.temperature
         to_text = torch.einsum("iqe,ne->inq", images, all_texts).amax(-1) / temperature
         to_image = torch.einsum("ie,nqe->inq", texts, all_images).amax(-1) / temperature
-        keys, _ = gather_rows(_numbers(batch.image_keys, ids.device))
+        keys, _ = gather_rows(numbered(batch.image_keys, ids.device))
         own = keys[start : start + len(ids)]
         same = own[:, None] == keys[None, :]
         itc = (
@@ -126,9 +127,11 @@ class QueryText(Objective):
         all_ids, _ = gather_padded(ids, int(ids.flatten()[0]))
         all_masks, _ = gather_padded(mask, 0)
         width = max(ids.shape[1], int(all_masks[chosen_texts].sum(1).max()))
-        text_rows = torch.cat([_wide(ids, width), _wide(ids, width), all_ids[chosen_texts, :width]])
+        text_rows = torch.cat(
+            [padded(ids, width), padded(ids, width), all_ids[chosen_texts, :width]]
+        )
         mask_rows = torch.cat(
-            [_wide(mask, width), _wide(mask, width), all_masks[chosen_texts, :width]]
+            [padded(mask, width), padded(mask, width), all_masks[chosen_texts, :width]]
         )
         image_rows = torch.cat([states, all_states[chosen_images], states])
         logits = model.match(text_rows, mask_rows, image_rows)
@@ -156,12 +159,3 @@ class QueryText(Objective):
         )
         tokens = total(float(kept.sum()), ids.device)
         return loss * (total(float(len(ids)), ids.device) / max(tokens, 1.0))
-
-
-def _numbers(keys: tuple[str, ...], device: torch.device) -> Tensor:
-    """Content hashes as int64 [n], equal where the pictures are."""
-    return torch.tensor([int(key[:15], 16) for key in keys], dtype=torch.int64, device=device)
-
-
-def _wide(rows: Tensor, width: int) -> Tensor:
-    return F.pad(rows, (0, width - rows.shape[1]))

@@ -1,0 +1,251 @@
+"""BLIP: an image encoder and a text model that reads, checks and writes captions.
+
+Shapes: I pictures, N image tokens, C encoder width, n texts, T tokens, D width, E shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from diptych.data.image import decode, given
+from diptych.data.plain_text import TextTokens
+from diptych.data.sample import Image, Sample
+from diptych.model import text_mixture as text_mixtures
+from diptych.model import vision_encoder as vision_encoders
+from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.text_mixture import TextMixture, TextMixtureConfig
+from diptych.model.vision_encoder import VisionEncoder
+
+
+class CaptionerConfig(ArchitectureConfig):
+    """What a captioner is composed of."""
+
+    parts: ClassVar[tuple[str, ...]] = ("vision_encoder", "text", "heads")
+    text_part: ClassVar[str] = "text"
+
+    name: str = "captioner"
+    """File stem of the architecture."""
+    text: TextMixtureConfig
+    """Reader and writer."""
+    dim: int = Field(default=256, ge=2)
+    """Width of the space in which pictures and texts are compared."""
+    temperature: float = Field(default=0.07, gt=0)
+    """Temperature of the contrastive logits to begin with; learned."""
+
+    def compose(self) -> Captioner:
+        encoder = vision_encoders.build(self.vision_encoder)
+        text = text_mixtures.build(self.text, encoder.dim)
+        config = self.model_copy(update={"vision_encoder": encoder.config})
+        return Captioner(config, encoder, text, Heads(encoder.dim, text.dim, self))
+
+
+Config = CaptionerConfig
+
+
+class Heads(nn.Module):
+    """Projections to the shared space, the matching head, the temperature."""
+
+    def __init__(self, image_dim: int, text_dim: int, config: CaptionerConfig):
+        super().__init__()
+        self.image = nn.Linear(image_dim, config.dim)
+        self.text = nn.Linear(text_dim, config.dim)
+        self.matching = nn.Linear(text_dim, 2)
+        self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+
+class Captioner(Model):
+    """Image encoder, text mixture and heads.
+
+    The first token of the encoder's features stands for the picture where there is one class token
+    (`features: full`); otherwise their mean.
+    Parity: tests/conformance/test_lavis_blip_pretrain.py.
+    """
+
+    text: TextMixture
+    heads: Heads
+    card_tag = "image-to-text"
+    card_usage = (
+        'model = diptych.load("path/to/this/folder")\nprint(model.caption(["picture.png"]))'
+    )
+
+    def __init__(
+        self,
+        config: CaptionerConfig,
+        vision_encoder: VisionEncoder,
+        text: TextMixture,
+        heads: Heads,
+    ):
+        super().__init__()
+        self.config = config
+        self.vision_encoder = vision_encoder
+        self.text = text
+        self.heads = heads
+
+    @cached_property
+    def text_tokens(self) -> TextTokens:
+        """What turns texts into ids."""
+        return self.text.tokens()
+
+    # -- computing --------------------------------------------------------------------------
+
+    def project_images(self, features: Tensor) -> Tensor:
+        """Encoder features [I, N, C] -> unit vectors float32 [I, E]."""
+        whole = features[:, 0] if self.vision_encoder.num_prefix else features.mean(1)
+        return F.normalize(self.heads.image(whole).float(), dim=-1)
+
+    def project_texts(self, states: Tensor) -> Tensor:
+        """Text states [n, T, D] -> unit vectors float32 [n, E]."""
+        return F.normalize(self.heads.text(states[:, 0]).float(), dim=-1)
+
+    def match(self, ids: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+        """Whether texts belong to pictures, in pairs: logits [n, 2], the second for yes."""
+        return self.heads.matching(self.text.ground(ids, mask, features)[:, 0])
+
+    # -- asking -----------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode_images(self, images: Iterable[Any], *, batch_size: int = 32) -> Tensor:
+        """Paths, bytes or PIL pictures -> unit vectors [I, E], on the CPU."""
+        chunks = _cut(list(images), batch_size)
+        return torch.cat([self.project_images(self._encoded(c)).cpu() for c in chunks])
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Iterable[str], *, batch_size: int = 128) -> Tensor:
+        """Texts -> unit vectors [n, E], on the CPU. What is too long loses its end."""
+        chunks = _cut(list(texts), batch_size)
+        return torch.cat([self.project_texts(self.text.read(*self._ids(c))).cpu() for c in chunks])
+
+    def similarity(self, images: Iterable[Any], texts: Iterable[str]) -> Tensor:
+        """Cosines float32 [I, n]."""
+        return self.compare(self.encode_images(images), self.encode_texts(texts))
+
+    @staticmethod
+    def compare(images: Tensor, texts: Tensor) -> Tensor:
+        """Unit vectors [I, E] and [n, E] -> cosines [I, n]."""
+        return images @ texts.T
+
+    @torch.inference_mode()
+    def match_scores(
+        self,
+        images: Sequence[Any],
+        texts: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+        *,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Probability float32 [P] that picture and text of each pair belong together."""
+        shown = sorted({i for i, _ in pairs})
+        place = {i: n for n, i in enumerate(shown)}
+        features = torch.cat([self._encoded(c) for c in _cut([images[i] for i in shown], 32)])
+        found = []
+        for chunk in _cut(list(pairs), batch_size):
+            ids, mask = self._ids([texts[t] for _, t in chunk])
+            rows = torch.tensor([place[i] for i, _ in chunk], device=features.device)
+            found.append(self.match(ids, mask, features[rows]).float().softmax(1)[:, 1].cpu())
+        return torch.cat(found)
+
+    def caption(
+        self,
+        images: Sequence[Any],
+        *,
+        prompts: Sequence[str] | None = None,
+        max_new_tokens: int = 30,
+        num_beams: int = 3,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """A caption for each picture (path, bytes or PIL).
+
+        Args:
+            prompts: how each caption begins; it is not repeated in what comes back.
+            num_beams: width of the beam search; 1 is greedy.
+            top_p: draw from the likeliest tokens that hold so much probability instead (nucleus
+                sampling); the same `seed` draws the same.
+        """
+        features = self._encoded(images) if len(images) else None
+        prompts = prompts or [""] * len(images)
+        return self._written(features, prompts, max_new_tokens, num_beams, top_p, seed)
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_new_tokens: int = 30,
+        images: Callable[[Image], bytes] | None = None,
+        num_beams: int = 3,
+    ) -> list[str]:
+        """Captions of samples, for evaluation; the user's text is how a caption begins.
+
+        A sample without a picture is captioned blind: the writer looks at nothing.
+        """
+        prompts = [" ".join(t.text for t in s.turns if t.role == "user").strip() for s in samples]
+        shown = [next(s.images(), None) for s in samples]
+        found: dict[int, str] = {}
+        for seen in (True, False):
+            rows = [i for i, image in enumerate(shown) if (image is not None) == seen]
+            features = None
+            if seen and rows:
+                pictures = [shown[i] for i in rows]
+                data = [images(p) if images is not None and p is not None else p for p in pictures]
+                features = self._encoded(data)
+            texts = self._written(
+                features, [prompts[i] for i in rows], max_new_tokens, num_beams, None, 0
+            )
+            found.update(zip(rows, texts, strict=True))
+        return [found[i] for i in range(len(samples))]
+
+    @torch.inference_mode()
+    def _written(
+        self,
+        features: Tensor | None,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        num_beams: int,
+        top_p: float | None,
+        seed: int,
+    ) -> list[str]:
+        tokenizer = self.tokenizer
+        starts = [self.text_tokens.plain(p) if p else () for p in prompts]
+        found: dict[int, str] = {}
+        # Rows whose beginnings have one length are written together; nothing has to be padded.
+        for length in sorted({len(s) for s in starts}):
+            rows = [i for i, s in enumerate(starts) if len(s) == length]
+            ids = torch.tensor([[self.text.decoder_start, *starts[i]] for i in rows])
+            settings: dict[str, Any] = {"num_beams": num_beams, "do_sample": False}
+            if top_p is not None:
+                torch.manual_seed(seed)
+                settings = {"do_sample": True, "top_p": top_p, "num_beams": 1}
+            written = self.text.writer.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=torch.ones_like(ids).to(self.device),
+                encoder_hidden_states=None if features is None else features[rows],
+                max_new_tokens=max_new_tokens,
+                eos_token_id=tokenizer.sep_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                **settings,
+            )
+            texts = tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+            found.update(zip(rows, (t.strip() for t in texts), strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    def _encoded(self, images: Sequence[Any]) -> Tensor:
+        """Paths, bytes or PIL pictures -> encoder features [I, N, C]."""
+        shown = [given(image) for image in images]
+        arrays = [self.preprocessing.apply(decode(s.data or b"", where=s.path)) for s in shown]
+        return self.encode_pixels(torch.from_numpy(np.stack(arrays)).to(self.device))
+
+    def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, mask = self.text_tokens.pad([self.text_tokens.ids(t)[0] for t in texts])
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+
+def _cut(items: list[Any], size: int) -> Iterable[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
