@@ -37,9 +37,10 @@ def meta_model(recipe: Recipe) -> Vlm:
     config = recipe.model
     encoder_config, encoder_hf = vision_encoder.resolve(config.vision_encoder)
     with torch.device("meta"), _quiet():
-        from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-        encoder = VisionEncoder(encoder_config, encoder_hf, AutoModel.from_config(encoder_hf))
+        module = vision_encoder.class_of(encoder_hf)._from_config(encoder_hf)
+        encoder = VisionEncoder(encoder_config, encoder_hf, module)
         text_hf = _text_config(config.language_model)
         kind = AutoModelForSeq2SeqLM if text_hf.is_encoder_decoder else AutoModelForCausalLM
         module = kind.from_config(text_hf)

@@ -68,10 +68,10 @@ class DualLayout:
         theirs.to(dtype).save_pretrained(out)
         model.tokenizer.save_pretrained(out)
         # Who loads the folder cuts long texts where the model does.
-        _merge_json(
+        merge_json(
             out / "tokenizer_config.json", {"model_max_length": model.text_encoder.context_tokens}
         )
-        _merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf(self.processor))
+        merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf(self.processor))
         return self.compare(model, out)
 
     def _refuse(self, model: DualEncoder) -> None:
@@ -121,8 +121,8 @@ class DualLayout:
 
     def _pairs(self, model: DualEncoder, theirs: Any) -> list[tuple[Tensor, Tensor]]:
         """Every tensor of `theirs` with the one of `model` that it is."""
-        found = _matched(model.vision_encoder.module, theirs.vision_model)
-        found += _matched(model.text_encoder.module, theirs.text_model)
+        found = matched(model.vision_encoder.module, theirs.vision_model)
+        found += matched(model.text_encoder.module, theirs.text_model)
         found.append((model.space.log_scale.view(theirs.logit_scale.shape), theirs.logit_scale))
         if self.projects:
             image: Any = model.space.image
@@ -183,14 +183,13 @@ class DualLayout:
         return model.logits(images, texts).cpu()
 
     def _inputs(self, model: DualEncoder) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = np.stack([model.preprocessing.apply(decode(b)) for b in _pictures()])
+        pixels = np.stack([model.preprocessing.apply(decode(b)) for b in pictures()])
         ids, mask = model.text_tokens.pad([model.text_tokens.ids(t)[0] for t in TEXTS])
         return torch.from_numpy(pixels), torch.from_numpy(ids), torch.from_numpy(mask)
 
     @torch.no_grad()
     def compare(self, model: DualEncoder, path: Path) -> ExportReport:
         """Hold `model` (float32) against a folder; see `layout.Layout`."""
-        from PIL import Image as Pillow
         from transformers import AutoImageProcessor, AutoTokenizer
 
         theirs = self._read(path)
@@ -199,8 +198,7 @@ class DualLayout:
         with reading(path, self.name):
             processor = AutoImageProcessor.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)
-        shown = [Pillow.open(io.BytesIO(b)) for b in _pictures()]
-        their_pixels = processor(images=shown, return_tensors="pt")["pixel_values"]
+        their_pixels = processor(images=pictures_as_pil(), return_tensors="pt")["pixel_values"]
         if their_pixels.shape != pixels.shape:
             report.problems.append(
                 f"its processor gives pictures of {list(their_pixels.shape[2:])}, "
@@ -247,7 +245,12 @@ class DualLayout:
         return report
 
 
-def _matched(own: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def matched(own: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of weights of one name.
+
+    Raises:
+        CheckpointError: the two have not the same weights.
+    """
     mine, its = dict(own.named_parameters()), dict(theirs.named_parameters())
     if mine.keys() != its.keys():
         raise CheckpointError(
@@ -261,7 +264,7 @@ def _equal(theirs: Tensor, own: Tensor) -> bool:
     return theirs.shape == own.shape and bool((theirs == own).all())
 
 
-def _pictures() -> list[bytes]:
+def pictures() -> list[bytes]:
     """Small noisy pictures of several shapes, always the same."""
     from PIL import Image as Pillow
 
@@ -275,6 +278,14 @@ def _pictures() -> list[bytes]:
     return found
 
 
-def _merge_json(path: Path, values: dict[str, Any]) -> None:
+def pictures_as_pil() -> list[Any]:
+    """The same, opened."""
+    from PIL import Image as Pillow
+
+    return [Pillow.open(io.BytesIO(b)) for b in pictures()]
+
+
+def merge_json(path: Path, values: dict[str, Any]) -> None:
+    """Set keys of a JSON file that may not be there yet."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps({**known, **values}, indent=2) + "\n", encoding="utf-8")

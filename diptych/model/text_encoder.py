@@ -15,7 +15,7 @@ from diptych.config import Config
 from diptych.data.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model.language_model import load_tokenizer
-from diptych.model.vision_encoder import config_from_dict
+from diptych.model.vision_encoder import class_of, config_from_dict
 from diptych.model.weights import cast, load_pretrained, locate, reading
 
 WHERE = "model.text_encoder"
@@ -139,7 +139,7 @@ def resolve(config: TextEncoderConfig) -> tuple[Any, Any]:
 def build(config: TextEncoderConfig) -> TextEncoder:
     """The text encoder with its weights, or newly initialised."""
     hf_config, tokenizer = resolve(config)
-    kind = _class_of(hf_config)
+    kind = class_of(hf_config)
     if config.weights is None:
         module = kind._from_config(hf_config)
     else:
@@ -152,21 +152,3 @@ def build(config: TextEncoderConfig) -> TextEncoder:
             config=hf_config,
         )
     return TextEncoder(config, cast(module, getattr(torch, config.dtype)), tokenizer)
-
-
-def _class_of(hf_config: Any) -> Any:
-    """The class of a text model; transformers' AutoModel does not know all of them."""
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
-    names = {"siglip_text_model": "SiglipTextModel", "siglip2_text_model": "Siglip2TextModel"}
-    if (name := names.get(hf_config.model_type)) is not None:
-        return getattr(transformers, name)
-    found = MODEL_MAPPING.get(type(hf_config), None)
-    if found is None:
-        raise ConfigError(
-            f"a {hf_config.model_type} is no text model",
-            where=f"{WHERE}.config.model_type",
-            fix="for example bert, clip_text_model, siglip_text_model, roberta",
-        )
-    return found

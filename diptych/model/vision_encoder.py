@@ -24,6 +24,13 @@ from diptych.errors import CheckpointError, ConfigError
 from diptych.model.connector import Grid
 from diptych.model.weights import cast, load_pretrained, locate, reading
 
+_CLASSES = {
+    "blip_vision_model": "BlipVisionModel",
+    "blip_2_vision_model": "Blip2VisionModel",
+    "siglip_text_model": "SiglipTextModel",
+    "siglip2_text_model": "Siglip2TextModel",
+}
+
 
 class VisionEncoderConfig(Config):
     """Which vision model, and which of its features."""
@@ -99,20 +106,19 @@ class VisionEncoder(nn.Module):
 
 def build(config: VisionEncoderConfig, *, pooled: bool = False) -> VisionEncoder:
     """The encoder with its weights, or newly initialised; `pooled` if its pooler is used."""
-    from transformers import AutoModel
-
     config, hf_config = resolve(config)
+    kind = class_of(hf_config)
     if config.weights is None:
-        module = AutoModel.from_config(hf_config)
+        module = kind._from_config(hf_config)
     else:
         folder = locate(config.weights)
         where = "model.vision_encoder.weights"
         if (own := _of_a_model(folder)) is not None:
-            module = AutoModel.from_config(hf_config)
+            module = kind._from_config(hf_config)
             _take(module, own[0] / "model.safetensors")
         else:
             module = load_pretrained(
-                AutoModel, folder, where, torch.float32, heads=pooled, config=hf_config
+                kind, folder, where, torch.float32, heads=pooled, config=hf_config
             )
     return VisionEncoder(config, hf_config, cast(module, getattr(torch, config.dtype)))
 
@@ -159,6 +165,27 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
         hf_config.num_hidden_layers = kept
         config = config.model_copy(update={"drop_last_layers": 0})
     return config, hf_config
+
+
+def class_of(hf_config: Any) -> Any:
+    """The class of a vision or text model; transformers' AutoModel does not know all of them.
+
+    Raises:
+        ConfigError: the config is not that of a model without a task of its own.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    if (name := _CLASSES.get(hf_config.model_type)) is not None:
+        return getattr(transformers, name)
+    found = MODEL_MAPPING.get(type(hf_config), None)
+    if found is None:
+        raise ConfigError(
+            f"a {hf_config.model_type} is no vision or text model",
+            where="config.model_type",
+            fix="for example vit, clip_vision_model, siglip_text_model, bert",
+        )
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _of_a_model(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -229,15 +256,13 @@ def probe(config: VisionEncoderConfig, hf_config: Any) -> tuple[Grid, int, int, 
 def _probe(config_json: str, hf_json: str) -> tuple[Grid, int, int, bool]:
     import json
 
-    from transformers import AutoModel
-
     config = VisionEncoderConfig.model_validate_json(config_json)
     assert config.image is not None
     hf_config = config_from_dict(json.loads(hf_json), "model.vision_encoder.config")
     height, width = config.image.image_size
     try:
         with torch.device("meta"):
-            module = AutoModel.from_config(hf_config).eval()
+            module = class_of(hf_config)._from_config(hf_config).eval()
             pixels = torch.zeros(1, 3, height, width)
             states = _hidden(module, config, pixels)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

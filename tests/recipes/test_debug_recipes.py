@@ -17,7 +17,7 @@ DEBUG = {name: function for name, function in named().items() if name.endswith("
 
 
 def test_there_is_one():
-    assert {"llava-debug", "clip-debug"} <= DEBUG.keys()
+    assert {"llava-debug", "clip-debug", "blip-debug"} <= DEBUG.keys()
 
 
 @pytest.mark.parametrize("name", DEBUG)

@@ -1,0 +1,219 @@
+"""What the layouts of BLIP share: transformers' captioning and retrieval classes.
+
+Shapes: I pictures, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
+from diptych.convert.dual_layout import TEXTS, matched, merge_json, pictures, pictures_as_pil
+from diptych.data.image import Preprocessing, decode
+from diptych.errors import CheckpointError, ConfigError
+from diptych.model.architectures.captioner import Captioner, CaptionerConfig
+from diptych.model.text_mixture import TextMixtureConfig, share
+from diptych.model.vision_encoder import VisionEncoderConfig
+from diptych.model.weights import reading
+
+_NOT_TEXT = ("transformers_version", "dtype", "architectures", "model_type", "label_smoothing")
+
+
+@dataclass(frozen=True)
+class BlipLayout:
+    """One BLIP class of the ecosystem.
+
+    Attributes:
+        name: of the layout.
+        writes: whether the class writes captions; otherwise it compares and checks them.
+    """
+
+    name: str
+    writes: bool
+    find_class: Callable[[], Any]
+
+    # -- leaving ----------------------------------------------------------------------------
+
+    def export(self, model: Captioner, out: Path) -> ExportReport:
+        """Write `model` to the empty folder `out` and compare; see `layout.Layout`."""
+        encoder = model.vision_encoder
+        if encoder.hf_config.model_type != "blip_vision_model" or encoder.num_prefix != 1:
+            raise ConfigError(
+                "the layout holds a blip_vision_model with its class token, this model has a "
+                f"{encoder.hf_config.model_type}",
+                where="model.vision_encoder",
+                fix="compose with a blip_vision_model and features: full, or keep the folder",
+            )
+        kind = self.find_class()
+        config = kind.config_class(
+            vision_config=encoder.hf_config.to_dict(),
+            text_config=model.text.hf_config.to_dict(),
+            image_text_hidden_size=model.config.dim,
+            projection_dim=model.config.dim,
+        )
+        theirs = kind(config).float().eval()
+        with torch.no_grad():
+            for own, its in self._pairs(model, theirs):
+                its.copy_(own)
+        theirs.to(getattr(torch, model.config.text.dtype)).save_pretrained(out)
+        model.tokenizer.save_pretrained(out)
+        length = {"model_max_length": model.text.context_tokens}
+        merge_json(out / "tokenizer_config.json", length)
+        merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf("clip"))
+        report = self.compare(model, out)
+        lost = "reader and heads" if self.writes else "writer and temperature"
+        report.notes.append(f"the class has no place for the {lost}; keep the Diptych folder too")
+        return report
+
+    def _pairs(self, model: Captioner, theirs: Any) -> list[tuple[Tensor, Tensor]]:
+        """Every tensor of `theirs` with the one of `model` that it is."""
+        found = matched(model.vision_encoder.module, theirs.vision_model)
+        if self.writes:
+            return found + matched(model.text.writer, theirs.text_decoder)
+        found += matched(model.text.reader, theirs.text_encoder)
+        found += matched(model.heads.image, theirs.vision_proj)
+        found += matched(model.heads.text, theirs.text_proj)
+        return found + matched(model.heads.matching, theirs.itm_head)
+
+    # -- coming in --------------------------------------------------------------------------
+
+    def load(self, path: Path) -> Captioner:
+        """The model of a folder in this layout; see `layout.Layout`.
+
+        What the class does not have is started from what it has: a reader from the writer's
+        self-attention, or the other way round; heads are new.
+        """
+        theirs = self._read(path)
+        text = theirs.config.text_config.to_dict()
+        values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+        config = CaptionerConfig(
+            vision_encoder=VisionEncoderConfig(
+                config={**theirs.config.vision_config.to_dict(), "model_type": "blip_vision_model"},
+                features="full",
+                image=Preprocessing.from_hf(values),
+            ),
+            text=TextMixtureConfig(
+                config={k: v for k, v in text.items() if k not in _NOT_TEXT},
+                tokenizer=str(path),
+                max_tokens=min(int(text["max_position_embeddings"]), 64),
+                dropout=float(text.get("hidden_dropout_prob", 0.0)),
+            ),
+            dim=theirs.config.image_text_hidden_size,
+        )
+        model = config.compose().eval()
+        if self.writes and model.text.decoder_start != text["bos_token_id"]:
+            raise CheckpointError(
+                f"the tokenizer's [DEC] is {model.text.decoder_start}, the model starts captions "
+                f"with {text['bos_token_id']}",
+                where=str(path),
+            )
+        mixture = model.text
+        with torch.no_grad():
+            for own, its in self._pairs(model, theirs):
+                own.copy_(its)
+            source, target = mixture.writer.bert, mixture.reader
+            if not self.writes:
+                source, target = target, source
+            for own_layer, its_layer in zip(
+                target.encoder.layer, source.encoder.layer, strict=True
+            ):
+                own_layer.attention.load_state_dict(its_layer.attention.state_dict())
+        share(mixture.reader, mixture.writer)
+        return model
+
+    def _read(self, path: Path) -> Any:
+        kind = self.find_class()
+        with reading(path, self.name):
+            module, about = kind.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+        if about["missing_keys"] or about["mismatched_keys"]:
+            raise CheckpointError(
+                f"weights are missing, for example {sorted(about['missing_keys'])[:1]}",
+                where=str(path),
+            )
+        return module.eval()
+
+    # -- comparing --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def outputs(self, model: Captioner) -> list[Tensor]:
+        """What the class computes too: caption logits, or cosines and matching logits."""
+        return self._own(model, *self._inputs(model))
+
+    def _inputs(self, model: Captioner) -> tuple[Tensor, Tensor, Tensor]:
+        arrays = np.stack([model.preprocessing.apply(decode(b)) for b in pictures()])
+        tokens = model.text_tokens
+        ids, mask = tokens.pad([tokens.ids(t)[0] for t in TEXTS[1:]])
+        return torch.from_numpy(arrays), torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def _own(self, model: Captioner, pixels: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
+        inputs = (x.to(model.device) for x in (pixels, ids, mask))
+        pixels, ids, mask = inputs
+        features = model.encode_pixels(pixels)
+        if self.writes:
+            logits = model.text.logits(model.text.write(ids, mask, features))
+            return [logits[mask.bool()].cpu()]
+        images = model.project_images(features)
+        texts = model.project_texts(model.text.read(ids, mask))
+        return [(images @ texts.T).cpu(), model.match(ids, mask, features).cpu()]
+
+    def _theirs(
+        self, model: Captioner, theirs: Any, pixels: Tensor, ids: Tensor, mask: Tensor
+    ) -> list[Tensor]:
+        if self.writes:
+            started = ids.clone()
+            started[:, 0] = model.text.decoder_start
+            logits = theirs(pixel_values=pixels, input_ids=started, attention_mask=mask).logits
+            return [logits[mask.bool()]]
+        grounded = ids.clone()
+        grounded[:, 0] = model.text.grounded_start
+        cosines = theirs(
+            pixel_values=pixels, input_ids=ids, attention_mask=mask, use_itm_head=False
+        ).itm_score
+        scores = theirs(pixel_values=pixels, input_ids=grounded, attention_mask=mask).itm_score
+        return [cosines, scores]
+
+    @torch.no_grad()
+    def compare(self, model: Captioner, path: Path) -> ExportReport:
+        """Hold `model` (float32) against a folder; see `layout.Layout`."""
+        from transformers import AutoImageProcessor
+
+        theirs = self._read(path)
+        report = ExportReport(self.name, type(theirs).__name__)
+        pixels, ids, mask = self._inputs(model)
+        with reading(path, self.name):
+            processor = AutoImageProcessor.from_pretrained(path)
+        shown = processor(images=pictures_as_pil(), return_tensors="pt")["pixel_values"]
+        if shown.shape != pixels.shape:
+            report.problems.append(
+                f"its processor gives pictures of {list(shown.shape[2:])}, the model reads "
+                f"{list(pixels.shape[2:])}"
+            )
+            return report
+        report.max_pixel_difference = float((shown - pixels).abs().max())
+        if not report.max_pixel_difference <= PIXEL_TOLERANCE:
+            report.problems.append(f"pixels differ by {report.max_pixel_difference:.3g}")
+        reference = self._theirs(model, theirs, pixels, ids, mask)
+        for own, its in zip(self._own(model, pixels, ids, mask), reference, strict=True):
+            report.num_cases += own.numel()
+            tolerance = RELATIVE_TOLERANCE * max(1.0, float(its.abs().max()))
+            report.tolerance = max(report.tolerance, tolerance)
+            gap = float((own - its).abs().max())
+            report.max_logit_difference = max(report.max_logit_difference, gap)
+            if not gap <= tolerance or math.isnan(gap):
+                report.problems.append(f"outputs differ by {gap:.3g}, allowed are {tolerance:.3g}")
+        for own_weight, its_weight in self._pairs(model, theirs):
+            if not torch.equal(own_weight.cpu(), its_weight):
+                report.problems.append("a weight is not what was written")
+                break
+        return report
