@@ -58,6 +58,10 @@ class Layout(Protocol):
         ...
 
 
+_PICKLED = ("lavis_blip", "lavis-blip")
+"""Layouts whose weights are pickles, which only `weights.read_tensors` opens."""
+
+
 def find(name: str) -> Layout:
     """The layout of that name, such as `hf-llava`.
 
@@ -115,7 +119,9 @@ def load(path: Path | str, name: str) -> tuple[Any, ExportReport]:
         ExportMismatch: Diptych computes something else from these weights.
         CheckpointError, UnsafeFile, WeightsNotFound: no such folder, or one that cannot be used.
     """
-    layout, folder = find(name), weights.locate(str(path))
+    layout = find(name)
+    file = Path(path).expanduser()
+    folder = file if file.is_file() else weights.locate(str(path), pickles=name in _PICKLED)
     model = layout.load(folder).eval()
     report = layout.compare(copy.deepcopy(model).float(), folder)
     if report.problems:

@@ -94,7 +94,8 @@ def load_tokenizer(source: str | None, where: str) -> Any:
             fix="use `diptych train`, or name a tokenizer",
         )
     try:
-        return AutoTokenizer.from_pretrained(locate(source), trust_remote_code=False)
+        # Pickled weights beside a tokenizer are nobody's business here.
+        return AutoTokenizer.from_pretrained(locate(source, pickles=True), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsNotFound(
             f"'{source}' holds no tokenizer that transformers can read: {error}",

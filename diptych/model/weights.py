@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,12 +28,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from safetensors import SafetensorError
 
 from diptych.errors import CheckpointError, UnsafeFile, WeightsCorrupt, WeightsNotFound
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +165,47 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
 
 
-def locate(name: str) -> Path:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch checkpoint (.pth), nothing executed.
+
+    What lies under `model` or `state_dict` is taken, as training scripts write it.
+
+    Raises:
+        UnsafeFile: it asks for anything but tensors; names what.
+        CheckpointError: it cannot be read, or holds no tensors by name.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({wanted[1]})" if wanted else ""
+        raise UnsafeFile(
+            f"{path.name} asks for more than tensors{what} and could execute code; it was not read",
+            where=str(path),
+            fix="get the checkpoint from its authors, or save its tensors as safetensors",
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise CheckpointError(f"cannot be read: {_first_line(error)}", where=str(path)) from None
+    for key in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError("the file holds no weights by name", where=str(path))
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    if len(tensors) < len(found):
+        raise CheckpointError("the file holds other things than weights", where=str(path))
+    return tensors
+
+
+def locate(name: str, *, pickles: bool = False) -> Path:
     """A local folder with the weights called `name`.
+
+    Args:
+        pickles: a folder that has only pickles is wanted; their reader opens them safely.
 
     Raises:
         WeightsNotFound: not local and not to be had; says what was tried.
@@ -170,6 +213,8 @@ def locate(name: str) -> Path:
         UnsafeFile: the weights exist only as pickles.
     """
     if Path(name).expanduser().is_dir():
+        if pickles:
+            return Path(name).expanduser()
         return _refuse_pickles(Path(name).expanduser(), name)
     cached = cache_folder() / "weights" / name.replace("/", "--")
     if (cached / "complete.json").is_file():

@@ -202,3 +202,16 @@ def test_logits(golden, learner):
     real = mask.bool()[:, : wanted.shape[1]]
     found = found[:, : wanted.shape[1]]
     torch.testing.assert_close(found[real], wanted[real], atol=5e-5, rtol=0)
+
+
+def test_rules_know_every_weight_of_the_reference(conformance):
+    """Names of a whole LAVIS model, from the conformance set."""
+    from safetensors import safe_open
+
+    from diptych.convert.layouts import lavis_blip
+
+    folder = conformance(NAME)
+    with safe_open(folder / "weights.safetensors", "pt") as file:
+        names = [n for n in file.keys() if not n.startswith("visual_encoder")]  # noqa: SIM118
+    found = [lavis_blip.own_name(n) for n in names]
+    assert len([f for f in found if f]) > 100
