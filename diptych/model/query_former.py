@@ -9,7 +9,7 @@ Shapes: B pictures, N image tokens, C their width, Q queries, T text tokens, D w
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -45,6 +45,10 @@ class QueryFormerConfig(Config):
     """Longest text, start and end tokens included."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Of hidden states and attention, in training."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Epsilon of the norm of image features (LAVIS: 1e-5)."""
+    dtype: Literal["float32"] = "float32"
+    """Precision in which the weights are kept."""
 
 
 class QueryFormer(nn.Module):
@@ -66,7 +70,7 @@ class QueryFormer(nn.Module):
         self.hf_config = hf_config
         self.tokenizer = tokenizer
         width = hf_config.hidden_size
-        self.image_norm = nn.LayerNorm(image_dim)
+        self.image_norm = nn.LayerNorm(image_dim, eps=config.norm_eps)
         self.queries = nn.Parameter(torch.empty(config.num_queries, width))
         nn.init.normal_(self.queries, std=hf_config.initializer_range)
         self.embeddings = Blip2TextEmbeddings(hf_config)

@@ -9,7 +9,7 @@ Shapes: n texts, T tokens, N image tokens, C their width, D text width, V vocabu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -42,7 +42,7 @@ class TextMixtureConfig(Config):
     """Longest text, start and end tokens included."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Of hidden states and attention, in training."""
-    dtype: str = "float32"
+    dtype: Literal["float32"] = "float32"
     """Precision in which the weights are kept."""
 
 

@@ -1,0 +1,203 @@
+"""Transformers' Blip2ForImageTextRetrieval: queries compared with texts, and matching."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
+from diptych.convert.dual_layout import TEXTS, matched, merge_json, pictures, pictures_as_pil
+from diptych.data.image import Preprocessing, decode
+from diptych.errors import CheckpointError, ConfigError
+from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
+from diptych.model.query_former import QueryFormerConfig
+from diptych.model.vision_encoder import VisionEncoderConfig
+from diptych.model.weights import reading
+
+ARCHITECTURE = "query_transformer"
+NAME = "hf-blip2-retrieval"
+TEMPERATURE = "diptych_temperature"
+"""Key of config.json that keeps the temperature, for which the class has no place."""
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "hidden_act", "layer_norm_eps"),
+)
+
+
+def export(model: QueryTransformer, out: Path) -> ExportReport:
+    """Write `model` to the empty folder `out` and compare; see `layout.Layout`."""
+    from transformers import Blip2Config, Blip2ForImageTextRetrieval
+
+    encoder = model.vision_encoder
+    own = model.config.vision_encoder
+    reads = (own.layer, own.features)
+    if encoder.hf_config.model_type != "blip_2_vision_model" or reads != (-1, "full"):
+        raise ConfigError(
+            "the layout holds a blip_2_vision_model read before its last norm (layer: -1, "
+            f"features: full), this model has a {encoder.hf_config.model_type} with {reads}",
+            where="model.vision_encoder",
+            fix="compose it so, or keep the Diptych folder",
+        )
+    config = Blip2Config(
+        vision_config=encoder.hf_config.to_dict(),
+        qformer_config=model.query_former.hf_config.to_dict(),
+        num_query_tokens=model.query_former.num_queries,
+        image_text_hidden_size=model.config.dim,
+    )
+    kind: Any = Blip2ForImageTextRetrieval
+    theirs = kind(config).float().eval()
+    with torch.no_grad():
+        for mine, its in _pairs(model, theirs):
+            its.copy_(mine)
+    theirs.save_pretrained(out)
+    merge_json(out / "config.json", {TEMPERATURE: model.heads.temperature.item()})
+    model.tokenizer.save_pretrained(out)
+    merge_json(
+        out / "tokenizer_config.json", {"model_max_length": model.query_former.context_tokens}
+    )
+    merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf("clip"))
+    report = compare(model, out)
+    report.notes.append("the class has no head that writes; keep the Diptych folder for stage 2")
+    return report
+
+
+def _pairs(model: QueryTransformer, theirs: Any) -> list[tuple[Tensor, Tensor]]:
+    """Every tensor of `theirs` with the one of `model` that it is.
+
+    LAVIS's norm of image features is the last norm of the class's encoder.
+    """
+    former, vision = model.query_former, model.vision_encoder.module
+    found = [
+        (own, its)
+        for (name, own), (_, its) in zip(
+            vision.named_parameters(), theirs.vision_model.named_parameters(), strict=True
+        )
+        if not name.startswith("post_layernorm.")
+    ]
+    found += matched(former.image_norm, theirs.vision_model.post_layernorm)
+    found.append((former.queries[None], theirs.query_tokens))
+    found += matched(former.embeddings, theirs.embeddings)
+    found += matched(former.module, theirs.qformer)
+    found += matched(model.heads.image, theirs.vision_projection)
+    found += matched(model.heads.text, theirs.text_projection)
+    return found + matched(model.heads.matching, theirs.itm_head)
+
+
+def load(path: Path) -> QueryTransformer:
+    """The model of a folder in this layout; see `layout.Layout`.
+
+    The head that writes is new; the temperature is that of the config, where Diptych wrote one.
+    """
+    theirs = _read(path)
+    former = theirs.config.qformer_config
+    values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+    known = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    vision = theirs.config.vision_config
+    config = QueryTransformerConfig(
+        vision_encoder=VisionEncoderConfig(
+            config={**vision.to_dict(), "model_type": "blip_2_vision_model"},
+            layer=-1,
+            features="full",
+            image=Preprocessing.from_hf(values),
+        ),
+        query_former=QueryFormerConfig(
+            config={name: getattr(former, name) for name in _SIZES},
+            tokenizer=str(path),
+            num_queries=theirs.config.num_query_tokens,
+            cross_attention_every=former.cross_attention_frequency,
+            max_tokens=min(int(former.max_position_embeddings), 64),
+            dropout=float(former.hidden_dropout_prob),
+            norm_eps=float(vision.layer_norm_eps),
+        ),
+        dim=theirs.config.image_text_hidden_size,
+        temperature=float(known.get(TEMPERATURE, 0.07)),
+    )
+    model = config.compose().eval()
+    with torch.no_grad():
+        for own, its in _pairs(model, theirs):
+            own.copy_(its)
+    return model
+
+
+def _read(path: Path) -> Any:
+    from transformers import Blip2ForImageTextRetrieval
+
+    kind: Any = Blip2ForImageTextRetrieval
+    with reading(path, NAME):
+        module, about = kind.from_pretrained(
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    if about["missing_keys"] or about["mismatched_keys"]:
+        raise CheckpointError(
+            f"weights are missing, for example {sorted(about['missing_keys'])[:1]}",
+            where=str(path),
+        )
+    return module.eval()
+
+
+@torch.no_grad()
+def outputs(model: QueryTransformer) -> list[Tensor]:
+    """Similarities and matching logits of the probes; see `layout.Layout`."""
+    return _own(model, *_inputs(model))
+
+
+def _inputs(model: QueryTransformer) -> tuple[Tensor, Tensor, Tensor]:
+    arrays = np.stack([model.preprocessing.apply(decode(b)) for b in pictures()])
+    tokens = model.text_tokens
+    ids, mask = tokens.pad([tokens.ids(t)[0] for t in TEXTS[1:]])
+    return torch.from_numpy(arrays), torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def _own(model: QueryTransformer, pixels: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    pixels, ids, mask = (x.to(model.device) for x in (pixels, ids, mask))
+    former = model.query_former
+    states = former.image_states(model.encode_pixels(pixels))
+    images = model.project_queries(former.read_image(states))
+    texts = model.project_text(former.read_text(ids, mask)[:, 0])
+    return [model.compare(images, texts).cpu(), model.match(ids, mask, states).cpu()]
+
+
+@torch.no_grad()
+def compare(model: QueryTransformer, path: Path) -> ExportReport:
+    """Hold `model` (float32) against a folder; see `layout.Layout`."""
+    from transformers import AutoImageProcessor
+
+    theirs = _read(path)
+    report = ExportReport(NAME, type(theirs).__name__)
+    pixels, ids, mask = _inputs(model)
+    with reading(path, NAME):
+        processor = AutoImageProcessor.from_pretrained(path)
+    shown = processor(images=pictures_as_pil(), return_tensors="pt")["pixel_values"]
+    if shown.shape != pixels.shape:
+        report.problems.append(
+            f"its processor gives pictures of {list(shown.shape[2:])}, the model reads "
+            f"{list(pixels.shape[2:])}"
+        )
+        return report
+    report.max_pixel_difference = float((shown - pixels).abs().max())
+    if not report.max_pixel_difference <= PIXEL_TOLERANCE:
+        report.problems.append(f"pixels differ by {report.max_pixel_difference:.3g}")
+    inputs = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
+    reference = [
+        theirs(**inputs, use_image_text_matching_head=False).logits_per_image,
+        theirs(**inputs, use_image_text_matching_head=True).logits_per_image,
+    ]
+    for own, its in zip(_own(model, pixels, ids, mask), reference, strict=True):
+        report.num_cases += own.numel()
+        tolerance = RELATIVE_TOLERANCE * max(1.0, float(its.abs().max()))
+        report.tolerance = max(report.tolerance, tolerance)
+        gap = float((own - its).abs().max())
+        report.max_logit_difference = max(report.max_logit_difference, gap)
+        if not gap <= tolerance or math.isnan(gap):
+            report.problems.append(f"outputs differ by {gap:.3g}, allowed are {tolerance:.3g}")
+    for own_weight, its_weight in _pairs(model, theirs):
+        if not torch.equal(own_weight.cpu(), its_weight):
+            report.problems.append("a weight is not what was written")
+            break
+    return report
