@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diptych.cli.shell import Debug, Failed, Format, Images, Json, command
+from diptych.cli.shell import Debug, Failed, Format, Images, Json, command, out
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, convert and make data sets.")
 
@@ -134,3 +134,47 @@ def data_pictures(
         seed=seed,
         show=not json,
     )
+
+
+@data_app.command("capfilt")
+@command
+def data_capfilt(
+    noisy: Annotated[str, typer.Argument(help="Noisy pairs of pictures and texts.")],
+    clean: Annotated[str, typer.Option(help="Clean pairs to tune on.")],
+    model: Annotated[str, typer.Option(help="A captioner: model or run folder.")],
+    output: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on in.")],
+    images: Images = None,
+    clean_images: Annotated[str | None, typer.Option(help="Folder of the clean pictures.")] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Least matching probability that is kept.")
+    ] = 0.5,
+    epochs: Annotated[float, typer.Option(help="Passes over the clean pairs.")] = 2.0,
+    learning_rate: Annotated[float, typer.Option(help="Of both tunings.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(min=2, help="Of both tunings.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of order and sampling.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """Clean noisy captions: a captioner writes new ones, a filter keeps what fits.
+
+    Both are tuned from MODEL on the clean pairs. decisions.jsonl says of every text, written or
+    found, where it came from, its score and whether it was kept. Stopped? The same command goes on.
+
+    Example:
+
+        diptych data capfilt web.jsonl --clean coco.json --model runs/blip-small-0123 --out better
+    """
+    from diptych.cli.capfilt import capfilt
+    from diptych.train.progress import Progress
+
+    summary = capfilt(
+        noisy, clean, model, output, images=images, clean_images=clean_images, threshold=threshold,
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
+        progress=Progress(output / "capfilt.log"),
+    )  # fmt: skip
+    if not json:
+        for kind in ("original", "synthetic"):
+            counts = summary[kind]
+            out.print(f"{kind}: kept {counts['kept']:,}, dropped {counts['dropped']:,}")
+        out.print(f"written to {output}; its images are in {summary['images']}", soft_wrap=True)
+    return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,10 @@ class Config(ObjectiveConfig):
     """Steps over which that share grows from zero (BLIP: two epochs)."""
     smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Label smoothing of the captioning loss."""
+    losses: tuple[Literal["itc", "itm", "lm"], ...] = Field(
+        default=("itc", "itm", "lm"), min_length=1
+    )
+    """Which of the three are minimised; a captioner is tuned on lm, a filter on itc and itm."""
     chance_steps: int = Field(default=300, ge=1)
     """Warn when a loss has stayed at chance for so many steps."""
 
@@ -108,8 +112,10 @@ class Blip(Objective):
 
     def watch(self, losses: dict[str, float], num_samples: int) -> None:
         candidates = num_samples + self.config.queue_size
-        self.watches["itc"].see(losses["itc"], math.log(candidates))
-        self.watches["itm"].see(losses["itm"], math.log(3) - 2 / 3 * math.log(2))
+        chance = {"itc": math.log(candidates), "itm": math.log(3) - 2 / 3 * math.log(2)}
+        for name, watch in self.watches.items():
+            if name in losses:
+                watch.see(losses[name], chance[name])
 
     def train(self, mode: bool = True) -> Blip:
         """The slow copy is never in training mode: its vectors are targets."""
@@ -130,25 +136,41 @@ class Blip(Objective):
             with torch.no_grad():
                 model.heads.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
         features = model.encode_pixels(pixels)
+        wanted, losses = self.config.losses, {}
+        if "itc" in wanted or "itm" in wanted:
+            losses = self._compared(model, batch, features, learns)
+        if "lm" in wanted:
+            losses["lm"] = self._writing(model, ids, mask, features)
+        if learns:
+            self.steps += 1
+        return losses
+
+    def _compared(
+        self, model: Any, batch: Batch, features: Tensor, learns: bool
+    ) -> dict[str, Tensor]:
+        """`itc` and `itm`, as far as they are wanted."""
+        ids, mask, pixels = batch.input_ids, batch.segment_ids, batch.pixel_values
+        assert pixels is not None, "checked by forward"
         images = model.project_images(features)
         texts = model.project_texts(model.text.read(ids, mask))
         slow_images, slow_texts = self._slow_vectors(model, pixels, ids, mask, follow=learns)
-
         all_slow_images, start = gather_rows(slow_images)
         all_slow_texts, _ = gather_rows(slow_texts)
         keys, _ = gather_rows(numbered(batch.image_keys, ids.device))
         same = keys[start : start + len(ids)][:, None] == keys[None, :]
-        itc = self._contrast(
-            model, images, texts, slow_images, slow_texts, all_slow_images, all_slow_texts, same
-        )
-        itm = self._matching(
-            model, ids, mask, features, images, texts, all_slow_images, all_slow_texts, same, start
-        )
-        lm = self._writing(model, ids, mask, features)
+        losses = {}
+        if "itc" in self.config.losses:
+            losses["itc"] = self._contrast(
+                model, images, texts, slow_images, slow_texts, all_slow_images, all_slow_texts, same
+            )
+        if "itm" in self.config.losses:
+            losses["itm"] = self._matching(
+                model, ids, mask, features, images, texts, all_slow_images, all_slow_texts,
+                same, start,
+            )  # fmt: skip
         if learns:
             self._enqueue(all_slow_images, all_slow_texts)
-            self.steps += 1
-        return {"itc": itc, "itm": itm, "lm": lm}
+        return losses
 
     # -- contrast ---------------------------------------------------------------------------
 
