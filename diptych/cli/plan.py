@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diptych.errors import DiptychError
+from diptych.errors import ConfigError, DiptychError
 from diptych.model import trainable, vision_encoder
 from diptych.model.architectures.vlm import Vlm
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
@@ -35,6 +35,12 @@ def meta_model(recipe: Recipe) -> Vlm:
         WeightsNotFound: the config of pretrained weights is neither local nor reachable.
     """
     config = recipe.model
+    if config.name != "vlm":
+        raise ConfigError(
+            f"plans are made for vision-language models, this is a {config.name}",
+            where=f"recipe {recipe.name}",
+            fix="leave out --plan, or try a few steps: --set stages.NAME.num_steps=10",
+        )
     encoder_config, encoder_hf = vision_encoder.resolve(config.vision_encoder)
     with torch.device("meta"), _quiet():
         from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
