@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diptych.config import Config
 from diptych.data.plain_text import TextTokens
 from diptych.errors import ConfigError
+from diptych.model import clip_weights
 from diptych.model.language_model import load_tokenizer
 from diptych.model.vision_encoder import class_of, config_from_dict
 from diptych.model.weights import cast, load_pretrained, locate, reading
@@ -142,6 +143,7 @@ def build(config: TextEncoderConfig) -> TextEncoder:
     kind = class_of(hf_config)
     if config.weights is None:
         module = kind._from_config(hf_config)
+        clip_weights.initialise(module, hf_config.model_type)
     else:
         module = load_pretrained(
             kind,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from diptych.config import Config
 from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
+from diptych.model import clip_weights
 from diptych.model.connector import Grid
 from diptych.model.weights import cast, load_pretrained, locate, reading
 
@@ -110,6 +111,7 @@ def build(config: VisionEncoderConfig, *, pooled: bool = False) -> VisionEncoder
     kind = class_of(hf_config)
     if config.weights is None:
         module = kind._from_config(hf_config)
+        clip_weights.initialise(module, hf_config.model_type)
     else:
         folder = locate(config.weights)
         where = "model.vision_encoder.weights"
