@@ -52,7 +52,7 @@ def captioner(corpus):
         [
             f"stages.pretrain.data=[{{path: {corpus}/pictures/train.jsonl}}]",
             f"evaluation.data.path={corpus}/pictures/test.jsonl",
-            "stages.pretrain.num_steps=60",
+            "stages.pretrain.num_steps=200",
         ]
     )
     run = corpus / "runs" / "blip"
@@ -65,7 +65,7 @@ def settings(corpus, captioner, **more):
         "noisy": str(corpus / "pictures/noisy.jsonl"),
         "clean": str(corpus / "pictures/train.jsonl"),
         "model": str(captioner),
-        "epochs": 12.0, "learning_rate": 5e-3, "batch_size": 8,
+        "epochs": 40.0, "learning_rate": 5e-3, "batch_size": 8,
         "progress": Progress(corpus / "log", quiet=True),
         **more,
     }  # fmt: skip

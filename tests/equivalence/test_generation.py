@@ -33,7 +33,7 @@ def test_batched_equals_single(tiny_model, text):
     model = tiny_model(text=text, template=template)
     if text == "t5":
         # Untrained T5 always answers with padding; larger output weights make it talk.
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         torch.nn.init.normal_(model.language_model.module.get_output_embeddings().weight)
     together = model.generate(QUESTIONS, max_new_tokens=12, images=read)
     alone = [model.generate([q], max_new_tokens=12, images=read)[0] for q in QUESTIONS]
