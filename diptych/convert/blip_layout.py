@@ -6,24 +6,30 @@ Shapes: I pictures, T tokens, V vocabulary.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
-from diptych.convert.dual_layout import TEXTS, matched, merge_json, pictures, pictures_as_pil
-from diptych.data.image import Preprocessing, decode
+from diptych.convert.comparison import ExportReport
+from diptych.convert.probes import (
+    TEXTS,
+    compare_outputs,
+    compare_pixels,
+    compare_weights,
+    matched,
+    merge_json,
+    pixels_of,
+    read_class,
+)
+from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig, share
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.weights import reading
 
 _NOT_TEXT = ("transformers_version", "dtype", "architectures", "model_type", "label_smoothing")
 
@@ -92,7 +98,7 @@ class BlipLayout:
         What the class does not have is started from what it has: a reader from the writer's
         self-attention, or the other way round; heads are new.
         """
-        theirs = self._read(path)
+        theirs = read_class(self.find_class(), path, self.name)
         text = theirs.config.text_config.to_dict()
         values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
         config = CaptionerConfig(
@@ -130,19 +136,6 @@ class BlipLayout:
         share(mixture.reader, mixture.writer)
         return model
 
-    def _read(self, path: Path) -> Any:
-        kind = self.find_class()
-        with reading(path, self.name):
-            module, about = kind.from_pretrained(
-                path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        if about["missing_keys"] or about["mismatched_keys"]:
-            raise CheckpointError(
-                f"weights are missing, for example {sorted(about['missing_keys'])[:1]}",
-                where=str(path),
-            )
-        return module.eval()
-
     # -- comparing --------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -151,10 +144,9 @@ class BlipLayout:
         return self._own(model, *self._inputs(model))
 
     def _inputs(self, model: Captioner) -> tuple[Tensor, Tensor, Tensor]:
-        arrays = np.stack([model.preprocessing.apply(decode(b)) for b in pictures()])
         tokens = model.text_tokens
         ids, mask = tokens.pad([tokens.ids(t)[0] for t in TEXTS[1:]])
-        return torch.from_numpy(arrays), torch.from_numpy(ids), torch.from_numpy(mask)
+        return pixels_of(model.preprocessing), torch.from_numpy(ids), torch.from_numpy(mask)
 
     def _own(self, model: Captioner, pixels: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
         inputs = (x.to(model.device) for x in (pixels, ids, mask))
@@ -186,34 +178,12 @@ class BlipLayout:
     @torch.no_grad()
     def compare(self, model: Captioner, path: Path) -> ExportReport:
         """Hold `model` (float32) against a folder; see `layout.Layout`."""
-        from transformers import AutoImageProcessor
-
-        theirs = self._read(path)
+        theirs = read_class(self.find_class(), path, self.name)
         report = ExportReport(self.name, type(theirs).__name__)
         pixels, ids, mask = self._inputs(model)
-        with reading(path, self.name):
-            processor = AutoImageProcessor.from_pretrained(path)
-        shown = processor(images=pictures_as_pil(), return_tensors="pt")["pixel_values"]
-        if shown.shape != pixels.shape:
-            report.problems.append(
-                f"its processor gives pictures of {list(shown.shape[2:])}, the model reads "
-                f"{list(pixels.shape[2:])}"
-            )
+        if not compare_pixels(report, pixels, path):
             return report
-        report.max_pixel_difference = float((shown - pixels).abs().max())
-        if not report.max_pixel_difference <= PIXEL_TOLERANCE:
-            report.problems.append(f"pixels differ by {report.max_pixel_difference:.3g}")
         reference = self._theirs(model, theirs, pixels, ids, mask)
-        for own, its in zip(self._own(model, pixels, ids, mask), reference, strict=True):
-            report.num_cases += own.numel()
-            tolerance = RELATIVE_TOLERANCE * max(1.0, float(its.abs().max()))
-            report.tolerance = max(report.tolerance, tolerance)
-            gap = float((own - its).abs().max())
-            report.max_logit_difference = max(report.max_logit_difference, gap)
-            if not gap <= tolerance or math.isnan(gap):
-                report.problems.append(f"outputs differ by {gap:.3g}, allowed are {tolerance:.3g}")
-        for own_weight, its_weight in self._pairs(model, theirs):
-            if not torch.equal(own_weight.cpu(), its_weight):
-                report.problems.append("a weight is not what was written")
-                break
+        compare_outputs(report, self._own(model, pixels, ids, mask), reference)
+        compare_weights(report, self._pairs(model, theirs))
         return report

@@ -5,34 +5,31 @@ Shapes: I pictures, n texts, T tokens.
 
 from __future__ import annotations
 
-import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
-from diptych.data.image import decode
+from diptych.convert.comparison import ExportReport
+from diptych.convert.probes import (
+    TEXTS,
+    compare_outputs,
+    compare_pixels,
+    compare_weights,
+    matched,
+    merge_json,
+    pixels_of,
+    read_class,
+)
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.dual_encoder import DualEncoder, DualEncoderConfig
 from diptych.model.text_encoder import TextEncoderConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.model.weights import reading
-
-TEXTS = (
-    "a",
-    "a red umbrella on the beach",
-    "Zwei Katzen, 3 Hunde & 12.5 % mehr!",
-    "one two three " * 60,
-)
-"""Short, ordinary, with marks and digits, longer than any context."""
-_SIZES = ((40, 60), (64, 64), (90, 30))
 
 
 @dataclass(frozen=True)
@@ -152,23 +149,14 @@ class DualLayout:
         return model
 
     def _read(self, path: Path) -> Any:
-        kind = self.find_class()
         with reading(path, self.name):
             found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            if found.get("model_type") != self.model_type:
-                raise CheckpointError(
-                    f"the folder holds a {found.get('model_type')}, not a {self.model_type}",
-                    where=str(path),
-                )
-            module, about = kind.from_pretrained(
-                path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-        if about["missing_keys"] or about["mismatched_keys"]:
+        if found.get("model_type") != self.model_type:
             raise CheckpointError(
-                f"weights are missing, for example {sorted(about['missing_keys'])[:1]}",
+                f"the folder holds a {found.get('model_type')}, not a {self.model_type}",
                 where=str(path),
             )
-        return module.eval()
+        return read_class(self.find_class(), path, self.name)
 
     # -- comparing --------------------------------------------------------------------------
 
@@ -183,31 +171,21 @@ class DualLayout:
         return model.logits(images, texts).cpu()
 
     def _inputs(self, model: DualEncoder) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = np.stack([model.preprocessing.apply(decode(b)) for b in pictures()])
         ids, mask = model.text_tokens.pad([model.text_tokens.ids(t)[0] for t in TEXTS])
-        return torch.from_numpy(pixels), torch.from_numpy(ids), torch.from_numpy(mask)
+        return pixels_of(model.preprocessing), torch.from_numpy(ids), torch.from_numpy(mask)
 
     @torch.no_grad()
     def compare(self, model: DualEncoder, path: Path) -> ExportReport:
         """Hold `model` (float32) against a folder; see `layout.Layout`."""
-        from transformers import AutoImageProcessor, AutoTokenizer
+        from transformers import AutoTokenizer
 
         theirs = self._read(path)
         report = ExportReport(self.name, type(theirs).__name__)
         pixels, ids, mask = self._inputs(model)
         with reading(path, self.name):
-            processor = AutoImageProcessor.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)
-        their_pixels = processor(images=pictures_as_pil(), return_tensors="pt")["pixel_values"]
-        if their_pixels.shape != pixels.shape:
-            report.problems.append(
-                f"its processor gives pictures of {list(their_pixels.shape[2:])}, "
-                f"the model reads {list(pixels.shape[2:])}"
-            )
+        if not compare_pixels(report, pixels, path):
             return report
-        report.max_pixel_difference = float((their_pixels - pixels).abs().max())
-        if not report.max_pixel_difference <= PIXEL_TOLERANCE:
-            report.problems.append(f"pixels differ by {report.max_pixel_difference:.3g}")
         padding = "max_length" if model.config.text_encoder.pad_to_max else True
         tokens = tokenizer(
             list(TEXTS),
@@ -216,7 +194,7 @@ class DualLayout:
             max_length=model.text_encoder.context_tokens,
             return_tensors="pt",
         )
-        report.tokens_equal = _equal(tokens["input_ids"], ids)
+        report.tokens_equal = torch.equal(tokens["input_ids"], ids)
         if not report.tokens_equal:
             report.notes.append(
                 "its tokenizer frames texts in another way; give it ids that end with "
@@ -226,66 +204,6 @@ class DualLayout:
         if padding is True:
             inputs["attention_mask"] = mask
         reference = theirs(**inputs).logits_per_image
-        own = self._logits(model, pixels, ids, mask)
-        report.num_cases = own.numel()
-        report.tolerance = RELATIVE_TOLERANCE * max(1.0, float(reference.abs().max()))
-        gaps = (own - reference).abs()
-        report.max_logit_difference = float(gaps.max())
-        place = divmod(int(gaps.argmax()), own.shape[1])
-        report.where = f"picture {place[0] + 1}, text {place[1] + 1}"
-        if not report.max_logit_difference <= report.tolerance or math.isnan(float(own.sum())):
-            report.problems.append(
-                f"logits differ by {report.max_logit_difference:.3g} (at {report.where}), "
-                f"allowed are {report.tolerance:.3g}"
-            )
-        for own_weight, its in self._pairs(model, theirs):
-            if not torch.equal(own_weight.cpu(), its):
-                report.problems.append("a weight is not what was written")
-                break
+        compare_outputs(report, [self._logits(model, pixels, ids, mask)], [reference], "logits")
+        compare_weights(report, self._pairs(model, theirs))
         return report
-
-
-def matched(own: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of weights of one name.
-
-    Raises:
-        CheckpointError: the two have not the same weights.
-    """
-    mine, its = dict(own.named_parameters()), dict(theirs.named_parameters())
-    if mine.keys() != its.keys():
-        raise CheckpointError(
-            f"the encoders do not have the same weights, for example "
-            f"{sorted(mine.keys() ^ its.keys())[0]}"
-        )
-    return [(mine[name], its[name]) for name in mine]
-
-
-def _equal(theirs: Tensor, own: Tensor) -> bool:
-    return theirs.shape == own.shape and bool((theirs == own).all())
-
-
-def pictures() -> list[bytes]:
-    """Small noisy pictures of several shapes, always the same."""
-    from PIL import Image as Pillow
-
-    found = []
-    rng = np.random.default_rng(0)
-    for height, width in _SIZES:
-        buffer = io.BytesIO()
-        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Pillow.fromarray(noise).save(buffer, format="PNG")
-        found.append(buffer.getvalue())
-    return found
-
-
-def pictures_as_pil() -> list[Any]:
-    """The same, opened."""
-    from PIL import Image as Pillow
-
-    return [Pillow.open(io.BytesIO(b)) for b in pictures()]
-
-
-def merge_json(path: Path, values: dict[str, Any]) -> None:
-    """Set keys of a JSON file that may not be there yet."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps({**known, **values}, indent=2) + "\n", encoding="utf-8")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
-from diptych.convert.dual_layout import TEXTS, matched, merge_json, pictures, pictures_as_pil
-from diptych.data.image import Preprocessing, decode
-from diptych.errors import CheckpointError, ConfigError
+from diptych.convert.comparison import ExportReport
+from diptych.convert.probes import (
+    TEXTS,
+    compare_outputs,
+    compare_pixels,
+    compare_weights,
+    matched,
+    merge_json,
+    pixels_of,
+    read_class,
+)
+from diptych.data.image import Preprocessing
+from diptych.errors import ConfigError
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.weights import reading
 
 ARCHITECTURE = "query_transformer"
 NAME = "hf-blip2-retrieval"
@@ -128,17 +134,7 @@ def load(path: Path) -> QueryTransformer:
 def _read(path: Path) -> Any:
     from transformers import Blip2ForImageTextRetrieval
 
-    kind: Any = Blip2ForImageTextRetrieval
-    with reading(path, NAME):
-        module, about = kind.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    if about["missing_keys"] or about["mismatched_keys"]:
-        raise CheckpointError(
-            f"weights are missing, for example {sorted(about['missing_keys'])[:1]}",
-            where=str(path),
-        )
-    return module.eval()
+    return read_class(Blip2ForImageTextRetrieval, path, NAME)
 
 
 @torch.no_grad()
@@ -148,10 +144,9 @@ def outputs(model: QueryTransformer) -> list[Tensor]:
 
 
 def _inputs(model: QueryTransformer) -> tuple[Tensor, Tensor, Tensor]:
-    arrays = np.stack([model.preprocessing.apply(decode(b)) for b in pictures()])
     tokens = model.text_tokens
     ids, mask = tokens.pad([tokens.ids(t)[0] for t in TEXTS[1:]])
-    return torch.from_numpy(arrays), torch.from_numpy(ids), torch.from_numpy(mask)
+    return pixels_of(model.preprocessing), torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def _own(model: QueryTransformer, pixels: Tensor, ids: Tensor, mask: Tensor) -> list[Tensor]:
@@ -166,38 +161,16 @@ def _own(model: QueryTransformer, pixels: Tensor, ids: Tensor, mask: Tensor) -> 
 @torch.no_grad()
 def compare(model: QueryTransformer, path: Path) -> ExportReport:
     """Hold `model` (float32) against a folder; see `layout.Layout`."""
-    from transformers import AutoImageProcessor
-
     theirs = _read(path)
     report = ExportReport(NAME, type(theirs).__name__)
     pixels, ids, mask = _inputs(model)
-    with reading(path, NAME):
-        processor = AutoImageProcessor.from_pretrained(path)
-    shown = processor(images=pictures_as_pil(), return_tensors="pt")["pixel_values"]
-    if shown.shape != pixels.shape:
-        report.problems.append(
-            f"its processor gives pictures of {list(shown.shape[2:])}, the model reads "
-            f"{list(pixels.shape[2:])}"
-        )
+    if not compare_pixels(report, pixels, path):
         return report
-    report.max_pixel_difference = float((shown - pixels).abs().max())
-    if not report.max_pixel_difference <= PIXEL_TOLERANCE:
-        report.problems.append(f"pixels differ by {report.max_pixel_difference:.3g}")
     inputs = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
     reference = [
         theirs(**inputs, use_image_text_matching_head=False).logits_per_image,
         theirs(**inputs, use_image_text_matching_head=True).logits_per_image,
     ]
-    for own, its in zip(_own(model, pixels, ids, mask), reference, strict=True):
-        report.num_cases += own.numel()
-        tolerance = RELATIVE_TOLERANCE * max(1.0, float(its.abs().max()))
-        report.tolerance = max(report.tolerance, tolerance)
-        gap = float((own - its).abs().max())
-        report.max_logit_difference = max(report.max_logit_difference, gap)
-        if not gap <= tolerance or math.isnan(gap):
-            report.problems.append(f"outputs differ by {gap:.3g}, allowed are {tolerance:.3g}")
-    for own_weight, its_weight in _pairs(model, theirs):
-        if not torch.equal(own_weight.cpu(), its_weight):
-            report.problems.append("a weight is not what was written")
-            break
+    compare_outputs(report, _own(model, pixels, ids, mask), reference)
+    compare_weights(report, _pairs(model, theirs))
     return report
