@@ -9,16 +9,19 @@ Shapes: V pictures, N encoder tokens, C encoder width, H and W pixels.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diptych import parts
 from diptych.config import Config, PartConfig, part_field
-from diptych.data.image import Preprocessing
+from diptych.data.image import Preprocessing, decode, given
+from diptych.data.plain_text import TextTokens
 from diptych.model.adapters import LoraConfig, add_adapters
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
 
@@ -106,6 +109,22 @@ class Model(nn.Module):
     def _features(self, pixel_values: Tensor) -> Tensor:
         return self.vision_encoder(pixel_values)
 
+    def pixels_of(self, images: Iterable[Any]) -> Tensor:
+        """Paths, bytes or PIL pictures, decoded and preprocessed: [V, 3, H, W] on the device.
+
+        Raises:
+            MissingImage, ImageError: a picture cannot be read.
+        """
+        shown = [given(image) for image in images]
+        arrays = [self.preprocessing.apply(decode(i.data or b"", where=i.path)) for i in shown]
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
+
+    def ids_of(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Texts as `text_tokens` reads them: ids and mask int64 [n, T], on the device."""
+        tokens: TextTokens = self.text_tokens  # type: ignore[assignment]
+        ids, mask = tokens.pad([tokens.ids(text)[0] for text in texts])
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
     def train(self, mode: bool = True) -> Self:
         """Training mode for parts that learn; frozen parts stay in evaluation mode.
 
@@ -144,6 +163,13 @@ class Model(nn.Module):
         from diptych.model.checkpoint import save_model
 
         save_model(self, path)
+
+
+def in_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size`, in order."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
 def config_from_dict(values: dict[str, Any], where: str | None = None) -> Any:

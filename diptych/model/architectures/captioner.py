@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.image import decode, given
 from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Image, Sample
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
 from diptych.model.text_mixture import TextMixture, TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -114,14 +112,16 @@ class Captioner(Model):
     @torch.inference_mode()
     def encode_images(self, images: Iterable[Any], *, batch_size: int = 32) -> Tensor:
         """Paths, bytes or PIL pictures -> unit vectors [I, E], on the CPU."""
-        chunks = _cut(list(images), batch_size)
+        chunks = in_chunks(list(images), batch_size)
         return torch.cat([self.project_images(self._encoded(c)).cpu() for c in chunks])
 
     @torch.inference_mode()
     def encode_texts(self, texts: Iterable[str], *, batch_size: int = 128) -> Tensor:
         """Texts -> unit vectors [n, E], on the CPU. What is too long loses its end."""
-        chunks = _cut(list(texts), batch_size)
-        return torch.cat([self.project_texts(self.text.read(*self._ids(c))).cpu() for c in chunks])
+        chunks = in_chunks(list(texts), batch_size)
+        return torch.cat(
+            [self.project_texts(self.text.read(*self.ids_of(c))).cpu() for c in chunks]
+        )
 
     def similarity(self, images: Iterable[Any], texts: Iterable[str]) -> Tensor:
         """Cosines float32 [I, n]."""
@@ -144,10 +144,10 @@ class Captioner(Model):
         """Probability float32 [P] that picture and text of each pair belong together."""
         shown = sorted({i for i, _ in pairs})
         place = {i: n for n, i in enumerate(shown)}
-        features = torch.cat([self._encoded(c) for c in _cut([images[i] for i in shown], 32)])
+        features = torch.cat([self._encoded(c) for c in in_chunks([images[i] for i in shown], 32)])
         found = []
-        for chunk in _cut(list(pairs), batch_size):
-            ids, mask = self._ids([texts[t] for _, t in chunk])
+        for chunk in in_chunks(list(pairs), batch_size):
+            ids, mask = self.ids_of([texts[t] for _, t in chunk])
             rows = torch.tensor([place[i] for i, _ in chunk], device=features.device)
             found.append(self.match(ids, mask, features[rows]).float().softmax(1)[:, 1].cpu())
         return torch.cat(found)
@@ -236,16 +236,6 @@ class Captioner(Model):
             found.update(zip(rows, (t.strip() for t in texts), strict=True))
         return [found[i] for i in range(len(prompts))]
 
-    def _encoded(self, images: Sequence[Any]) -> Tensor:
+    def _encoded(self, images: Iterable[Any]) -> Tensor:
         """Paths, bytes or PIL pictures -> encoder features [I, N, C]."""
-        shown = [given(image) for image in images]
-        arrays = [self.preprocessing.apply(decode(s.data or b"", where=s.path)) for s in shown]
-        return self.encode_pixels(torch.from_numpy(np.stack(arrays)).to(self.device))
-
-    def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids, mask = self.text_tokens.pad([self.text_tokens.ids(t)[0] for t in texts])
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-
-
-def _cut(items: list[Any], size: int) -> Iterable[list[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
+        return self.encode_pixels(self.pixels_of(images))

@@ -10,20 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch
-from diptych.data.image import decode, given
 from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError, ModelError
 from diptych.model import text_encoder as text_encoders
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
 from diptych.model.text_encoder import TextEncoder, TextEncoderConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -172,23 +170,15 @@ class DualEncoder(Model):
         Raises:
             MissingImage, ImageError: a picture cannot be read.
         """
-        apply = self.preprocessing.apply
-        rows = []
-        for chunk in _chunks(images, batch_size):
-            shown = [given(image) for image in chunk]
-            pixels = [apply(decode(s.data or b"", where=s.path)) for s in shown]
-            batch = torch.from_numpy(np.stack(pixels)).to(self.device)
-            rows.append(self.embed_pixels(batch).cpu())
+        chunks = in_chunks(images, batch_size)
+        rows = [self.embed_pixels(self.pixels_of(chunk)).cpu() for chunk in chunks]
         return torch.cat(rows) if rows else torch.zeros(0, 0)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Iterable[str], *, batch_size: int = 256) -> Tensor:
         """Texts -> unit vectors float32 [n, D], on the CPU. What is too long loses its end."""
-        rows = []
-        for chunk in _chunks(texts, batch_size):
-            ids, mask = self.text_tokens.pad([self.text_tokens.ids(t)[0] for t in chunk])
-            inputs = (torch.from_numpy(a).to(self.device) for a in (ids, mask))
-            rows.append(self.embed_ids(*inputs).cpu())
+        chunks = in_chunks(texts, batch_size)
+        rows = [self.embed_ids(*self.ids_of(chunk)).cpu() for chunk in chunks]
         return torch.cat(rows) if rows else torch.zeros(0, 0)
 
     def similarity(self, images: Iterable[Any], texts: Iterable[str]) -> Tensor:
@@ -243,14 +233,3 @@ def _unit(vectors: Tensor) -> Tensor:
 def _as_weights(vectors: Tensor, layer: nn.Module) -> Tensor:
     weight = next(layer.parameters(), None)
     return vectors if weight is None else vectors.to(weight.dtype)
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

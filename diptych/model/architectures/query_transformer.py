@@ -9,18 +9,16 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch
-from diptych.data.image import decode, given
 from diptych.data.plain_text import TextTokens
 from diptych.model import query_former as query_formers
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
 from diptych.model.query_former import QueryFormer, QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -129,11 +127,11 @@ class QueryTransformer(Model):
         former = self.query_former
         ids = mask = None
         if texts is not None:
-            ids, mask = self._ids(list(texts))
+            ids, mask = self.ids_of(list(texts))
         if images is None:
             assert ids is not None and mask is not None, "nothing is given"
             return former.read_text(ids, mask)
-        states = former.image_states(self.encode_pixels(self._pixels(list(images))))
+        states = former.image_states(self.encode_pixels(self.pixels_of(list(images))))
         if ids is None or mask is None:
             return former.read_image(states)
         return former.read_both(ids, mask, states)[:, : former.num_queries]
@@ -142,7 +140,8 @@ class QueryTransformer(Model):
     def encode_images(self, images: Iterable[Any], *, batch_size: int = 32) -> Tensor:
         """Paths, bytes or PIL pictures -> unit vectors of their queries [I, Q, E], on the CPU."""
         rows = [
-            self.project_queries(self.features(images=c)).cpu() for c in _cut(images, batch_size)
+            self.project_queries(self.features(images=c)).cpu()
+            for c in in_chunks(images, batch_size)
         ]
         return torch.cat(rows)
 
@@ -150,7 +149,8 @@ class QueryTransformer(Model):
     def encode_texts(self, texts: Iterable[str], *, batch_size: int = 128) -> Tensor:
         """Texts -> unit vectors [n, E], on the CPU. What is too long loses its end."""
         rows = [
-            self.project_text(self.features(texts=c)[:, 0]).cpu() for c in _cut(texts, batch_size)
+            self.project_text(self.features(texts=c)[:, 0]).cpu()
+            for c in in_chunks(texts, batch_size)
         ]
         return torch.cat(rows)
 
@@ -181,27 +181,13 @@ class QueryTransformer(Model):
         place = {i: n for n, i in enumerate(shown)}
         states = torch.cat(
             [
-                self.query_former.image_states(self.encode_pixels(self._pixels(chunk)))
-                for chunk in _cut([images[i] for i in shown], 32)
+                self.query_former.image_states(self.encode_pixels(self.pixels_of(chunk)))
+                for chunk in in_chunks([images[i] for i in shown], 32)
             ]
         )
         found = []
-        for chunk in _cut(pairs, batch_size):
-            ids, mask = self._ids([texts[t] for _, t in chunk])
+        for chunk in in_chunks(pairs, batch_size):
+            ids, mask = self.ids_of([texts[t] for _, t in chunk])
             rows = torch.tensor([place[i] for i, _ in chunk], device=states.device)
             found.append(self.match(ids, mask, states[rows]).float().softmax(1)[:, 1].cpu())
         return torch.cat(found)
-
-    def _pixels(self, images: list[Any]) -> Tensor:
-        shown = [given(image) for image in images]
-        arrays = [self.preprocessing.apply(decode(s.data or b"", where=s.path)) for s in shown]
-        return torch.from_numpy(np.stack(arrays)).to(self.device)
-
-    def _ids(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        ids, mask = self.text_tokens.pad([self.text_tokens.ids(t)[0] for t in texts])
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-
-
-def _cut(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
-    whole = list(items)
-    return (whole[i : i + size] for i in range(0, len(whole), size))

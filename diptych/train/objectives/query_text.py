@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -20,8 +19,6 @@ from diptych.train.objective import Objective, ObjectiveConfig
 from diptych.train.pair_losses import draw_negatives, soft_loss
 from diptych.train.pairs import numbered, padded
 from diptych.train.ranks import gather_padded, gather_rows, total
-
-log = logging.getLogger(__name__)
 
 
 class Config(ObjectiveConfig):

@@ -31,7 +31,7 @@ def test_reader_and_writer_share_all_but_self_attention(model):
 
 
 def test_text_that_is_written_sees_only_its_past(model, pictures):  # noqa: F811
-    ids, mask = model._ids(TEXTS)
+    ids, mask = model.ids_of(TEXTS)
     features = model._encoded(pictures)
     with torch.no_grad():
         before = model.text.write(ids, mask, features)

@@ -65,8 +65,8 @@ def test_a_batch_gives_what_each_gives_alone(model, pictures):
 
 def test_text_that_is_written_sees_only_its_past(model, pictures):
     former = model.query_former
-    ids, mask = model._ids(TEXTS)
-    states = former.image_states(model.encode_pixels(model._pixels(pictures)))
+    ids, mask = model.ids_of(TEXTS)
+    states = former.image_states(model.encode_pixels(model.pixels_of(pictures)))
     with torch.no_grad():
         before = former.write(ids, mask, states)
         changed = ids.clone()
