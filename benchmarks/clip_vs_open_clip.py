@@ -142,7 +142,7 @@ def child(settings: dict[str, Any]) -> dict[str, Any]:
     from diptych.model.text_encoder import TextEncoderConfig
     from diptych.model.trainable import Learn
     from diptych.model.vision_encoder import VisionEncoderConfig
-    from diptych.train.progress import Progress
+    from diptych.progress import Progress
     from diptych.train.stage import DataConfig, Schedule, Stage
     from diptych.train.trainer import Trainer
 

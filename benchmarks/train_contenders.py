@@ -153,7 +153,7 @@ def _peak_memory() -> dict[str, Any]:
 def run_diptych(work: Path, run: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """One figure per step, as the Trainer writes them to metrics.jsonl."""
     import diptych
-    from diptych.train.progress import Progress
+    from diptych.progress import Progress
     from diptych.train.stage import Stage
     from diptych.train.trainer import Trainer
 

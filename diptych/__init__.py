@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from diptych.embed.store import FeatureStore
     from diptych.model.architectures.vlm import Vlm
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["FeatureStore", "__version__", "load"]
 
 
 def load(name: str | Path) -> Vlm:
@@ -25,4 +26,8 @@ def load(name: str | Path) -> Vlm:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "FeatureStore":  # read on first use: few need it
+        from diptych.embed.store import FeatureStore
+
+        return FeatureStore
     raise AttributeError(f"diptych has no attribute {name!r}; public names: {', '.join(__all__)}")

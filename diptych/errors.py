@@ -222,5 +222,9 @@ class ExportMismatch(DiptychError):
     """The exported model does not compute what the model computes."""
 
 
+class SinkAway(DiptychError):
+    """A place for vectors cannot be reached now and may be later."""
+
+
 class WriterError(DiptychError):
     """The language model behind the chart writer failed."""

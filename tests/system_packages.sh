@@ -1,10 +1,11 @@
 #!/bin/sh
 # System packages that some tests need: a browser for the report, Java for the official caption
-# metrics. Installed only when root on a Debian-like system; without them those tests skip and say so.
+# metrics, a Redis server. Installed only when root on a Debian-like system; without them those tests skip and say so.
 set -eu
 wanted=""
 command -v chromium >/dev/null 2>&1 || wanted="chromium"
 command -v java >/dev/null 2>&1 || wanted="$wanted default-jre-headless"
+command -v redis-server >/dev/null 2>&1 || wanted="$wanted redis-server"
 if [ -z "$wanted" ]; then
     exit 0
 fi

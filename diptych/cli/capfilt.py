@@ -21,7 +21,7 @@ from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.model.checkpoint import load_model, save_model
 from diptych.model.trainable import Learn
-from diptych.train.progress import Progress
+from diptych.progress import Progress
 from diptych.train.stage import DataConfig, Stage
 from diptych.train.trainer import Trainer
 
@@ -105,6 +105,11 @@ def capfilt(
         "settings": settings,
     }
     write_json(out / "capfilt.json", summary)
+    # What the report needs: where the pictures are.
+    write_json(out / "evaluation.json", {"images": index.root})
+    from diptych.report.page import write
+
+    write(out)
     return summary
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from diptych.cli.shell import err, out
 from diptych.errors import ConfigError
-from diptych.train.progress import Progress
+from diptych.progress import Progress
 
 
 def check_data(

@@ -165,7 +165,7 @@ def data_capfilt(
         diptych data capfilt web.jsonl --clean coco.json --model runs/blip-small-0123 --out better
     """
     from diptych.cli.capfilt import capfilt
-    from diptych.train.progress import Progress
+    from diptych.progress import Progress
 
     summary = capfilt(
         noisy, clean, model, output, images=images, clean_images=clean_images, threshold=threshold,

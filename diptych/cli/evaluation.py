@@ -14,7 +14,7 @@ from diptych.errors import ConfigError
 from diptych.eval.benchmarks.questions import Questions
 from diptych.eval.compare import Comparison
 from diptych.eval.result import Result
-from diptych.eval.retriever import Example, retrieve
+from diptych.eval.retriever import Found, retrieve
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
 from diptych.recipe import EvaluationConfig
@@ -28,11 +28,11 @@ def evaluate_data(
     train: Iterator[Sample] | None = None,
     seed: int = 0,
     blind: bool = True,
-) -> tuple[Result, list[Example]]:
+) -> tuple[Result, Found | None]:
     """Ask a model every question of a data set, or let it search there.
 
     Returns:
-        The result, and for retrieval some queries with what they found.
+        The result, and for retrieval what else there is to be seen.
 
     Raises:
         ConfigError: the model cannot be measured so.
@@ -85,7 +85,7 @@ def evaluate_data(
         blind=blind and answers,
         batch_size=config.batch_size,
     )
-    return result, []
+    return result, None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import typer
 
 from diptych import __version__
 from diptych.cli.data_commands import data_app
+from diptych.cli.embed_commands import embed
 from diptych.cli.shell import (
     Debug,
     Format,
@@ -114,8 +115,8 @@ def train(
     """
     from diptych.cli.run import run_folder, run_recipe
     from diptych.cli.summary import show_summary
+    from diptych.progress import Progress
     from diptych.recipe import load
-    from diptych.train.progress import Progress
 
     chosen = load(recipe).override(set or []).located(Path.cwd())
     folder = run or run_folder(chosen, runs)
@@ -355,6 +356,9 @@ def doctor(json: Json = False, debug: Debug = False) -> dict[str, Any]:
     if not json:
         out.print(findings_table(found))
     return found
+
+
+app.command("embed")(embed)
 
 
 def run() -> None:

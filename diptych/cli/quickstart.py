@@ -13,7 +13,7 @@ from diptych.cli.shell import err
 from diptych.data.index import Index
 from diptych.errors import DataError
 from diptych.families import quickstart as family
-from diptych.train.progress import Progress
+from diptych.progress import Progress
 from diptych.train.stage import DataConfig
 
 NUM_CHARTS = 11_000

@@ -28,16 +28,17 @@ import diptych
 from diptych.cli.evaluation import evaluate_data, measure_text, summarize, write_json
 from diptych.data.index import Index
 from diptych.data.sample import Sample
+from diptych.eval import embedding_map
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
+from diptych.machine import memory_bytes
 from diptych.model.architecture import ArchitectureConfig, Model, build
 from diptych.model.checkpoint import load_model, save_model
 from diptych.model.language_model import TRAINED_ON_DATA
+from diptych.progress import Progress
 from diptych.recipe import Recipe, chained
 from diptych.recipe import load as load_recipe
 from diptych.train.feed import open_index
-from diptych.train.journal import memory_bytes
-from diptych.train.progress import Progress
 from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ class _Measured:
             return
         assert self.config is not None
         with self.phases(f"evaluate {name}"):
-            result, examples = evaluate_data(
+            result, found = evaluate_data(
                 model,
                 self.config,
                 self.run / "data",
@@ -227,9 +228,14 @@ class _Measured:
             )
             ability = measure_text(model, self.config.choices)
             result = replace(result, text=ability)
-        if examples:
-            shown = {"examples": [asdict(e) for e in examples]}
+        if found is not None:
+            shown = {"examples": [asdict(e) for e in found.examples]}
             write_json(self.run / f"retrieval_{name}.json", shown)
+            if embedding_map.available():
+                drawn = embedding_map.draw(found.vectors, seed=self.recipe.seed)
+                write_json(self.run / f"map_{name}.json", drawn)
+            else:
+                log.info("no map of the shared space: pip install 'diptych[maps]'")
         result.save(folder)
         self.results[name] = result
 

@@ -31,7 +31,82 @@ from diptych.model.architectures.captioner import Captioner, CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig, share
 from diptych.model.vision_encoder import VisionEncoderConfig
 
+Pairs = list[tuple[Tensor, Tensor]]
 _NOT_TEXT = ("transformers_version", "dtype", "architectures", "model_type", "label_smoothing")
+
+
+def written_as(kind: Any, model: Any, dim: int, pairs: Callable[[Any], Pairs]) -> Any:
+    """A class of the ecosystem, float32, with the weights of `model`.
+
+    Raises:
+        ConfigError: the class cannot hold this image encoder.
+    """
+    encoder = model.vision_encoder
+    if encoder.hf_config.model_type != "blip_vision_model" or encoder.num_prefix != 1:
+        raise ConfigError(
+            "the layout holds a blip_vision_model with its class token, this model has a "
+            f"{encoder.hf_config.model_type}",
+            where="model.vision_encoder",
+            fix="compose with a blip_vision_model and features: full, or keep the folder",
+        )
+    config = kind.config_class(
+        vision_config=encoder.hf_config.to_dict(),
+        text_config=model.text.hf_config.to_dict(),
+        image_text_hidden_size=dim,
+        projection_dim=dim,
+    )
+    theirs = kind(config).float().eval()
+    with torch.no_grad():
+        for own, its in pairs(theirs):
+            its.copy_(own)
+    return theirs
+
+
+def save_as_blip(theirs: Any, model: Any, out: Path) -> None:
+    """Weights, tokenizer and preprocessing in a folder."""
+    theirs.to(getattr(torch, model.config.text.dtype)).save_pretrained(out)
+    model.tokenizer.save_pretrained(out)
+    merge_json(out / "tokenizer_config.json", {"model_max_length": model.text.context_tokens})
+    merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf("clip"))
+
+
+def parts_of(theirs: Any, path: Path) -> dict[str, Any]:
+    """`vision_encoder` and `text` of a config, as a folder in a BLIP layout describes them."""
+    text = theirs.config.text_config.to_dict()
+    values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+    tokens = path / "tokenizer_config.json"
+    known = json.loads(tokens.read_text(encoding="utf-8")) if tokens.is_file() else {}
+    longest = min(
+        int(known.get("model_max_length") or 64), int(text["max_position_embeddings"]), 64
+    )
+    return {
+        "vision_encoder": VisionEncoderConfig(
+            config={**theirs.config.vision_config.to_dict(), "model_type": "blip_vision_model"},
+            features="full",
+            image=Preprocessing.from_hf(values),
+        ),
+        "text": TextMixtureConfig(
+            config={k: v for k, v in text.items() if k not in _NOT_TEXT},
+            tokenizer=str(path),
+            max_tokens=longest,
+            dropout=float(text.get("hidden_dropout_prob", 0.0)),
+        ),
+    }
+
+
+def check_start(model: Any, theirs: Any, path: Path) -> None:
+    """The tokenizer's start of what is written must be the class's.
+
+    Raises:
+        CheckpointError: it is another id.
+    """
+    start = theirs.config.text_config.bos_token_id
+    if model.text.decoder_start != start:
+        raise CheckpointError(
+            f"the tokenizer's [DEC] is {model.text.decoder_start}, the model starts to write with "
+            f"{start}",
+            where=str(path),
+        )
 
 
 @dataclass(frozen=True)
@@ -51,36 +126,16 @@ class BlipLayout:
 
     def export(self, model: Captioner, out: Path) -> ExportReport:
         """Write `model` to the empty folder `out` and compare; see `layout.Layout`."""
-        encoder = model.vision_encoder
-        if encoder.hf_config.model_type != "blip_vision_model" or encoder.num_prefix != 1:
-            raise ConfigError(
-                "the layout holds a blip_vision_model with its class token, this model has a "
-                f"{encoder.hf_config.model_type}",
-                where="model.vision_encoder",
-                fix="compose with a blip_vision_model and features: full, or keep the folder",
-            )
-        kind = self.find_class()
-        config = kind.config_class(
-            vision_config=encoder.hf_config.to_dict(),
-            text_config=model.text.hf_config.to_dict(),
-            image_text_hidden_size=model.config.dim,
-            projection_dim=model.config.dim,
+        theirs = written_as(
+            self.find_class(), model, model.config.dim, lambda its: self._pairs(model, its)
         )
-        theirs = kind(config).float().eval()
-        with torch.no_grad():
-            for own, its in self._pairs(model, theirs):
-                its.copy_(own)
-        theirs.to(getattr(torch, model.config.text.dtype)).save_pretrained(out)
-        model.tokenizer.save_pretrained(out)
-        length = {"model_max_length": model.text.context_tokens}
-        merge_json(out / "tokenizer_config.json", length)
-        merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf("clip"))
+        save_as_blip(theirs, model, out)
         report = self.compare(model, out)
         lost = "reader and heads" if self.writes else "writer and temperature"
         report.notes.append(f"the class has no place for the {lost}; keep the Diptych folder too")
         return report
 
-    def _pairs(self, model: Captioner, theirs: Any) -> list[tuple[Tensor, Tensor]]:
+    def _pairs(self, model: Captioner, theirs: Any) -> Pairs:
         """Every tensor of `theirs` with the one of `model` that it is."""
         found = matched(model.vision_encoder.module, theirs.vision_model)
         if self.writes:
@@ -99,29 +154,10 @@ class BlipLayout:
         self-attention, or the other way round; heads are new.
         """
         theirs = read_class(self.find_class(), path, self.name)
-        text = theirs.config.text_config.to_dict()
-        values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
-        config = CaptionerConfig(
-            vision_encoder=VisionEncoderConfig(
-                config={**theirs.config.vision_config.to_dict(), "model_type": "blip_vision_model"},
-                features="full",
-                image=Preprocessing.from_hf(values),
-            ),
-            text=TextMixtureConfig(
-                config={k: v for k, v in text.items() if k not in _NOT_TEXT},
-                tokenizer=str(path),
-                max_tokens=min(int(text["max_position_embeddings"]), 64),
-                dropout=float(text.get("hidden_dropout_prob", 0.0)),
-            ),
-            dim=theirs.config.image_text_hidden_size,
-        )
-        model = config.compose().eval()
-        if self.writes and model.text.decoder_start != text["bos_token_id"]:
-            raise CheckpointError(
-                f"the tokenizer's [DEC] is {model.text.decoder_start}, the model starts captions "
-                f"with {text['bos_token_id']}",
-                where=str(path),
-            )
+        dim = theirs.config.image_text_hidden_size
+        model = CaptionerConfig(**parts_of(theirs, path), dim=dim).compose().eval()
+        if self.writes:
+            check_start(model, theirs, path)
         mixture = model.text
         with torch.no_grad():
             for own, its in self._pairs(model, theirs):

@@ -58,7 +58,7 @@ class Layout(Protocol):
         ...
 
 
-_PICKLED = ("lavis_blip", "lavis-blip")
+_PICKLED = ("lavis_blip", "lavis-blip", "lavis_blip2", "lavis-blip2")
 """Layouts whose weights are pickles, which only `weights.read_tensors` opens."""
 
 

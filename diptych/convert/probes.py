@@ -129,6 +129,14 @@ def pictures_as_pil() -> list[Any]:
     return [Pillow.open(io.BytesIO(b)) for b in pictures()]
 
 
+def plain_config(hf_config: Any) -> dict[str, Any]:
+    """A Hugging Face config as the data that makes one: its type and what it changes."""
+    values = json.loads(hf_config.to_json_string(use_diff=True))
+    dropped = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
+    kept = {k: v for k, v in values.items() if k not in dropped}
+    return {"model_type": hf_config.model_type, **kept}
+
+
 def merge_json(path: Path, values: dict[str, Any]) -> None:
     """Set keys of a JSON file that may not be there yet."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -113,6 +113,7 @@ class Batch:
                 for name in (
                     *("input_ids", "position_ids", "segment_ids", "prefix_ids"),
                     *("pixel_values", "features", "image_keys", "texts", "sample_ids"),
+                    *("encoder_ids", "encoder_mask"),
                 )
             },
         )

@@ -19,7 +19,6 @@ from diptych.data.batch import Batch
 from diptych.data.chat import ChatEncoder, Encoded, Fate, truncate
 from diptych.data.image import Preprocessing, decode
 from diptych.data.packing import Group, Row, pack
-from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Image, Sample
 from diptych.errors import DiptychError, ModelError, SampleTooLong
 
@@ -343,62 +342,6 @@ class TokenCollator:
         )
         attach(batch, arrays, self.pictures.features is not None)
         return batch
-
-
-@dataclass
-class PairCollator:
-    """Image and text pairs for `contrastive`: one picture and one text a sample.
-
-    The text is the assistant's (a caption); samples without exactly one picture are rejected.
-
-    Args:
-        texts: turns texts into ids for the model's own text encoder; None leaves them as text.
-    """
-
-    pictures: Pictures
-    texts: TextTokens | None = None
-
-    def __call__(self, items: Sequence[Item]) -> Prepared:
-        prepared = Prepared()
-        keys, arrays, errors = self.pictures.load(items)
-        image_keys, texts, sample_ids = [], [], []
-        rows: list[list[int]] = []
-        for number, item in enumerate(items):
-            error = errors.get(number)
-            if error is None and (len(keys[number]) != 1 or not item.sample.answer.strip()):
-                error = ModelError(
-                    f"a pair needs one picture and one text, this sample has {len(keys[number])} "
-                    f"pictures and {len(item.sample.answer)} characters",
-                    where=item.sample.source,
-                )
-            text = item.sample.answer.strip()
-            if error is None and self.texts is not None:
-                try:
-                    ids, cut = self.texts.ids(text)
-                except ModelError as caught:
-                    error = caught
-                else:
-                    rows.append(ids)
-                    if cut:
-                        prepared.truncated.append((item.sample.id, cut))
-            if error is not None:
-                prepared.rejected.append((item.sample.id, error.to_dict()))
-                continue
-            image_keys.append(keys[number][0])
-            texts.append(text)
-            sample_ids.append(item.sample.id)
-        prepared.used = sample_ids
-        if sample_ids:
-            none = torch.zeros(0, dtype=torch.int64)
-            tokens, mask = self.texts.pad(rows) if self.texts else _pad([()] * len(sample_ids))
-            zeros = torch.zeros(tokens.shape, dtype=torch.int64)
-            batch = Batch(
-                torch.from_numpy(tokens), zeros, torch.from_numpy(mask), zeros, none, none, none,
-                image_keys=tuple(image_keys), texts=tuple(texts), sample_ids=tuple(sample_ids),
-            )  # fmt: skip
-            attach(batch, arrays, self.pictures.features is not None)
-            prepared.batches.append(batch)
-        return prepared
 
 
 def split_answer(encoded: Encoded) -> tuple[list[int], list[int]]:

@@ -93,6 +93,11 @@ class Sample:
                 return turn.text
         return ""
 
+    @property
+    def question(self) -> str:
+        """What the user says, all turns of it."""
+        return " ".join(t.text.strip() for t in self.turns if t.role == "user").strip()
+
     def without_answer(self) -> Sample:
         """The same sample cut before its last assistant turn: what a model is asked."""
         turns = self.turns

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError, DataError
+from diptych.eval.embedding_map import Vectors
 from diptych.eval.interval import mean, score_interval
 from diptych.eval.result import KindScore, Record, Result, Score
 from diptych.eval.retrieval import Ranks, ranks
@@ -60,6 +61,14 @@ class Example:
     rank: int
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a retrieval shows beside its figures: some queries, and what was compared."""
+
+    examples: tuple[Example, ...]
+    vectors: Vectors
+
+
 def retrieve(
     model: Embeds,
     samples: Iterable[Sample],
@@ -70,7 +79,7 @@ def retrieve(
     limit: int | None = None,
     rerank: int | None = None,
     num_examples: int = 24,
-) -> tuple[Result, list[Example]]:
+) -> tuple[Result, Found]:
     """Recall at 1, 5 and 10, both ways, over all pictures and texts of a data set.
 
     A picture may have several samples, one a text; each is right for it. A text that stands at two
@@ -172,13 +181,13 @@ def retrieve(
         records=records,
     )
     chosen = torch.Generator().manual_seed(seed)
-    examples = [
+    examples = (
         *_examples(IMAGE_TO_TEXT, of_images, belongs, found.text_of_image, paths, texts,
                    num_examples, chosen),
         *_examples(TEXT_TO_IMAGE, of_texts.T, belongs.T, found.image_of_text, texts, paths,
                    num_examples, chosen),
-    ]  # fmt: skip
-    return result, examples
+    )  # fmt: skip
+    return result, Found(examples, Vectors(pictures, written, owners, paths, texts))
 
 
 def _reranked(

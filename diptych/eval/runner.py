@@ -18,7 +18,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from diptych.data.sample import Image, Sample
-from diptych.errors import DataError, DuplicateId, Interrupted, MissingImage, ModelError
+from diptych.errors import (
+    DataError,
+    DuplicateId,
+    EmptyConversation,
+    Interrupted,
+    MissingImage,
+    ModelError,
+)
 from diptych.eval.benchmark import Benchmark
 from diptych.eval.interval import mean, score_interval
 from diptych.eval.metrics.exact import normalize
@@ -196,6 +203,8 @@ def _run_batch(
         elif isinstance(blind_output := blind_outputs.get(sample.id), str):
             record.blind_output = blind_output
             record.blind_score = benchmark.score(blind_output, sample)
+        elif isinstance(blind_output, EmptyConversation):
+            pass  # a caption without a prompt: with the picture withheld nothing is asked
         elif blind_output is not None:
             record.blind_error = f"{type(blind_output).__name__}: {blind_output}"
             logger.warning("no blind score for sample '%s': %s", sample.id, record.blind_error)

@@ -63,27 +63,73 @@ def blip2_small_stage1() -> Recipe:
         model=QueryTransformerConfig(
             vision_encoder=VisionEncoderConfig(weights=f"{CHAINED}clip-small"),
             query_former=QueryFormerConfig(
-                weights="sentence-transformers/all-MiniLM-L6-v2", num_queries=8
+                weights="sentence-transformers/all-MiniLM-L6-v2",
+                num_queries=8,
+                max_tokens=20,
+                dropout=0.0,
             ),
             dim=256,
         ),
-        stages=(_stage1("pictures", num_epochs=4, global_batch_size=64, learning_rate=3e-4),),
+        stages=(_stage1("pictures", num_epochs=2, global_batch_size=64, learning_rate=3e-4),),
         evaluation=EvaluationConfig(data=DataConfig(path="pictures/test.jsonl"), how="retrieval"),
     )
 
 
 def blip2_small() -> Recipe:
-    """Both stages on the picture corpus: clip-small's encoder, SmolLM2-135M, all frozen."""
+    """Both stages on the picture corpus, in front of a small language model that speaks first.
+
+    The language model learns the corpus's wording without any picture and is frozen from then on,
+    as a large one would be; encoder and queries come from clip-small and blip2-small-stage1.
+    """
     model = VlmConfig(
         vision_encoder=VisionEncoderConfig(weights=f"{CHAINED}clip-small"),
         connector=QFormerConfig(weights=f"{CHAINED}blip2-small-stage1", num_queries=8),
         language_model=LanguageModelConfig(
-            weights="HuggingFaceTB/SmolLM2-135M-Instruct", template="plain", dtype="bfloat16"
+            config={
+                "model_type": "llama",
+                "hidden_size": 256,
+                "intermediate_size": 768,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 128,
+                "vocab_size": 4096,
+                "tie_word_embeddings": True,
+            },
+            tokenizer="data",
+            template="plain",
         ),
     )
-    stage = _stage2("pictures", num_epochs=1, global_batch_size=32, learning_rate=3e-4)
+    small = {"global_batch_size": 64, "learning_rate": 1e-3}
+    speak = _stage2(
+        "pictures",
+        name="speak",
+        data=(DataConfig(path="pictures/train.jsonl", pictures="withheld"),),
+        learn={"language_model": Learn()},
+        num_epochs=6,
+        **small,
+    )
+    generate = _stage2("pictures", num_epochs=2, **small)
     return Recipe(
-        name="blip2-small", model=model, stages=(stage,), evaluation=_captions("pictures")
+        name="blip2-small",
+        model=model,
+        stages=(speak, generate),
+        evaluation=_captions("pictures"),
+    )
+
+
+def blip2_smollm() -> Recipe:
+    """Both stages on the picture corpus in front of a frozen SmolLM2-135M, which needs patience."""
+    recipe = blip2_small()
+    language_model = LanguageModelConfig(
+        weights="HuggingFaceTB/SmolLM2-135M-Instruct", template="plain", dtype="bfloat16"
+    )
+    stage = _stage2("pictures", num_epochs=4, global_batch_size=32, learning_rate=3e-4)
+    return recipe.model_copy(
+        update={
+            "name": "blip2-smollm",
+            "model": recipe.model.model_copy(update={"language_model": language_model}),
+            "stages": (stage,),
+        }
     )
 
 

@@ -22,6 +22,7 @@ from diptych import parts
 from diptych.config import Config, PartConfig, part_field
 from diptych.data.image import Preprocessing, decode, given
 from diptych.data.plain_text import TextTokens
+from diptych.errors import ConfigError
 from diptych.model.adapters import LoraConfig, add_adapters
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
 
@@ -61,6 +62,7 @@ class Model(nn.Module):
         config: what it is composed of; grows by adapters.
         card_tag, card_usage: of the model card: pipeline tag, and a few lines of Python.
         tokens_per_image: language-model tokens of one picture, where pictures become such.
+        represents: what it has vectors of: image, text, multimodal.
     """
 
     config: Any
@@ -68,6 +70,7 @@ class Model(nn.Module):
     card_tag: ClassVar[str]
     card_usage: ClassVar[str]
     tokens_per_image: int | None = None
+    represents: ClassVar[tuple[str, ...]] = ()
 
     @property
     def tokenizer(self) -> Any:
@@ -108,6 +111,46 @@ class Model(nn.Module):
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         return self.vision_encoder(pixel_values)
+
+    def representing(self, what: str) -> Any:
+        """A collator that prepares samples for `represent`."""
+        from diptych.data.collate import Pictures
+        from diptych.data.collate_pairs import PairCollator
+
+        needs = {"image": ("image",), "text": ("text",)}.get(what, ("image", "text"))
+        tokens: Any = self.text_tokens  # type: ignore[attr-defined]
+        return PairCollator(
+            Pictures(self.preprocessing),
+            tokens,
+            needs=needs,
+        )
+
+    def represent(
+        self, what: str, batch: Any, *, space: str, layer: int = -1
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the model makes of a batch of samples.
+
+        Args:
+            what: one of `represents`.
+            space: `shared`, for vectors [n, D] (or several a picture [n, K, D]) that are compared;
+                `states`, for token states [n, K, D] before any projection.
+            layer: hidden state of a language model.
+
+        Returns:
+            The states, and which of K are real (int64 [n, K]; None when all are).
+
+        Raises:
+            ConfigError: there is no such space.
+        """
+        raise NotImplementedError(f"{type(self).__name__} represents nothing")
+
+    def _needs_states(self, what: str, space: str) -> None:
+        if space == "shared":
+            raise ConfigError(
+                f"{what} of a {self.config.name} lies in no shared space",
+                where="space",
+                fix="use states",
+            )
 
     def pixels_of(self, images: Iterable[Any]) -> Tensor:
         """Paths, bytes or PIL pictures, decoded and preprocessed: [V, 3, H, W] on the device.
@@ -151,7 +194,7 @@ class Model(nn.Module):
             inner = getattr(self.config, name)
             if isinstance(inner, Config) and hasattr(inner, "weights"):
                 part: Any = self.part(name)
-                own: Any = part.config if name == "vision_encoder" else inner
+                own: Any = getattr(part, "config", inner)  # as settled by its weights
                 update: dict[str, Any] = {"weights": None, "config": _written(part.hf_config)}
                 if hasattr(inner, "tokenizer"):
                     update["tokenizer"] = "."

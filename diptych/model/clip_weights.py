@@ -59,5 +59,8 @@ def _text(module: Any) -> None:
             nn.init.zeros_(part.bias)
         nn.init.normal_(attention.out_proj.weight, std=width**-0.5 * deep)
         nn.init.zeros_(attention.out_proj.bias)
+        # The biases of these stay at PyTorch's defaults.
+        layer.mlp.fc1.reset_parameters()
+        layer.mlp.fc2.reset_parameters()
         nn.init.normal_(layer.mlp.fc1.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(layer.mlp.fc2.weight, std=width**-0.5 * deep)

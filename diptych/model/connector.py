@@ -36,6 +36,9 @@ class ConnectorConfig(PartConfig):
 class Connector(nn.Module):
     """features [B, N, C] and their grid -> tokens [B, K, D]."""
 
+    def start_at(self, deviation: float) -> None:
+        """Told once, when newly composed, how large the language model's embeddings are."""
+
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         raise NotImplementedError
 

@@ -8,11 +8,13 @@ Shapes: B pictures, N image tokens, C their width, Q queries, T text tokens, D w
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diptych.config import Config
@@ -30,13 +32,16 @@ class QueryFormerConfig(Config):
     """Queries, layers and tokenizer."""
 
     weights: str | None = None
-    """Local folder or hub name of a BERT whose weights it starts from (MiniLM, bert-base-uncased);
-    cross-attention and queries are new; null builds from `config`."""
+    """Local folder or hub name of a BERT whose weights it starts from (MiniLM, bert-base-uncased),
+    where cross-attention and queries are new; or a folder of transformers' Blip2QFormerModel, which
+    has no word embeddings; null builds from `config`."""
     config: dict[str, Any] | None = None
     """Sizes of a Blip2QFormerConfig for layers that learn from scratch."""
     tokenizer: str | None = None
     """Local folder or hub name of the tokenizer; null takes the one beside the weights; `data`
     trains a small one on the run's training data, with `vocab_size` of `config` tokens."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Only the first so many layers of the weights, for a smaller model; null takes all."""
     num_queries: int = Field(default=32, ge=1)
     """Learned queries: the tokens that a picture becomes."""
     cross_attention_every: int = Field(default=2, ge=1)
@@ -199,6 +204,8 @@ def build(config: QueryFormerConfig, image_dim: int) -> QueryFormer:
             raise ConfigError(
                 f"the config is not valid: {error}", where=f"{WHERE}.config"
             ) from None
+    if is_qformer(config.weights):
+        return _with_qformer(config, tokenizer, image_dim)
     folder = locate(config.weights)
     with reading(folder, f"{WHERE}.weights"):
         bert = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -211,9 +218,74 @@ def build(config: QueryFormerConfig, image_dim: int) -> QueryFormer:
         *("hidden_act", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
     )
     sizes = {name: getattr(bert, name) for name in names}
+    if config.num_layers is not None:
+        sizes["num_hidden_layers"] = min(config.num_layers, bert.num_hidden_layers)
     hf_config = Blip2QFormerConfig(**sizes, **shared, vocab_size=len(tokenizer))
     former = QueryFormer(config, hf_config, tokenizer, image_dim)
     _start_from(former, folder)
+    return former
+
+
+QUERIES = "queries.safetensors"
+"""Beside a Blip2QFormerModel that Diptych wrote: the queries and the norm of image features, which
+that class has no place for."""
+
+
+def is_qformer(source: str) -> bool:
+    """Whether that is a folder of transformers' Blip2QFormerModel."""
+    file = Path(source).expanduser() / "config.json"
+    if not file.is_file():
+        return False
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(values, dict) and values.get("model_type") == "blip_2_qformer"
+
+
+def read_qformer(source: str, where: str) -> tuple[Any, dict[str, Tensor] | None]:
+    """The Blip2QFormerModel of a folder, and what `QUERIES` holds, where it is there.
+
+    Raises:
+        CheckpointError, UnsafeFile: it cannot be read.
+    """
+    from transformers import Blip2QFormerModel
+
+    folder = locate(source)
+    module = load_pretrained(Blip2QFormerModel, folder, where, torch.float32)
+    file = folder / QUERIES
+    return module, load_file(file) if file.is_file() else None
+
+
+@torch.no_grad()
+def take_queries(owner: Any, found: dict[str, Tensor]) -> None:
+    """Copy queries and the norm of image features into a query former or a connector."""
+    owner.queries.copy_(found["queries"])
+    owner.image_norm.weight.copy_(found["image_norm.weight"])
+    owner.image_norm.bias.copy_(found["image_norm.bias"])
+
+
+def _with_qformer(config: QueryFormerConfig, tokenizer: Any, image_dim: int) -> QueryFormer:
+    """A query former with the layers of a Blip2QFormerModel."""
+    where = f"{WHERE}.weights"
+    module, queries = read_qformer(str(config.weights), where)
+    hf_config = module.config
+    num_queries = config.num_queries if queries is None else len(queries["queries"])
+    if (hf_config.encoder_hidden_size, num_queries) != (image_dim, config.num_queries):
+        raise ConfigError(
+            f"the weights are for {hf_config.encoder_hidden_size} image features and {num_queries} "
+            f"queries, the model has {image_dim} and {config.num_queries}",
+            where=where,
+        )
+    if not hf_config.use_qformer_text_input:
+        raise ConfigError(
+            "these layers know queries only (use_qformer_text_input is false), and here they "
+            "read texts, too",
+            where=where,
+            fix="use them as model.connector.weights, or start from a BERT",
+        )
+    sizes = {**hf_config.to_dict(), "vocab_size": max(len(tokenizer), hf_config.vocab_size)}
+    former = QueryFormer(config, type(hf_config).from_dict(sizes), tokenizer, image_dim)
+    former.module.load_state_dict(module.state_dict())
+    if queries is not None:
+        take_queries(former, queries)
     return former
 
 
@@ -245,7 +317,7 @@ def _start_from(former: QueryFormer, folder: Path) -> None:
     sentence = bert.embeddings.token_type_embeddings.weight[0]
     former.embeddings.position_embeddings.weight.copy_(positions + sentence)
     former.module.layernorm.load_state_dict(bert.embeddings.LayerNorm.state_dict())
-    for own, its in zip(former.module.encoder.layer, bert.encoder.layer, strict=True):
+    for own, its in zip(former.module.encoder.layer, bert.encoder.layer, strict=False):
         own.attention.attention.query.load_state_dict(its.attention.self.query.state_dict())
         own.attention.attention.key.load_state_dict(its.attention.self.key.state_dict())
         own.attention.attention.value.load_state_dict(its.attention.self.value.state_dict())

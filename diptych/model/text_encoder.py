@@ -74,8 +74,16 @@ class TextEncoder(nn.Module):
         """What turns texts into this encoder's ids."""
         return TextTokens(self.tokenizer, self.context_tokens, self.config.pad_to_max)
 
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Ids and mask int64 [n, T] -> last hidden states [n, T, D]."""
+        return self._run(ids, mask).last_hidden_state
+
+    def _run(self, ids: Tensor, mask: Tensor) -> Any:
+        seen = None if self.config.pad_to_max else mask
+        return self.module(input_ids=ids, attention_mask=seen)
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        output = self.module(input_ids=ids, attention_mask=None if self.config.pad_to_max else mask)
+        output = self._run(ids, mask)
         pool = self.config.pool
         if pool == "model":
             pooled = output.pooler_output

@@ -20,7 +20,7 @@ from diptych.data.plain_text import TextTokens
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.language_model import load_tokenizer
 from diptych.model.query_former import DEC, with_marks
-from diptych.model.weights import load_pretrained, locate, reading
+from diptych.model.weights import is_model_folder, load_pretrained, locate, reading
 
 WHERE = "model.text"
 ENC = "[ENC]"
@@ -31,13 +31,16 @@ class TextMixtureConfig(Config):
     """Layers and tokenizer."""
 
     weights: str | None = None
-    """Local folder or hub name of a BERT whose weights it starts from; cross-attention is new; null
-    builds from `config`."""
+    """Local folder or hub name of a BERT whose weights it starts from, where cross-attention is
+    new; model or run folder of a captioner, or `recipe:NAME`, which is run first; null builds
+    from `config`."""
     config: dict[str, Any] | None = None
     """Sizes of a BlipTextConfig for layers that learn from scratch."""
     tokenizer: str | None = None
     """Local folder or hub name of the tokenizer; null takes the one beside the weights; `data`
     trains a small one on the run's training data, with `vocab_size` of `config` tokens."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """Only the first so many layers of the weights, for a smaller model; null takes all."""
     max_tokens: int = Field(default=30, ge=4)
     """Longest text, start and end tokens included."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -139,6 +142,8 @@ def build(config: TextMixtureConfig, image_dim: int) -> TextMixture:
     """
     from transformers import AutoConfig, BlipTextConfig
 
+    if config.weights is not None and is_model_folder(config.weights):
+        return _of_captioner(config, image_dim)
     tokenizer = with_marks(load_tokenizer(config.tokenizer or config.weights, WHERE))
     if ENC not in tokenizer.get_vocab():
         tokenizer.add_tokens([ENC], special_tokens=True)
@@ -179,11 +184,39 @@ def build(config: TextMixtureConfig, image_dim: int) -> TextMixture:
         *("hidden_act", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
     )
     sizes = {name: getattr(bert, name) for name in names}
+    if config.num_layers is not None:
+        sizes["num_hidden_layers"] = min(config.num_layers, bert.num_hidden_layers)
     mixture = TextMixture(
         config, BlipTextConfig(**sizes, **shared, vocab_size=len(tokenizer)), tokenizer
     )
     _start_from(mixture, folder)
     return mixture
+
+
+def _of_captioner(config: TextMixtureConfig, image_dim: int) -> TextMixture:
+    """The text part of a captioner.
+
+    Raises:
+        ConfigError: another kind of model, or one for another image encoder.
+    """
+    from diptych.model.checkpoint import load_model
+
+    where = f"{WHERE}.weights"
+    owner: Any = load_model(str(config.weights))
+    if owner.config.name != "captioner":
+        raise ConfigError(
+            f"'{config.weights}' holds a {owner.config.name}, not a captioner",
+            where=where,
+            fix="name the run of a BLIP pretraining, or a BERT",
+        )
+    found = owner.text.hf_config.encoder_hidden_size
+    if found != image_dim:
+        raise ConfigError(
+            f"the model has {image_dim} image features, the captioner {found}",
+            where=where,
+            fix="use its image encoder, too",
+        )
+    return owner.text
 
 
 @torch.no_grad()
@@ -203,6 +236,6 @@ def _start_from(mixture: TextMixture, folder: Path) -> None:
     own.position_embeddings.weight.copy_(bert.embeddings.position_embeddings.weight + sentence)
     own.LayerNorm.load_state_dict(bert.embeddings.LayerNorm.state_dict())
     for model in (mixture.reader, mixture.writer.bert):
-        for layer, its in zip(model.encoder.layer, bert.encoder.layer, strict=True):
+        for layer, its in zip(model.encoder.layer, bert.encoder.layer, strict=False):
             for name in ("attention", "intermediate", "output"):
                 getattr(layer, name).load_state_dict(getattr(its, name).state_dict())

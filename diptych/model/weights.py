@@ -201,6 +201,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def is_model_folder(source: str) -> bool:
+    """Whether that is a folder that Diptych wrote: a model, or a run with one."""
+    for place in (Path(source).expanduser() / "model", Path(source).expanduser()):
+        file = place / "config.json"
+        if file.is_file():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return isinstance(values, dict) and isinstance(values.get("vision_encoder"), dict)
+    return False
+
+
 def locate(name: str, *, pickles: bool = False) -> Path:
     """A local folder with the weights called `name`.
 

@@ -20,6 +20,8 @@ from diptych.data.collate import Collator, Item, Prepared
 from diptych.data.index import Index
 from diptych.data.measure import TokenCounter
 from diptych.data.mixture import Mixture
+from diptych.data.sample import Image, Sample
+from diptych.errors import ModelError
 from diptych.train.stage import DataConfig, Stage
 
 
@@ -91,7 +93,7 @@ def _start_worker(_: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def open_index(config: DataConfig, stage: Stage, folder: Path, model: Any) -> Index:
+def open_index(config: DataConfig, stage: Stage, folder: Path, model: Any) -> Any:
     """A data set of a stage, read and checked once, reused when nothing changed.
 
     Samples longer than the context are found here, before training, unless the stage
@@ -100,7 +102,7 @@ def open_index(config: DataConfig, stage: Stage, folder: Path, model: Any) -> In
     counts = stage.long_samples == "reject" and stage.objective.name == "next_token"
     counter = TokenCounter(model.chat_encoder) if counts else None
     context = min(stage.context_tokens or model.context_tokens, model.context_tokens)
-    return Index.build(
+    index = Index.build(
         config.path,
         folder,
         format=config.format,
@@ -110,6 +112,26 @@ def open_index(config: DataConfig, stage: Stage, folder: Path, model: Any) -> In
         measure_key=counter.key() if counter else None,
         context=context if counter else None,
     )
+    return index if config.pictures == "shown" else Withheld(index)
+
+
+class Withheld(Sequence[Sample]):
+    """The samples of an index without their pictures."""
+
+    def __init__(self, index: Index):
+        self.source = index
+        self.ledger = index.ledger
+        self.root = index.root
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.source[int(number)].without_images()
+
+    def image_bytes(self, image: Image) -> bytes:
+        """There are none to read."""
+        raise ModelError("pictures are withheld here", where=image.path)
 
 
 def sharing_keys(index: Index) -> list[Any]:

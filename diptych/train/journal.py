@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from rich.table import Table
 
 from diptych.model.architecture import Model
 from diptych.model.trainable import Group
-from diptych.train.progress import Progress
+from diptych.progress import Progress
 from diptych.train.stage import Stage
 
 
@@ -133,30 +129,3 @@ class Journal:
                 count = sum(p.numel() for p in part.parameters())
                 table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged")
         self.progress.note(table)
-
-
-def memory_bytes() -> int:
-    """Peak memory: of the GPU where there is one, else of this process and its workers.
-
-    A forked worker shares most pages with its parent, so only its own are added.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    own = 0
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it may have ended just now
-            own += child.memory_full_info().uss
-    return _peak_of_this_process() + own
-
-
-def _peak_of_this_process() -> int:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss, which a process inherits from whoever started it.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    import resource
-
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

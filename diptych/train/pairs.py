@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.data.batch import Batch
-from diptych.data.collate import Collator, PairCollator, Pictures
+from diptych.data.collate import Collator, Pictures
+from diptych.data.collate_pairs import PairCollator
 from diptych.errors import ConfigError
 from diptych.train.objective import Objective
 

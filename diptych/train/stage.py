@@ -27,6 +27,9 @@ class DataConfig(Config):
     """Name of a format (llava, messages, captions, vqa); null detects it."""
     weight: float | None = Field(default=None, gt=0)
     """Share of draws relative to the other sets; give it for all sets or for none."""
+    pictures: Literal["shown", "withheld"] = "shown"
+    """`withheld` reads the same rows without their pictures: a language model learns how they are
+    worded before it is asked to look."""
 
 
 class Schedule(Config):

@@ -12,9 +12,9 @@ from diptych.data.index import Index
 from diptych.data.ledger import Ledger
 from diptych.data.mixture import Mixture
 from diptych.model.architecture import Model
+from diptych.progress import Progress
 from diptych.train import feature_cache
 from diptych.train.feed import StepData, open_index, sharing_keys
-from diptych.train.progress import Progress
 from diptych.train.stage import DataConfig, Stage
 
 

@@ -24,14 +24,15 @@ from torch import Tensor, nn
 
 from diptych.data.ledger import Ledger
 from diptych.errors import ConfigError, Interrupted, LossNotFinite
+from diptych.machine import keep_freed_memory, memory_bytes
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
 from diptych.model.trainable import Group, Witness
-from diptych.train import feature_cache, optimizer, resume
+from diptych.progress import Progress
+from diptych.train import attention, feature_cache, optimizer, resume
 from diptych.train.feed import StepData, feed
-from diptych.train.journal import Journal, memory_bytes
-from diptych.train.progress import Progress
+from diptych.train.journal import Journal
 from diptych.train.resume import Position
 from diptych.train.stage import Stage
 from diptych.train.stage_data import StageData
@@ -118,6 +119,8 @@ class Trainer:
     def train(self) -> Model:
         """Run (or resume) every stage; returns the model."""
         torch.manual_seed(self.seed)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.run.mkdir(parents=True, exist_ok=True)
         self.accelerator.init_trackers("diptych", config={})
         self.model.to(self.accelerator.device)
@@ -291,7 +294,10 @@ class Trainer:
         scale = accelerator.num_processes / max(total_weight, 1.0)
         for number, batch in enumerate(prepared.batches):
             last = number + 1 == len(prepared.batches)
-            with _no_sync_unless(last, accelerator, state.wrapped):
+            with (
+                _no_sync_unless(last, accelerator, state.wrapped),
+                attention.chosen(self.model, batch, self.precision),
+            ):
                 losses = state.wrapped(batch.to(accelerator.device))
                 loss = sum(losses.values()) * scale
                 if not torch.isfinite(loss):

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diptych.data.batch import Batch
+from diptych.embed.embedder import EmbedConfig, pooled
+from diptych.model import lavis_qformer
 from diptych.model.architectures.query_transformer import Config as ModelConfig
 from diptych.model.architectures.query_transformer import Heads, QueryTransformer
 from diptych.model.query_former import QueryFormer, QueryFormerConfig
@@ -17,10 +19,6 @@ from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.train.objectives import query_text
 
 NAME = "lavis_qformer_stage1"
-BERT = {
-    "attention.self": "attention.attention",
-    "crossattention.self": "crossattention.attention",
-}
 LOSS, GRADIENT = 1e-5, 5e-5
 
 
@@ -46,31 +44,14 @@ class Tokenizer:
 
 def own_name(name: str) -> str | None:
     """LAVIS's name of a weight -> ours; None for tied copies and buffers."""
-    if name == "query_tokens":
-        return "query_former.queries"
     if name == "temp":
         return "heads.temperature"
     heads = {"vision_proj": "image", "text_proj": "text", "itm_head": "matching"}
     head, _, rest = name.partition(".")
     if head in heads:
         return f"heads.{heads[head]}.{rest}"
-    if name.startswith("Qformer.cls.predictions."):
-        rest = name.removeprefix("Qformer.cls.predictions.")
-        return {
-            "bias": "query_former.output_bias",
-            "transform.dense.weight": "query_former.transform.weight",
-            "transform.dense.bias": "query_former.transform.bias",
-            "transform.LayerNorm.weight": "query_former.transform_norm.weight",
-            "transform.LayerNorm.bias": "query_former.transform_norm.bias",
-        }.get(rest)
-    rest = name.removeprefix("Qformer.bert.")
-    if rest.startswith("embeddings.LayerNorm."):
-        return f"query_former.module.layernorm.{rest.rsplit('.', 1)[-1]}"
-    if rest.startswith("embeddings."):
-        return None if "position_ids" in rest else f"query_former.{rest}"
-    for theirs, ours in BERT.items():
-        rest = rest.replace(f".{theirs}.", f".{ours}.")
-    return f"query_former.module.{rest}"
+    ours = lavis_qformer.own_name(name)
+    return f"query_former.{ours}" if ours else None
 
 
 @pytest.fixture
@@ -255,3 +236,26 @@ def test_features(golden, model):
     torch.testing.assert_close(both, t["feat.multimodal.multimodal_embeds"], atol=1e-5, rtol=0)
     yes = model.match(t["input_ids"], t["attention_mask"], states)[:, 1]
     torch.testing.assert_close(yes, t["out.compute_itm"], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_embedders_give_these_features(golden, model):
+    """What an embedder pools: [B, Q, D] to [B, D], as the published recipe takes the mean."""
+    _, tensors = golden
+    t = tensors["tensors"]
+    batch = batch_of({**t, "input_ids": t["feat.input_ids"],
+                      "attention_mask": t["feat.attention_mask"]})  # fmt: skip
+    wanted = {
+        ("image", "states"): t["feat.image.image_embeds"],
+        ("image", "shared"): t["feat.image.image_embeds_proj"],
+        ("text", "states"): t["feat.text.text_embeds"],
+        ("text", "shared"): t["feat.text.text_embeds_proj"][:, 0],
+        ("multimodal", "states"): t["feat.multimodal.multimodal_embeds"],
+    }
+    for (what, space), expected in wanted.items():
+        found, _ = model.represent(what, batch, space=space)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, msg=f"{what} {space}")
+    states, mask = model.represent("multimodal", batch, space="states")
+    mean = pooled(states, mask, EmbedConfig(what="multimodal", space="states", normalize=False))
+    expected = t["feat.multimodal.multimodal_embeds"].mean(1)
+    torch.testing.assert_close(mean, expected, atol=1e-5, rtol=0)

@@ -11,8 +11,8 @@ from diptych.cli import capfilt as module
 from diptych.cli.capfilt import capfilt
 from diptych.cli.run import run_recipe
 from diptych.errors import ConfigError
+from diptych.progress import Progress
 from diptych.recipe import load
-from diptych.train.progress import Progress
 
 THRESHOLD = 0.33
 """What always saying one in three gives; a filter of seconds goes little beyond."""
@@ -95,6 +95,8 @@ def test_what_does_not_fit_is_dropped_and_every_text_is_accounted_for(corpus, ca
     assert lines(out / "filtered.jsonl") == [d for d in kept if d["text_from"] == "original"]
     counted = summary["original"]["kept"] + summary["synthetic"]["kept"]
     assert counted == len(kept)
+    page = (out / "report.html").read_text()
+    assert "What the filter decided" in page and 'class="decided"' in page
     # What was written is read as any other set.
     from diptych.data.source import rows
 

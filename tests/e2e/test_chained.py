@@ -12,8 +12,8 @@ from diptych.cli.run import run_recipe
 from diptych.errors import ConfigError
 from diptych.model.architecture import build
 from diptych.model.checkpoint import load_model
+from diptych.progress import Progress
 from diptych.recipe import Recipe, chained, load
-from diptych.train.progress import Progress
 
 
 @pytest.fixture
@@ -98,7 +98,37 @@ def test_stage_1_is_measured_by_retrieval(corpus):
     assert {"image to text, recall@1", "text to image, recall@10"} <= kinds.keys()
     assert kinds["image to text, recall@1"]["after"]["n"] == 3
     assert (run / "retrieval_after.json").is_file() and (run / "report.html").is_file()
-    assert "What was found" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "What was found" in page and "The shared space" in page
+    for name in ("before", "after"):
+        assert len(json.loads((run / f"map_{name}.json").read_text())["pairs"]) == 3
+
+
+def test_an_answerer_starts_from_a_captioner(tiny_captioner, tiny_model, tmp_path):
+    """Reader and writer are the captioner's; the two share nothing any more."""
+    from diptych.model.architecture import config_from_dict
+
+    captioner = build(config_from_dict(tiny_captioner()), seed=2)
+    captioner.save(tmp_path / "captioner")
+    values = {
+        "name": "answerer", "vision_encoder": {"weights": str(tmp_path / "captioner")},
+        "text": {"weights": str(tmp_path / "captioner")},
+    }  # fmt: skip
+    model = build(config_from_dict(values), seed=3)
+    for name, tensor in captioner.text.reader.state_dict().items():
+        assert torch.equal(model.text.reader.state_dict()[name], tensor), name
+    old, new = captioner.text.writer.state_dict(), model.text.writer.state_dict()
+    for name, tensor in old.items():
+        if tensor.shape == new[name].shape and "crossattention.self" not in name:
+            assert torch.equal(new[name], tensor), name
+    with torch.no_grad():
+        model.text.reader.embeddings.word_embeddings.weight.add_(1.0)
+    assert torch.equal(new["bert.embeddings.word_embeddings.weight"],
+                       old["bert.embeddings.word_embeddings.weight"])  # fmt: skip
+    tiny_model().save(tmp_path / "vlm")
+    values["text"]["weights"] = str(tmp_path / "vlm")
+    with pytest.raises(ConfigError, match="not a captioner"):
+        build(config_from_dict(values))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.model.architecture import build, config_from_dict
 from diptych.model.checkpoint import save_model
-from diptych.train.progress import Progress
+from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
 

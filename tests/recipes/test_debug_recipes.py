@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diptych.model.architecture import build
+from diptych.progress import Progress
 from diptych.recipe import named
-from diptych.train.progress import Progress
 from diptych.train.trainer import Trainer
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for one another

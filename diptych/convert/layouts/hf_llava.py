@@ -25,6 +25,7 @@ from diptych.convert.chat_parts import IMAGE_MARK, for_parts, for_text
 from diptych.convert.comparison import ExportReport
 from diptych.convert.llava_class import LlavaReference, open_llava
 from diptych.convert.llava_projector import to_connector, to_projector
+from diptych.convert.probes import plain_config
 from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
 from diptych.model.architecture import build
@@ -338,12 +339,12 @@ def load(path: Path) -> Vlm:
     tensors = {n: t for n, t in tensors.items() if not n.startswith("connector.")} | projector
     is_half = all(p.dtype == torch.bfloat16 for p in module.parameters())
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
-    text_config = _plain(config.text_config)
+    text_config = plain_config(config.text_config)
     text_config["tie_word_embeddings"] = bool(config.tie_word_embeddings)
     model = build(
         VlmConfig(
             vision_encoder=VisionEncoderConfig(
-                config=_plain(config.vision_config),
+                config=plain_config(config.vision_config),
                 layer=config.vision_feature_layer,
                 features="full" if config.vision_feature_select_strategy == "full" else "patch",
                 dtype=dtype,
@@ -400,13 +401,6 @@ def _read_template(path: Path) -> str | None:
     if (path / "chat_template.json").is_file():
         template = _read_json(path / "chat_template.json").get("chat_template")
     return for_text(template, tokenizer) if isinstance(template, str) else None
-
-
-def _plain(hf_config: Any) -> dict[str, Any]:
-    values = json.loads(hf_config.to_json_string(use_diff=True))
-    dropped = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
-    kept = {k: v for k, v in values.items() if k not in dropped}
-    return {"model_type": hf_config.model_type, **kept}
 
 
 @torch.no_grad()

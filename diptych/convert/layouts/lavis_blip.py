@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.convert import lavis
 from diptych.convert.comparison import ExportReport
 from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
@@ -18,8 +19,6 @@ from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.model.weights import read_tensors
 
 ARCHITECTURE = "captioner"
-TOKENIZERS = ("google-bert/bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2")
-"""Both have the vocabulary of bert-base-uncased; the second comes as a package."""
 HEAD_DIM = 64
 """Width of an attention head in every published BLIP."""
 _VISION = (
@@ -85,27 +84,14 @@ def load(path: Path) -> Captioner:
         UnsafeFile: the file wants to run code.
         CheckpointError: it is no BLIP, or a weight does not fit.
     """
-    file, tokenizer = _places(path)
-    tensors = {}
-    for name, tensor in read_tensors(file).items():
-        ours = own_name(name)
-        if ours is not None:
-            tensors[ours] = tensor.float()
+    file, tokenizer = lavis.places(path)
+    tensors = _read(file)
     patches = tensors.get("vision_encoder.module.embeddings.patch_embedding.weight")
     if patches is None:
         raise CheckpointError("there is no image encoder in it", where=str(file))
     model = _config(tensors, tokenizer, file).compose().eval()
-    own = model.state_dict()
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            found = "no place" if name not in own else f"the shape {tuple(own[name].shape)}"
-            raise CheckpointError(
-                f"{name} has the shape {tuple(tensor.shape)} there and {found} in a captioner",
-                where=str(file),
-            )
+    lavis.fill(model, tensors, file)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
         reader, writer = model.text.reader, model.text.writer.bert
         has_reader = any(n.startswith("text.reader.") for n in tensors)
         has_writer = any(n.startswith("text.writer.bert.") for n in tensors)
@@ -120,61 +106,25 @@ def load(path: Path) -> Captioner:
 
 
 def compare(model: Captioner, path: Path) -> ExportReport:
-    """Every weight that the file has is the model's; there is no class to compare with.
+    """Every weight that the file has is the model's; see `lavis.compare_weights`."""
+    return lavis.compare_weights("lavis-blip", model, _read(lavis.places(path)[0]))
 
-    LAVIS pins libraries that cannot be installed beside today's; its numbers are held in
-    tests/conformance/test_lavis_blip_pretrain.py instead.
-    """
-    report = ExportReport("lavis-blip", "LAVIS BLIP (weights only)")
-    own = model.state_dict()
-    for name, tensor in read_tensors(_places(path)[0]).items():
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The weights in float32, by their names in a captioner."""
+    tensors = {}
+    for name, tensor in read_tensors(file).items():
         ours = own_name(name)
-        if ours is None:
-            continue
-        report.num_cases += 1
-        if not torch.equal(own[ours].cpu(), tensor.float()):
-            report.problems.append(f"the weight {name} is not what was read")
-    report.notes.append("weights are compared, not outputs: LAVIS itself is not run")
-    return report
-
-
-def _places(path: Path) -> tuple[Path, str]:
-    """(file with the weights, where the tokenizer is)."""
-    if path.is_file():
-        return path, _tokenizer(path.parent)
-    files = sorted(p for p in path.iterdir() if p.suffix in (".pth", ".pt", ".bin"))
-    if len(files) != 1:
-        raise CheckpointError(
-            f"the folder has {len(files)} checkpoints", where=str(path), fix="name one file"
-        )
-    return files[0], _tokenizer(path)
-
-
-def _tokenizer(folder: Path) -> str:
-    from diptych.errors import WeightsNotFound
-    from diptych.model.weights import locate
-
-    if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        return str(folder)
-    for name in TOKENIZERS:
-        try:
-            return str(locate(name))
-        except WeightsNotFound:
-            continue
-    raise CheckpointError(
-        "the tokenizer of bert-base-uncased is not to be had",
-        where=str(folder),
-        fix="put its tokenizer.json or vocab.txt beside the checkpoint",
-    )
+        if ours is not None:
+            tensors[ours] = tensor.float()
+    return tensors
 
 
 def _config(tensors: dict[str, Tensor], tokenizer: str, file: Path) -> CaptionerConfig:
     """Sizes, from the weights."""
 
     def get(name: str) -> Tensor:
-        if name not in tensors:
-            raise CheckpointError(f"the weight {name} is missing", where=str(file))
-        return tensors[name]
+        return lavis.known(tensors, name, file)
 
     vision = "vision_encoder.module."
     patches = get(f"{vision}embeddings.patch_embedding.weight")
@@ -191,7 +141,7 @@ def _config(tensors: dict[str, Tensor], tokenizer: str, file: Path) -> Captioner
                 "model_type": "blip_vision_model",
                 "hidden_size": width,
                 "intermediate_size": get(f"{vision}encoder.layers.0.mlp.fc1.weight").shape[0],
-                "num_hidden_layers": _count(tensors, f"{vision}encoder.layers."),
+                "num_hidden_layers": lavis.count(tensors, f"{vision}encoder.layers."),
                 "num_attention_heads": max(1, width // HEAD_DIM),
                 "image_size": size,
                 "patch_size": patch,
@@ -212,7 +162,7 @@ def _config(tensors: dict[str, Tensor], tokenizer: str, file: Path) -> Captioner
                 "intermediate_size": get(f"{part}encoder.layer.0.intermediate.dense.weight").shape[
                     0
                 ],
-                "num_hidden_layers": _count(tensors, f"{part}encoder.layer."),
+                "num_hidden_layers": lavis.count(tensors, f"{part}encoder.layer."),
                 "num_attention_heads": max(1, words.shape[1] // HEAD_DIM),
                 "max_position_embeddings": get(
                     f"{part}embeddings.position_embeddings.weight"
@@ -224,8 +174,3 @@ def _config(tensors: dict[str, Tensor], tokenizer: str, file: Path) -> Captioner
         ),
         dim=256 if projection is None else projection.shape[0],
     )
-
-
-def _count(tensors: dict[str, Tensor], prefix: str) -> int:
-    numbers = {n[len(prefix) :].split(".")[0] for n in tensors if n.startswith(prefix)}
-    return len(numbers)

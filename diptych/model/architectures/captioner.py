@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from diptych.data.batch import Batch
 from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Image, Sample
 from diptych.model import text_mixture as text_mixtures
@@ -69,6 +70,7 @@ class Captioner(Model):
 
     text: TextMixture
     heads: Heads
+    represents = ("image", "text", "multimodal")
     card_tag = "image-to-text"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\nprint(model.caption(["picture.png"]))'
@@ -106,6 +108,22 @@ class Captioner(Model):
     def match(self, ids: Tensor, mask: Tensor, features: Tensor) -> Tensor:
         """Whether texts belong to pictures, in pairs: logits [n, 2], the second for yes."""
         return self.heads.matching(self.text.ground(ids, mask, features)[:, 0])
+
+    def represent(
+        self, what: str, batch: Batch, *, space: str, layer: int = -1
+    ) -> tuple[Tensor, Tensor | None]:
+        """Vectors of the contrastive space, or states of encoder and reader; see `Model`."""
+        del layer
+        ids, mask = batch.input_ids, batch.segment_ids
+        if what == "text":
+            states = self.text.read(ids, mask)
+            return (self.project_texts(states), None) if space == "shared" else (states, mask)
+        assert batch.pixel_values is not None, "pictures are prepared"
+        features = self.encode_pixels(batch.pixel_values)
+        if what == "image":
+            return self.project_images(features) if space == "shared" else features, None
+        self._needs_states(what, space)
+        return self.text.ground(ids, mask, features), mask
 
     # -- asking -----------------------------------------------------------------------------
 
@@ -186,7 +204,7 @@ class Captioner(Model):
 
         A sample without a picture is captioned blind: the writer looks at nothing.
         """
-        prompts = [" ".join(t.text for t in s.turns if t.role == "user").strip() for s in samples]
+        prompts = [s.question for s in samples]
         shown = [next(s.images(), None) for s in samples]
         found: dict[int, str] = {}
         for seen in (True, False):

@@ -105,6 +105,7 @@ class DualEncoder(Model):
 
     text_encoder: TextEncoder
     space: Space
+    represents = ("image", "text")
     card_tag = "zero-shot-image-classification"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\n'
@@ -155,6 +156,21 @@ class DualEncoder(Model):
         """Unit vectors [I, D] and [n, D] -> logits [I, n]: scaled cosines, plus the bias."""
         logits = self.space.scale() * images @ texts.T
         return logits if self.space.bias is None else logits + self.space.bias
+
+    def represent(
+        self, what: str, batch: Batch, *, space: str, layer: int = -1
+    ) -> tuple[Tensor, Tensor | None]:
+        """Unit vectors of the shared space, or patch features and text states; see `Model`."""
+        del layer
+        if what == "text":
+            ids, mask = batch.input_ids, batch.segment_ids
+            if space == "shared":
+                return self.embed_ids(ids, mask), None
+            return self.text_encoder.states(ids, mask), mask
+        assert batch.pixel_values is not None, "pictures are prepared"
+        if space == "shared":
+            return self.embed_pixels(batch.pixel_values), None
+        return self.vision_encoder(batch.pixel_values), None
 
     @cached_property
     def text_tokens(self) -> TextTokens:

@@ -67,6 +67,7 @@ class QueryTransformer(Model):
 
     query_former: QueryFormer
     heads: Heads
+    represents = ("image", "text", "multimodal")
     card_tag = "image-feature-extraction"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\n'
@@ -112,6 +113,24 @@ class QueryTransformer(Model):
         """Whether pictures and texts belong together: logits [B, 2], the second for yes."""
         both = self.query_former.read_both(ids, mask, image_states)
         return self.heads.matching(both[:, : self.query_former.num_queries]).mean(1)
+
+    def represent(
+        self, what: str, batch: Batch, *, space: str, layer: int = -1
+    ) -> tuple[Tensor, Tensor | None]:
+        """LAVIS's `image`, `text` and `multimodal` features, or their projections; see `Model`."""
+        del layer
+        ids, mask, former = batch.input_ids, batch.segment_ids, self.query_former
+        if what == "text":
+            states = former.read_text(ids, mask)
+            if space == "shared":
+                return self.project_text(states[:, 0]), None
+            return states, mask
+        image_states = self.image_states(batch)
+        if what == "image":
+            queries = former.read_image(image_states)
+            return self.project_queries(queries) if space == "shared" else queries, None
+        self._needs_states(what, space)
+        return former.read_both(ids, mask, image_states)[:, : former.num_queries], None
 
     # -- asking -----------------------------------------------------------------------------
 

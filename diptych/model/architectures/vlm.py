@@ -11,6 +11,7 @@ Shapes: R rows, T tokens, D language width, V images, N encoder tokens, C encode
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.data.batch import IMAGE_TOKEN, Batch
 from diptych.data.chat import ChatEncoder
 from diptych.data.sample import Image, Sample
-from diptych.errors import ImageTokenMismatch, ModelError
+from diptych.errors import ConfigError, ImageTokenMismatch, ModelError
 from diptych.model import language_model as language_models
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model
@@ -47,6 +48,7 @@ class VlmConfig(ArchitectureConfig):
         encoder = vision_encoders.build(self.vision_encoder)
         language_model = language_models.build(self.language_model)
         connector = self.connector.build(encoder.dim, language_model.dim)
+        connector.start_at(float(language_model.embeddings.detach().float().std()))
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return Vlm(config, encoder, connector, language_model)
 
@@ -63,6 +65,7 @@ class Vlm(Model):
     """
 
     language_model: LanguageModel
+    represents = ("image", "text", "multimodal")
     card_tag = "image-text-to-text"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\n'
@@ -126,13 +129,61 @@ class Vlm(Model):
         flat = image_tokens.flatten(0, 1).to(embeds.dtype)
         return embeds.masked_scatter(is_image[..., None], flat)
 
+    def _tokens_of(self, batch: Batch) -> Tensor | None:
+        """Image tokens [V, K, D] of a batch's pictures, None where it has none."""
+        if batch.features is not None:
+            return self.image_tokens(batch.features)
+        if batch.pixel_values is not None:
+            return self.image_tokens(self.encode_pixels(batch.pixel_values))
+        return None
+
+    def representing(self, what: str) -> Any:
+        """A collator that prepares samples for `represent`; one sample a row."""
+        from diptych.data.collate import Pictures
+        from diptych.data.collate_pairs import PairCollator
+        from diptych.model.likelihood import token_collator
+
+        if what == "image":
+            return PairCollator(Pictures(self.preprocessing), needs=("image",))
+        return Conversations(token_collator(self, packed=False), with_images=what != "text")
+
+    def represent(
+        self, what: str, batch: Batch, *, space: str, layer: int = -1
+    ) -> tuple[Tensor, Tensor | None]:
+        """A picture's tokens, or hidden states of a conversation without or with its pictures; of
+        an encoder-decoder model those of its encoder. See `Model`."""
+        self._needs_states(what, space)
+        tokens = self._tokens_of(batch)
+        if what == "image":
+            assert tokens is not None, "pictures are prepared"
+            return tokens, None
+        lm = self.language_model
+        ids, mask = batch.input_ids, batch.segment_ids.clamp(max=1)
+        if lm.is_encoder_decoder:
+            assert batch.encoder_ids is not None and batch.encoder_mask is not None
+            return lm.encode(self.embed(batch.encoder_ids, tokens), batch.encoder_mask), (
+                batch.encoder_mask
+            )
+        output = lm.body(
+            inputs_embeds=self.embed(ids, tokens),
+            attention_mask=mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            output_hidden_states=layer != -1,
+        )
+        if layer == -1:
+            return output.last_hidden_state, mask
+        states = output.hidden_states
+        if not -len(states) <= layer < len(states):
+            raise ConfigError(
+                f"the language model has hidden states 0 to {len(states) - 1}, not {layer}",
+                where="layer",
+            )
+        return states[layer], mask
+
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states [R, T, D] of the language model (its decoder's, if it has both)."""
-        tokens = None
-        if batch.features is not None:
-            tokens = self.image_tokens(batch.features)
-        elif batch.pixel_values is not None:
-            tokens = self.image_tokens(self.encode_pixels(batch.pixel_values))
+        tokens = self._tokens_of(batch)
         lm = self.language_model
         if lm.is_encoder_decoder:
             assert batch.encoder_ids is not None and batch.encoder_mask is not None
@@ -279,3 +330,16 @@ class Vlm(Model):
         from diptych.model.session import ChatSession
 
         return ChatSession(self, image, **settings)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Whole conversations as rows of their own, with their pictures or without."""
+
+    collate: Any
+    with_images: bool
+
+    def __call__(self, items: Sequence[Any]) -> Any:
+        if not self.with_images:
+            items = [replace(item, sample=item.sample.without_images()) for item in items]
+        return self.collate(items)

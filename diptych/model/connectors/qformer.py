@@ -6,14 +6,21 @@ about; its text side is left behind.
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.errors import ConfigError
+from diptych.errors import CheckpointError, ConfigError
+from diptych.model import lavis_qformer
 from diptych.model.connector import Connector, ConnectorConfig, Grid
+from diptych.model.query_former import is_qformer, read_qformer, take_queries
+from diptych.model.weights import read_tensors
+
+WHERE = "model.connector.weights"
 
 
 class Config(ConnectorConfig):
@@ -22,16 +29,23 @@ class Config(ConnectorConfig):
     name: str = "qformer"
     """File stem of the part."""
     weights: str | None = None
-    """Model or run folder of a query_transformer (stage 1), or `recipe:NAME`, which is run first;
-    null starts with random queries and layers."""
+    """Model or run folder of a query_transformer (stage 1), `recipe:NAME`, which is run first, a
+    folder of transformers' Blip2QFormerModel, or a .pth file of LAVIS (stage 1 or 2); null starts
+    with random queries and layers."""
     config: dict[str, Any] = {}
     """Sizes of a Blip2QFormerConfig, BERT-base's when left out; taken from the weights where there
     are some."""
     num_queries: int = Field(default=32, ge=1)
     """Queries, each of which becomes one token."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Epsilon of the norm of image features (LAVIS: 1e-5); taken from a stage-1 run."""
 
     def build(self, vision_dim: int, text_dim: int) -> Connector:
         if self.weights is not None:
+            if is_qformer(self.weights):
+                return _from_qformer(self, vision_dim, text_dim)
+            if self.weights.endswith(".pth"):
+                return _from_lavis(self, vision_dim, text_dim)
             return _from_stage_1(self, vision_dim, text_dim)
         from transformers import Blip2QFormerConfig
 
@@ -60,14 +74,27 @@ class QFormer(Connector):
 
     def __init__(self, config: Config, hf_config: Any, text_dim: int):
         super().__init__()
+        self.config = config
         from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
         self.hf_config = hf_config
-        self.image_norm = nn.LayerNorm(hf_config.encoder_hidden_size)
+        self.image_norm = nn.LayerNorm(hf_config.encoder_hidden_size, eps=config.norm_eps)
         self.queries = nn.Parameter(torch.empty(config.num_queries, hf_config.hidden_size))
         nn.init.normal_(self.queries, std=hf_config.initializer_range)
         self.module = Blip2QFormerModel._from_config(hf_config)
         self.projection = nn.Linear(hf_config.hidden_size, text_dim)
+        self.has_projection = False
+
+    def start_at(self, deviation: float) -> None:
+        """Tokens as large as the language model's own, unless the layer to it was loaded.
+
+        Queries end in a norm; a new linear layer would make tokens several times as large as those
+        of a small language model, which then takes long to listen.
+        """
+        if not self.has_projection:
+            with torch.no_grad():
+                self.projection.weight.mul_(deviation * math.sqrt(3))
+                self.projection.bias.zero_()
 
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         states = self.module(
@@ -85,28 +112,19 @@ def _from_stage_1(config: Config, vision_dim: int, text_dim: int) -> QFormer:
     """
     from diptych.model.checkpoint import load_model
 
-    where = "model.connector.weights"
     stage_1 = load_model(str(config.weights))
     former = getattr(stage_1, "query_former", None)
     if former is None:
         raise ConfigError(
             f"'{config.weights}' holds a {stage_1.config.name}, not a query_transformer",
-            where=where,
+            where=WHERE,
             fix="name the run of a stage 1",
         )
     found = former.hf_config
-    for what, own, its in (
-        ("image features", vision_dim, found.encoder_hidden_size),
-        ("queries", config.num_queries, former.num_queries),
-    ):
-        if own != its:
-            raise ConfigError(
-                f"the model has {own} {what}, the stage-1 run {its}",
-                where=where,
-                fix="use the encoder and the number of queries of that run",
-            )
+    _agree(config, vision_dim, found.encoder_hidden_size, former.num_queries)
     sizes = {**found.to_dict(), "use_qformer_text_input": False}
-    connector = QFormer(config, type(found).from_dict(sizes), text_dim)
+    settled = config.model_copy(update={"norm_eps": former.image_norm.eps})
+    connector = QFormer(settled, type(found).from_dict(sizes), text_dim)
     kept = connector.module.state_dict().keys()
     weights = {n: t for n, t in former.module.state_dict().items() if n in kept}
     connector.module.load_state_dict(weights)
@@ -114,3 +132,64 @@ def _from_stage_1(config: Config, vision_dim: int, text_dim: int) -> QFormer:
     with torch.no_grad():
         connector.queries.copy_(former.queries)
     return connector
+
+
+def _from_qformer(config: Config, vision_dim: int, text_dim: int) -> QFormer:
+    """The connector with the layers of a Blip2QFormerModel; queries too, where its folder has them.
+
+    Raises:
+        ConfigError: it was made for another encoder or number of queries.
+    """
+    module, queries = read_qformer(str(config.weights), WHERE)
+    num_queries = config.num_queries if queries is None else len(queries["queries"])
+    _agree(config, vision_dim, module.config.encoder_hidden_size, num_queries)
+    sizes = {**module.config.to_dict(), "use_qformer_text_input": False}
+    connector = QFormer(config, type(module.config).from_dict(sizes), text_dim)
+    kept = connector.module.state_dict().keys()
+    connector.module.load_state_dict({n: t for n, t in module.state_dict().items() if n in kept})
+    if queries is not None:
+        take_queries(connector, queries)
+    return connector
+
+
+def _from_lavis(config: Config, vision_dim: int, text_dim: int) -> QFormer:
+    """The connector of a LAVIS checkpoint; of stage 2 with its layer to the language model.
+
+    Raises:
+        UnsafeFile: the file wants to run code.
+        CheckpointError: it holds no Q-Former, or one for another language model.
+        ConfigError: it was made for another encoder or number of queries.
+    """
+    from transformers import Blip2QFormerConfig
+
+    file = Path(str(config.weights)).expanduser()
+    found = lavis_qformer.read(read_tensors(file))
+    sizes = lavis_qformer.sizes(found, file)
+    _agree(config, vision_dim, sizes["encoder_hidden_size"], len(found["queries"]))
+    connector = QFormer(config, Blip2QFormerConfig(**sizes), text_dim)
+    own = connector.state_dict()
+    taken = {n: t for n, t in found.items() if n in own}  # what reads texts stays behind
+    fresh = {"projection.weight", "projection.bias"} if "projection.weight" not in taken else set()
+    wrong = sorted(
+        n for n in own.keys() - fresh if n not in taken or taken[n].shape != own[n].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{wrong[0]} is missing there or made for another language model", where=str(file)
+        )
+    connector.load_state_dict({**own, **taken})
+    connector.has_projection = not fresh
+    return connector
+
+
+def _agree(config: Config, vision_dim: int, its_dim: int, its_queries: int) -> None:
+    for what, own, its in (
+        ("image features", vision_dim, its_dim),
+        ("queries", config.num_queries, its_queries),
+    ):
+        if own != its:
+            raise ConfigError(
+                f"the model has {own} {what}, the weights were learned with {its}",
+                where=WHERE,
+                fix="use the encoder and the number of queries of that run",
+            )

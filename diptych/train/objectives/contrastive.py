@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch
-from diptych.data.collate import Collator, PairCollator, Pictures
+from diptych.data.collate import Collator, Pictures
+from diptych.data.collate_pairs import PairCollator
 from diptych.model.architectures.dual_encoder import DualEncoder
 from diptych.model.weights import locate
 from diptych.train.objective import Objective, ObjectiveConfig

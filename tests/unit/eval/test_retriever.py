@@ -65,7 +65,7 @@ def test_chance_is_what_a_random_order_gets():
 
 
 def test_examples_mark_the_right_one():
-    _, examples = found(num_examples=3)
+    examples = found(num_examples=3)[1].examples
     ways = {
         kind: [e for e in examples if e.kind == kind] for kind in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
     }

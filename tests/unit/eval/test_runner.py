@@ -12,6 +12,7 @@ from diptych.errors import (
     ConfigError,
     DataError,
     DuplicateId,
+    EmptyConversation,
     ImageTokenMismatch,
     Interrupted,
     MissingImage,
@@ -89,6 +90,13 @@ def test_a_blind_failure_is_counted_apart():
     result = run(four_questions(), blind={**BLIND, "3": RuntimeError("boom")})
     assert (result.n, result.blind.n, result.failures, result.blind_failures) == (4, 3, 0, 1)
     assert result.records[2].blind_error == "RuntimeError: boom"
+
+
+def test_nothing_to_ask_without_the_picture_is_no_failure():
+    """A caption without a prompt has no blind control, and that is nobody's fault."""
+    result = run(four_questions(), blind={**BLIND, "3": EmptyConversation("nothing is asked")})
+    assert (result.blind.n, result.blind_failures) == (3, 0)
+    assert result.records[2].blind_error is None and result.records[2].blind_score is None
 
 
 def test_failing_everywhere_is_the_models_own_error():

@@ -36,6 +36,9 @@ def test_text(model):
     for weight, deviation in wanted.items():
         assert weight.std().item() == pytest.approx(deviation, rel=0.06)
         assert abs(weight.mean().item()) < deviation / 5
+    # Biases of the feed-forward stay at PyTorch's default, those of attention are zero.
+    assert layer.mlp.fc1.bias.abs().max().item() == pytest.approx(128**-0.5, rel=0.1)
+    assert layer.self_attn.q_proj.bias.abs().max() == 0
 
 
 def test_vision(model):

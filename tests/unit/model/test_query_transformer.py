@@ -120,3 +120,19 @@ def test_what_it_warns_of(caplog):
     watch.see(4.14, 4.158)
     assert len(caplog.records) == 1
     assert "itc has stayed at chance for 3 steps" in caplog.text and "usual causes" in caplog.text
+
+
+def test_fewer_layers_of_the_weights(tiny_query, tokenizer_folder, tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "intermediate_size": 32, "max_position_embeddings": 24}  # fmt: skip
+    bert = BertModel(BertConfig(vocab_size=len(tokenizer), **size))
+    bert.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    values = tiny_query(weights=str(tmp_path), config=None, tokenizer=None, num_layers=2)
+    layers = build(config_from_dict(values), seed=1).query_former.module.encoder.layer
+    assert len(layers) == 2
+    own, its = layers[1].intermediate.dense.weight, bert.encoder.layer[1].intermediate.dense.weight
+    assert torch.equal(own, its)

@@ -11,8 +11,8 @@ from diptych.data.batch import Batch
 from diptych.errors import ConfigError
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
+from diptych.progress import Progress
 from diptych.train.objectives import contrastive, next_token, regions
-from diptych.train.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
 from tests.equivalence import tiny_run

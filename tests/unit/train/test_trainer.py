@@ -14,8 +14,8 @@ from diptych.model import trainable
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.trainable import Group
+from diptych.progress import Progress
 from diptych.train import optimizer
-from diptych.train.progress import Progress
 from diptych.train.stage import Schedule, Stage
 from diptych.train.trainer import Trainer
 from tests.equivalence import tiny_run

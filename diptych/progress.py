@@ -83,6 +83,6 @@ class _Task:
         self._bars = bars
         self._number = number
 
-    def advance(self, note: str = "") -> None:
-        """One step done."""
-        self._bars.update(self._number, advance=1, note=note)
+    def advance(self, note: str = "", *, count: int = 1) -> None:
+        """One step done, or several."""
+        self._bars.update(self._number, advance=count, note=note)

@@ -1,0 +1,226 @@
+"""What BLIP-2's first stage is worth: captions after stage 2, with and without it.
+
+On the picture corpus:
+
+- the language model of the recipe blip2-small learns the corpus's wording without pictures, once,
+  and is frozen for everything that follows;
+- `stage1`: queries learn by contrast, matching and captioning (recipe blip2-small-stage1); then
+  stage 2 (recipe blip2-small) in front of the frozen language model;
+- `random`: the same stage 2 from a Q-Former of the same sizes with random weights;
+- `blind`: the same as `stage1`, but every picture of stage 2 and of the test is one grey square:
+  what the habits of captions alone are worth.
+
+All three see the same captions in the same order for the same number of steps. The score is CIDEr-D
+of greedy captions on the held-out pairs; differences are paired, with 95 % intervals over pictures
+and seeds drawn anew together.
+
+    diptych data pictures pictures
+    python benchmarks/blip2_stages.py --data pictures --work runs-blip2 --json
+
+A stopped run goes on where it was: every training run is a folder of `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diptych.cli.run import environment, run_recipe
+from diptych.eval import captions
+from diptych.eval.result import Result
+from diptych.model.checkpoint import load_model
+from diptych.progress import Progress
+from diptych.recipe import Recipe, load
+
+ARMS = ("stage1", "random", "blind")
+
+
+def grey(data: Path, out: Path) -> Path:
+    """The same pairs, every picture the same grey square."""
+    if (out / "test.jsonl").is_file():
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (128, 128), (127, 127, 127)).save(out / "grey.png")
+    for split in ("train", "test"):
+        rows = [json.loads(t) for t in (data / f"{split}.jsonl").read_text("utf-8").splitlines()]
+        text = "".join(json.dumps({**row, "image": "grey.png"}) + "\n" for row in rows)
+        staged = out / f".{split}.jsonl"
+        staged.write_text(text, encoding="utf-8")
+        staged.rename(out / f"{split}.jsonl")
+    return out
+
+
+def train(recipe: Recipe, folder: Path, changes: list[str]) -> Path:
+    """Run a recipe with these changes, or go on with it; the run's folder."""
+    named = recipe.override([*changes, f"name={folder.name}", "trackers=[]"])
+    run_recipe(named, folder, progress=Progress(folder.with_suffix(".log"), quiet=True))
+    return folder
+
+
+def speaking(recipe: Recipe, work: Path, data: Path, encoder: Path) -> list[str]:
+    """The language model after the recipe's first stage, as changes that put it in place."""
+    folder = work / "language-model"
+    if not (folder / "config.json").is_file():
+        alone = recipe.model_copy(update={"stages": recipe.stages[:1], "evaluation": None})
+        rows = f"[{{path: '{data / 'train.jsonl'}', pictures: withheld}}]"
+        weights = encoder.resolve() / "model"
+        run = train(
+            alone, work / "speaker",
+            [
+                "model.connector={name: linear}", f"model.vision_encoder.weights={weights}",
+                f"stages.speak.data={rows}",
+            ],
+        )  # fmt: skip
+        model = load_model(run / "model").language_model
+        model.module.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    return [
+        f"model.language_model.weights={folder}", "model.language_model.config=null",
+        "model.language_model.tokenizer=null",
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="of `diptych data pictures`")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--encoder", type=Path, help="a clip-small run; made when left out")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stage1-epochs", type=float, help="other than the recipe's")
+    parser.add_argument("--stage2-epochs", type=float, help="other than the recipe's")
+    parser.add_argument("--limit", type=int, help="test pairs, for a quick look")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    s = parser.parse_args()
+    start = time.monotonic()
+    work, data = s.work.resolve(), s.data.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    paths = {"seen": data, "grey": grey(data, work / "grey")}
+    encoder = s.encoder
+    if encoder is None:
+        encoder = work / "clip-small"
+        train(load("clip-small"), encoder, _data("pretrain", data))
+    first, second = load("blip2-small-stage1"), load("blip2-small")
+    speaker = speaking(second, work, data, encoder)
+    second = second.model_copy(update={"stages": second.stages[1:]})
+    results: dict[str, list[Result]] = {arm: [] for arm in ARMS}
+    for seed in range(s.seeds):
+        shared = [f"seed={seed}", f"model.vision_encoder.weights={encoder.resolve() / 'model'}"]
+        epochs = [f"stages.represent.num_epochs={s.stage1_epochs}"] if s.stage1_epochs else []
+        stage1 = train(
+            first, work / f"stage1-{seed}", [*shared, *epochs, *_data("represent", data)]
+        )
+        sizes = load_model(stage1 / "model").query_former.hf_config.to_dict()
+        given = {k: v for k, v in sizes.items() if isinstance(v, int | float | str)}
+        connectors = {
+            "stage1": [f"model.connector.weights={stage1 / 'model'}"],
+            "random": ["model.connector.weights=null", f"model.connector.config={given}"],
+        }
+        connectors["blind"] = connectors["stage1"]
+        for arm in ARMS:
+            changes = [*shared, *connectors[arm], "evaluation.before=false", *speaker]
+            if s.stage2_epochs:
+                changes.append(f"stages.generate.num_epochs={s.stage2_epochs}")
+            if s.limit:
+                changes.append(f"evaluation.limit={s.limit}")
+            changes += _data("generate", paths["grey" if arm == "blind" else "seen"])
+            run = train(second, work / f"{arm}-then-2-{seed}", changes)
+            results[arm].append(Result.load(run / "eval" / "after"))
+            figures = results[arm][-1].aggregates
+            print(f"{arm} seed {seed}: {figures}", file=sys.stderr, flush=True)
+    summary = {
+        "benchmark": "blip2_stages",
+        "environment": {k: v for k, v in environment().items() if k != "command"},
+        "settings": {
+            "seeds": s.seeds, "stage1_epochs": s.stage1_epochs or first.stages[0].num_epochs,
+            "stage2_epochs": s.stage2_epochs or second.stages[-1].num_epochs,
+            "limit": s.limit,
+        },
+        "contenders": {arm: _figures(found) for arm, found in results.items()},
+        "differences": {
+            f"stage1 - {arm}": paired(results["stage1"], results[arm]) for arm in ARMS[1:]
+        },
+        "seconds": time.monotonic() - start,
+    }  # fmt: skip
+    text = json.dumps(summary, indent=2)
+    if s.out:
+        s.out.write_text(text + "\n")
+    print(text if s.json else table(summary))
+
+
+def _data(stage: str, folder: Path) -> list[str]:
+    files = {"stages." + stage + ".data": "train", "evaluation.data.path": "test"}
+    (train_key, train_name), (test_key, test_name) = files.items()
+    return [
+        f"{train_key}=[{{path: '{folder / train_name}.jsonl'}}]",
+        f"{test_key}={folder / test_name}.jsonl",
+    ]
+
+
+def _figures(results: list[Result]) -> dict[str, Any]:
+    names = sorted(results[0].aggregates)
+    by_seed = {name: [r.aggregates[name] for r in results] for name in names}
+    return {
+        name: {
+            "mean": statistics.mean(values),
+            "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "by_seed": values,
+        }
+        for name, values in by_seed.items()
+    }
+
+
+def cider(result: Result) -> dict[str, float]:
+    """CIDEr-D of every caption."""
+    written = {r.id: r.output or "" for r in result.records}
+    scores = captions.score(written, {r.id: [r.truth] for r in result.records})
+    return dict(zip(written, scores.per_image["CIDEr"], strict=True))
+
+
+def paired(a: list[Result], b: list[Result], draws: int = 2000) -> dict[str, float]:
+    """Mean difference of CIDEr-D by picture, with an interval over seeds and pictures."""
+    rows = [
+        [own[name] - other[name] for name in own]
+        for own, other in zip(map(cider, a), map(cider, b), strict=True)
+    ]
+    rng = random.Random(0)
+    means = []
+    for _ in range(draws):
+        chosen = rng.choices(rows, k=len(rows))
+        picked = rng.choices(range(len(rows[0])), k=len(rows[0]))
+        means.append(statistics.fmean(row[i] for row in chosen for i in picked))
+    means.sort()
+    return {
+        "difference": statistics.fmean(v for row in rows for v in row),
+        "low": means[int(0.025 * draws)],
+        "high": means[int(0.975 * draws)],
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The figures for a person."""
+    lines = [f"{'':10}{'CIDEr':>9}{'spread':>9}{'by seed':>30}"]
+    for name, figures in summary["contenders"].items():
+        c = figures["CIDEr"]
+        seeds = ", ".join(f"{v:.3f}" for v in c["by_seed"])
+        lines.append(f"{name:10}{c['mean']:9.3f}{c['spread']:9.3f}{seeds:>30}")
+    for name, d in summary["differences"].items():
+        lines.append(f"{name}: {d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

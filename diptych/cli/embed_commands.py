@@ -1,0 +1,104 @@
+"""`diptych embed`: vectors of a whole data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diptych.cli.shell import Debug, Format, Images, Json, command, out
+
+
+@command
+def embed(
+    model: Annotated[str, typer.Argument(help="Run or model folder.")],
+    data: Annotated[str, typer.Argument(help="File, folder, shards or URL.")],
+    to: Annotated[
+        list[str],
+        typer.Option(metavar="PLACE", help="parquet:OUT or redis://HOST/GROUP; may be repeated."),
+    ],
+    what: Annotated[str, typer.Option(help="image, text or multimodal.")] = "image",
+    space: Annotated[
+        str, typer.Option(help="shared (what the model compares by) or states.")
+    ] = "shared",
+    pool: Annotated[str, typer.Option(help="mean, cls, max, or none (a matrix a row).")] = "mean",
+    layer: Annotated[int, typer.Option(help="Hidden state of a language model.")] = -1,
+    normalize: Annotated[bool, typer.Option(help="Vectors of length one.")] = True,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or int8.")] = "float32",
+    precision: Annotated[str, typer.Option(help="The model computes in float32 or bf16.")] = (
+        "float32"
+    ),
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows computed at once.")] = 32,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file, and of a commit.")] = 4096,
+    field: Annotated[
+        list[str] | None, typer.Option(help="Field of the rows to keep; may be repeated.")
+    ] = None,
+    images: Images = None,
+    format: Format = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for manifest and rejects; default: by fingerprint.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decode threads.")] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Look whether all written shards are whole; repair.")
+    ] = False,
+    patience_seconds: Annotated[
+        float, typer.Option(min=0, help="How long to wait for a place that has gone away.")
+    ] = 300.0,
+    event_time_ns: Annotated[
+        int | None, typer.Option(help="When the vectors are true; default: now.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> dict[str, Any]:
+    """One vector for every row of a data set, into Parquet files, Redis, or both.
+
+    Rows that are there already are skipped; a job that was stopped or killed goes on where it
+    was, and no key is there twice. Rows that cannot be read are listed with their reasons.
+
+    Examples:
+
+        diptych embed runs/clip-small-0123456789ab pictures/train.jsonl --to parquet:vectors
+
+        diptych embed mine items.jsonl --what multimodal --space states --to parquet:vectors --to redis://localhost/items
+    """
+    from diptych.embed.embedder import EmbedConfig, Embedder
+    from diptych.embed.job import JobConfig
+    from diptych.embed.job import embed as run
+    from diptych.model.checkpoint import load_model
+    from diptych.progress import Progress
+
+    config = EmbedConfig.from_dict(
+        {
+            "what": what, "space": space, "pool": pool, "layer": layer, "normalize": normalize,
+            "dtype": dtype, "precision": precision, "batch_size": batch_size,
+        }
+    )  # fmt: skip
+    embedder = Embedder(load_model(model), config)
+    place = state or _state(to, embedder.fingerprint, data)
+    job = JobConfig(
+        to=tuple(to), state=place, shard_rows=shard_rows, workers=workers,
+        fields=tuple(field or ()), verify=verify, patience_seconds=patience_seconds,
+        event_time_ns=event_time_ns, limit=limit,
+    )  # fmt: skip
+    summary = run(
+        embedder, data, job, progress=Progress(place / "embed.log"), format=format, images=images
+    )
+    if not json:
+        out.print(
+            f"{summary['written']:,} vectors written in {summary['shards']} shards, "
+            f"{summary['skipped']:,} were there, {summary['rejected']:,} rows rejected"
+            + (f" (reasons in {place / 'rejects'})" if summary["rejected"] else "")
+        )
+        out.print(f"fingerprint {summary['fingerprint']}, {summary['seconds']:.1f} s")
+    return summary
+
+
+def _state(to: list[str], fingerprint: str, data: str) -> Path:
+    """Beside the first Parquet folder, else in the working folder; one for each data set."""
+    stem = "".join(c if c.isalnum() else "-" for c in Path(data).name)[:40]
+    folders = [t.partition(":")[2] for t in to if t.startswith("parquet:")]
+    root = Path(folders[0]).expanduser() / "_job" if folders else Path("embed-jobs")
+    return root / f"{stem}-{fingerprint}"

@@ -1,0 +1,1 @@
+"""Vectors in batches: embedders, the job, where vectors go, search."""

@@ -1,0 +1,1 @@
+"""Where vectors go: one file a kind of place."""

@@ -1,0 +1,257 @@
+"""Vectors of a whole data set: each row once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from diptych.embed import job as module
+from diptych.embed.embedder import EmbedConfig, Embedder
+from diptych.embed.job import JobConfig
+from diptych.errors import ConfigError, SinkAway
+from diptych.model.architecture import build, config_from_dict
+from diptych.model.checkpoint import load_model, save_model
+from diptych.progress import Progress
+
+pq = pytest.importorskip("pyarrow.parquet")
+WHEN = 1_700_000_000_123_456_789
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, tiny_dual):
+    """Sixty noisy pictures with captions, and a small dual encoder."""
+    folder = tmp_path_factory.mktemp("embed")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(60):
+        name = f"images/{n}.png"
+        Pillow.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / name)
+        rows.append({"id": f"row {n}", "image": name, "caption": f"picture {n}", "group": n % 3})
+    write(folder / "rows.jsonl", rows)
+    save_model(build(config_from_dict(tiny_dual("clip")), seed=1), folder / "model")
+    return folder
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def run(corpus, out, rows="rows.jsonl", settings=None, **job):
+    embedder = Embedder(load_model(corpus / "model"), EmbedConfig(batch_size=4, **(settings or {})))
+    config = JobConfig(
+        to=(f"parquet:{out}",), state=out / "_job", shard_rows=16, event_time_ns=WHEN, **job
+    )
+    progress = Progress(out / "log", quiet=True)
+    return module.embed(embedder, str(corpus / rows), config, progress=progress)
+
+
+def parts(out):
+    return sorted(out.glob("fingerprint=*/what=*/part-*.parquet"))
+
+
+def contents(out):
+    return {p.name: p.read_bytes() for p in parts(out)}
+
+
+def keys(out):
+    return [k for p in parts(out) for k in pq.read_table(p)["id"].to_pylist()]
+
+
+def test_every_row_once_with_the_vector_the_model_gives(corpus, tmp_path):
+    summary = run(corpus, tmp_path / "out", fields=("group",))
+    assert (summary["rows"], summary["written"], summary["shards"]) == (60, 60, 4)
+    assert summary["rejected"] == summary["skipped"] == 0
+    found = pq.read_table(parts(tmp_path / "out")[1])
+    assert found["id"].to_pylist() == [f"row {n}" for n in range(16, 32)]
+    assert found["group"].to_pylist()[:2] == ["1", "2"] and found["text"][0].as_py() == "picture 16"
+    model = load_model(corpus / "model")
+    expected = model.encode_images([corpus / f"images/{n}.png" for n in range(16, 32)])
+    torch.testing.assert_close(torch.tensor(found["vector"].to_pylist()), expected)
+    assert str(found.schema.field("vector").type).startswith("fixed_size_list")
+    assert found["event_time"][0].value == WHEN
+
+
+def test_what_is_there_is_skipped_and_new_rows_are_added(corpus, tmp_path):
+    out = tmp_path / "out"
+    run(corpus, out)
+    before = contents(out)
+    again = run(corpus, out)
+    assert (again["written"], again["skipped"], again["shards"]) == (0, 60, 0)
+    assert contents(out) == before
+    rows = [json.loads(t) for t in (corpus / "rows.jsonl").read_text().splitlines()]
+    more = [{**rows[5], "id": f"new {n}"} for n in range(3)]
+    write(corpus / "more.jsonl", [*rows[:30], *more, *rows[30:]])
+    third = run(corpus, out, "more.jsonl")
+    assert (third["written"], third["skipped"]) == (3, 60)
+    assert {k: v for k, v in contents(out).items() if k in before} == before
+    assert keys(out)[60:] == ["new 0", "new 1", "new 2"]
+
+
+def test_a_bad_row_spoils_nothing_and_says_why(corpus, tmp_path):
+    rows = [json.loads(t) for t in (corpus / "rows.jsonl").read_text().splitlines()]
+    (corpus / "images" / "broken.png").write_bytes(b"\x89PNG no")
+    rows[3] = {**rows[3], "image": "images/broken.png"}
+    rows[9] = {**rows[9], "image": "images/absent.png"}
+    rows[20] = {**rows[20], "id": "row 19"}
+    write(corpus / "bad.jsonl", rows)
+    out = tmp_path / "out"
+    summary = run(corpus, out, "bad.jsonl")
+    assert (summary["written"], summary["rejected"]) == (57, 3)
+    whole = run(corpus, tmp_path / "whole")
+    assert whole["written"] == 60
+    good = {k: v for p in parts(tmp_path / "whole") for k, v in pairs(p)}
+    found = {k: v for p in parts(out) for k, v in pairs(p)}
+    assert set(good) - set(found) == {"row 3", "row 9", "row 20"}
+    for key, vector in found.items():
+        np.testing.assert_allclose(vector, good[key], atol=1e-6)
+    reasons = [
+        json.loads(line)
+        for file in sorted((out / "_job" / "rejects").glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    assert {r["id"]: r["error"] for r in reasons} == {
+        "row 3": reasons[0]["error"], "row 9": "MissingImage", "row 19": "DuplicateId",
+    }  # fmt: skip
+    assert all(r["where"] and r["message"] for r in reasons)
+    # Rejected rows are not tried again.
+    assert run(corpus, out, "bad.jsonl")["skipped"] == 60
+
+
+def pairs(part):
+    table = pq.read_table(part)
+    return zip(table["id"].to_pylist(), table["vector"].to_pylist(), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_fewer_bits_stay_close(corpus, tmp_path, dtype):
+    run(corpus, tmp_path / "full")
+    run(corpus, tmp_path / dtype, settings={"dtype": dtype})
+    full = np.array(pq.read_table(parts(tmp_path / "full")[0])["vector"].to_pylist())
+    table = pq.read_table(parts(tmp_path / dtype)[0])
+    found = np.array(table["vector"].to_pylist(), np.float32)
+    if dtype == "int8":
+        found *= np.array(table["scale"].to_pylist())[:, None]
+    np.testing.assert_allclose(found, full, atol=2e-3 if dtype == "float16" else 8e-3)
+
+
+def test_other_settings_are_another_fingerprint_and_another_state(corpus, tmp_path):
+    model = load_model(corpus / "model")
+    base = Embedder(model, EmbedConfig()).fingerprint
+    assert Embedder(model, EmbedConfig(batch_size=7)).fingerprint == base
+    assert Embedder(model, EmbedConfig(pool="max")).fingerprint != base
+    with torch.no_grad():
+        next(model.parameters()).flatten()[0] += 1e-3
+    assert Embedder(model, EmbedConfig()).fingerprint != base
+    run(corpus, tmp_path / "out")
+    with pytest.raises(ConfigError, match="another job"):
+        run(corpus, tmp_path / "out", settings={"pool": "max"})
+
+
+def test_matrices_keep_their_real_tokens_only(corpus, tmp_path):
+    settings = {"what": "text", "space": "states", "pool": "none"}
+    run(corpus, tmp_path / "out", settings=settings)
+    table = pq.read_table(parts(tmp_path / "out")[0])
+    model = load_model(corpus / "model")
+    for text, matrix in zip(table["text"].to_pylist(), table["vector"].to_pylist(), strict=True):
+        assert len(matrix) == len(model.text_tokens.ids(text)[0])
+
+
+def test_a_damaged_shard_is_written_again_in_the_same_bytes(corpus, tmp_path):
+    out = tmp_path / "out"
+    run(corpus, out)
+    before = contents(out)
+    first, second, *_ = parts(out)
+    first.write_bytes(first.read_bytes()[:100])
+    second.unlink()
+    summary = run(corpus, out, verify=True)
+    assert (summary["written"], summary["shards"], summary["skipped"]) == (32, 2, 28)
+    assert contents(out) == before
+
+
+def test_a_sink_that_goes_away_is_waited_for(corpus, tmp_path, monkeypatch):
+    from diptych.embed.sinks import parquet
+
+    right, calls = parquet.Parquet.write, []
+
+    def away(self, shard):
+        calls.append(shard.number)
+        if len(calls) in (2, 3):
+            raise SinkAway("the server does not answer", where="there")
+        right(self, shard)
+
+    monkeypatch.setattr(parquet.Parquet, "write", away)
+    run(corpus, tmp_path / "out", patience_seconds=30)
+    assert calls == [0, 1, 1, 1, 2, 3] and len(keys(tmp_path / "out")) == 60
+    calls.clear()
+    with pytest.raises(SinkAway, match="given up"):
+        run(corpus, tmp_path / "other", patience_seconds=0)
+    assert len(keys(tmp_path / "other")) == 16  # what was there before stays
+
+
+def test_a_full_disk_leaves_nothing_half_written(corpus, tmp_path, monkeypatch):
+    import pyarrow.parquet
+
+    right, calls = pyarrow.parquet.write_table, []
+
+    def full(table, where, **settings):
+        calls.append(where)
+        if len(calls) == 3:
+            where.write_bytes(b"PAR1 half")
+            raise OSError(28, "No space left on device")
+        right(table, where, **settings)
+
+    monkeypatch.setattr(pyarrow.parquet, "write_table", full)
+    out = tmp_path / "out"
+    with pytest.raises(Exception, match="No space left"):
+        run(corpus, out)
+    assert len(parts(out)) == 2 and not list(out.rglob("*.partial"))
+    run(corpus, out)
+    run(corpus, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.e2e.test_embed import run
+run(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bytes(corpus, tmp_path):
+    run(corpus, tmp_path / "whole")
+    out, rng = tmp_path / "out", random.Random(3)
+    kills = 0
+    while kills < 5:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(corpus), str(out)], cwd=os.getcwd(),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        # From its first file on, so that kills fall into the work and not into imports.
+        deadline = time.monotonic() + 120
+        while not (out / "_job" / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.08))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+        if kills < 3:
+            shutil.rmtree(out / "_job" / "data", ignore_errors=True)
+        (out / "_job" / "run.json").unlink(missing_ok=True)
+    run(corpus, out)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert len(keys(out)) == len(set(keys(out))) == 60
