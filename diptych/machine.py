@@ -21,7 +21,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it could be set.
 
-    Source: `mallopt` of glibc. Measured by benchmarks/freed_memory.py.
+    Source: `mallopt` of glibc. Measured by benchmarks/cpu_steps.py.
     """
     if not sys.platform.startswith("linux"):
         return False
