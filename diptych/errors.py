@@ -34,6 +34,7 @@
     |  `- LossNotFinite               the loss became NaN or infinite
     |- Interrupted                    exit 75: stopped on request, run again to resume
     |- ExportMismatch                 an export that does not compute what the model computes
+    |- SinkAway                       a place for vectors that cannot be reached now
     `- WriterError                    the language model behind --writer failed
 
 An error says what happened, where (file, line or key), and what to do.
