@@ -78,8 +78,9 @@ def blip2_small_stage1() -> Recipe:
 def blip2_small() -> Recipe:
     """Both stages on the picture corpus, in front of a small language model that speaks first.
 
-    The language model learns the corpus's wording without any picture and is frozen from then on,
-    as a large one would be; encoder and queries come from clip-small and blip2-small-stage1.
+    The language model learns the corpus's wording without any picture and is frozen while the
+    queries learn to steer it, as a large one would be; at last both are tuned on captions. Encoder
+    and queries come from clip-small and blip2-small-stage1.
     """
     model = VlmConfig(
         vision_encoder=VisionEncoderConfig(weights=f"{CHAINED}clip-small"),
@@ -105,14 +106,21 @@ def blip2_small() -> Recipe:
         name="speak",
         data=(DataConfig(path="pictures/train.jsonl", pictures="withheld"),),
         learn={"language_model": Learn()},
-        num_epochs=6,
+        num_epochs=2,
         **small,
     )
-    generate = _stage2("pictures", num_epochs=2, **small)
+    generate = _stage2("pictures", num_epochs=1, **small)
+    tune = _stage2(
+        "pictures",
+        name="tune",
+        learn={"connector": Learn(), "language_model": Learn()},
+        num_epochs=3,
+        **{**small, "learning_rate": 5e-4},
+    )
     return Recipe(
         name="blip2-small",
         model=model,
-        stages=(speak, generate),
+        stages=(speak, generate, tune),
         evaluation=_captions("pictures"),
     )
 
