@@ -33,7 +33,7 @@ from diptych.data.files import is_url, replacing
 from diptych.data.index import Index
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
-from diptych.embed.sink import About, Sink, open_sink
+from diptych.embed.sink import About, Sink, open_sink, without_secrets
 from diptych.embed.writer import (
     MANIFEST,
     Counts,
@@ -141,7 +141,8 @@ class _Job:
     def _claim(self) -> int:
         """Settle what the state folder is for; the event time of a run that was not finished."""
         file = self.state / RUN
-        mark = {"fingerprint": self.about.fingerprint, "to": sorted(self.config.to)}
+        places = sorted(map(without_secrets, self.config.to))
+        mark = {"fingerprint": self.about.fingerprint, "to": places}
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if known and {k: known.get(k) for k in mark} != mark:
             raise ConfigError(
@@ -189,7 +190,7 @@ class _Job:
             "seconds": time.monotonic() - start,
             "peak_memory_bytes": memory_bytes(),
             "fingerprint": self.about.fingerprint,
-            "to": list(self.config.to),
+            "to": [without_secrets(target) for target in self.config.to],
             "state": str(self.state),
         }
 

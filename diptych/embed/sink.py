@@ -7,6 +7,7 @@ writes the shard that it was at once more, and every key is there exactly once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -79,6 +80,11 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def without_secrets(target: str) -> str:
+    """A target as it may be written down: no user, no password."""
+    return re.sub(r"//[^/@]*@", "//", target)
+
+
 def open_sink(target: str, about: About) -> Sink:
     """The sink that a target such as `parquet:OUT` or `redis://localhost/group` names.
 
@@ -90,7 +96,7 @@ def open_sink(target: str, about: About) -> Sink:
     name = {"rediss": "redis"}.get(scheme, scheme)
     if not colon or name not in known or not rest:
         raise ConfigError(
-            f"'{target}' names no place for vectors",
+            f"'{without_secrets(target)}' names no place for vectors",
             where="--to",
             fix=f"write it as one of {', '.join(f'{n}:...' for n in known)}",
         )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from diptych.embed.embedder import Vectors
-from diptych.embed.sink import About, Shard, open_sink
+from diptych.embed.sink import About, Shard, open_sink, without_secrets
 from diptych.embed.sinks import redis as module
 from diptych.embed.store import FeatureStore
 from diptych.errors import ConfigError, DataError, SinkAway
@@ -170,6 +170,14 @@ def test_entities_may_expire(server):
 def test_a_url_without_a_group_is_refused(url):
     with pytest.raises(ConfigError, match="group"):
         open_sink(url, ABOUT)
+
+
+def test_a_password_is_written_nowhere():
+    assert without_secrets("redis://me:secret@host:1/0/group?x=1") == "redis://host:1/0/group?x=1"
+    assert without_secrets("parquet:a@b/c") == "parquet:a@b/c"
+    with pytest.raises(ConfigError) as caught:
+        open_sink("nowhere://me:secret@host/group", ABOUT)
+    assert "secret" not in str(caught.value)
 
 
 def test_matrices_and_unknown_settings_are_refused(server):
