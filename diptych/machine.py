@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Let the C library reuse freed blocks instead of handing them back to the system.
 
     A training step on a CPU frees and takes hundreds of megabytes in the same sizes; asked of the
-    system each time, its pages have to be cleared again, which took a third of a step here. Does
-    nothing where the C library is not glibc.
+    system each time, its pages have to be cleared again. Does nothing where the C library is not
+    glibc.
 
     Returns:
         Whether it could be set.

@@ -176,7 +176,7 @@ def compare(model: Vlm, reference: Reference, layout: str) -> ExportReport:
     runs = [(case.name, [i], "right") for i, case in enumerate(cases)]
     runs += [(f"batch padded on the {s}", list(range(len(cases))), s) for s in ("right", "left")]
     for name, members, side in runs:
-        ids, mask = _padded([cases[i].encoded.ids for i in members], side, reference.image_token)
+        ids, mask = padded([cases[i].encoded.ids for i in members], side, reference.image_token)
         ids, mask = ids.to(model.device), mask.to(model.device)
         shown = [p for i in members if (p := pixels[i]) is not None]
         stacked = torch.cat(shown).to(model.device) if shown else None
@@ -298,7 +298,8 @@ def _until(tokens: Sequence[int], stops: frozenset[int]) -> list[int]:
     return list(tokens[:end])
 
 
-def _padded(rows: Sequence[Sequence[int]], side: str, image: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], side: str, image: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask int64 [R, T], padded on that side; `image` stands at image positions."""
     longest = max(len(r) for r in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)

@@ -20,7 +20,7 @@ from diptych.data.plain_text import TextTokens
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.language_model import load_tokenizer
 from diptych.model.query_former import DEC, with_marks
-from diptych.model.weights import is_model_folder, load_pretrained, locate, reading
+from diptych.model.weights import load_pretrained, locate, of_a_model, reading
 
 WHERE = "model.text"
 ENC = "[ENC]"
@@ -142,7 +142,7 @@ def build(config: TextMixtureConfig, image_dim: int) -> TextMixture:
     """
     from transformers import AutoConfig, BlipTextConfig
 
-    if config.weights is not None and is_model_folder(config.weights):
+    if config.weights is not None and of_a_model(config.weights) is not None:
         return _of_captioner(config, image_dim)
     tokenizer = with_marks(load_tokenizer(config.tokenizer or config.weights, WHERE))
     if ENC not in tokenizer.get_vocab():

@@ -23,7 +23,7 @@ from diptych.data.image import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model import clip_weights
 from diptych.model.connector import Grid
-from diptych.model.weights import cast, load_pretrained, locate, reading
+from diptych.model.weights import cast, load_pretrained, locate, of_a_model, reading
 
 _CLASSES = {
     "blip_vision_model": "BlipVisionModel",
@@ -115,7 +115,7 @@ def build(config: VisionEncoderConfig, *, pooled: bool = False) -> VisionEncoder
     else:
         folder = locate(config.weights)
         where = "model.vision_encoder.weights"
-        if (own := _of_a_model(folder)) is not None:
+        if (own := of_a_model(folder)) is not None:
             module = kind._from_config(hf_config)
             _take(module, own[0] / "model.safetensors")
         else:
@@ -137,8 +137,11 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
 
     if config.weights is not None:
         folder = locate(config.weights)
-        if (own := _of_a_model(folder)) is not None:
-            known = VisionEncoderConfig.from_dict(own[1], where=f"{own[0]}: vision_encoder")
+        if (own := of_a_model(folder)) is not None:
+            place, values = own
+            known = VisionEncoderConfig.from_dict(
+                values["vision_encoder"], where=f"{place}: vision_encoder"
+            )
             assert known.config is not None, "a saved model has its configs written out"
             hf_config = config_from_dict(known.config, "model.vision_encoder.weights")
             return config.model_copy(update={"image": config.image or known.image}), hf_config
@@ -188,19 +191,6 @@ def class_of(hf_config: Any) -> Any:
             fix="for example vit, clip_vision_model, siglip_text_model, bert",
         )
     return found[0] if isinstance(found, tuple) else found
-
-
-def _of_a_model(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """(model folder, its encoder's values) when `folder` is a Diptych model or run, else None."""
-    import json
-
-    for place in (folder / "model", folder):
-        file = place / "config.json"
-        if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
-            inner = values.get("vision_encoder") if isinstance(values, dict) else None
-            return (place, inner) if isinstance(inner, dict) else None
-    return None
 
 
 def _take(module: nn.Module, file: Path) -> None:

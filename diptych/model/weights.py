@@ -201,14 +201,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def is_model_folder(source: str) -> bool:
-    """Whether that is a folder that Diptych wrote: a model, or a run with one."""
-    for place in (Path(source).expanduser() / "model", Path(source).expanduser()):
+def of_a_model(source: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """(model folder, its config) when `source` is a model or run that Diptych wrote, else None."""
+    folder = Path(source).expanduser()
+    for place in (folder / "model", folder):
         file = place / "config.json"
         if file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
-            return isinstance(values, dict) and isinstance(values.get("vision_encoder"), dict)
-    return False
+            ours = isinstance(values, dict) and isinstance(values.get("vision_encoder"), dict)
+            return (place, values) if ours else None
+    return None
 
 
 def locate(name: str, *, pickles: bool = False) -> Path:

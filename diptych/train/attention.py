@@ -1,7 +1,7 @@
 """Which attention kernel a step on a CPU takes.
 
 PyTorch's fused attention computes short rows in bfloat16 slowly on CPUs, backwards above all: for
-rows of 28 tokens 110 ms where plain matrix products take 25; from some 200 tokens on it is the
+rows of 28 tokens 111 ms where plain matrix products take 29; from some 200 tokens on it is the
 other way round (benchmarks/cpu_steps.py). Which of the two runs decides rounding only.
 """
 

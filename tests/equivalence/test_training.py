@@ -239,7 +239,7 @@ PAIRS = {"name": "contrastive", "dim": 8, "token_dim": 4}
 )
 def test_two_processes_equal_one(stage, tiny_config, squares, tmp_path, fresh):
     """Data-parallel training on two ranks gives one rank's losses and weights."""
-    two_equal_one(tiny_config(), stage, squares, tmp_path, fresh)
+    assert_two_equal_one(tiny_config(), stage, squares, tmp_path, fresh)
 
 
 @pytest.mark.parametrize(
@@ -254,22 +254,22 @@ def test_two_processes_equal_one(stage, tiny_config, squares, tmp_path, fresh):
 def test_two_processes_train_one_dual_encoder(kind, objective, tiny_dual, squares, tmp_path, fresh):
     learn = {"vision_encoder": {}, "text_encoder": {}, "space": {}}
     stage = {"learn": learn, "objective": objective}
-    two_equal_one(tiny_dual(kind), stage, squares, tmp_path, fresh)
+    assert_two_equal_one(tiny_dual(kind), stage, squares, tmp_path, fresh)
 
 
 def test_two_processes_train_one_query_transformer(tiny_query, squares, tmp_path, fresh):
     stage = {"learn": {"query_former": {}, "heads": {}}, "objective": "query_text"}
-    two_equal_one(tiny_query(), stage, squares, tmp_path, fresh)
+    assert_two_equal_one(tiny_query(), stage, squares, tmp_path, fresh)
 
 
 def test_two_processes_train_one_captioner(tiny_captioner, squares, tmp_path, fresh):
     learn = {"vision_encoder": {}, "text": {}, "heads": {}}
     objective = {"name": "blip", "queue_size": 16, "alpha_ramp_steps": 3}
     stage = {"learn": learn, "objective": objective}
-    two_equal_one(tiny_captioner(), stage, squares, tmp_path, fresh)
+    assert_two_equal_one(tiny_captioner(), stage, squares, tmp_path, fresh)
 
 
-def two_equal_one(config, stage, squares, tmp_path, fresh):
+def assert_two_equal_one(config, stage, squares, tmp_path, fresh):
     one = tmp_path / "one"
     stages = [tiny_run.stage(squares, **stage, **WELL_CONDITIONED)]
     tiny_run.run(one, config, stages)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diptych.convert.blip2_layout import pairs_of_queries, refuse_other_encoders
 from diptych.convert.chat_parts import IMAGE_MARK
-from diptych.convert.comparison import NUM_NEW_TOKENS, ExportReport
+from diptych.convert.comparison import NUM_NEW_TOKENS, ExportReport, padded
 from diptych.convert.probes import (
     compare_outputs,
     compare_pixels,
@@ -58,14 +59,7 @@ def export(model: Vlm, out: Path) -> ExportReport:
 
     encoder = model.vision_encoder
     connector: Any = model.connector
-    reads = (encoder.config.layer, encoder.config.features)
-    if encoder.hf_config.model_type != "blip_2_vision_model" or reads != (-1, "full"):
-        raise ConfigError(
-            "the layout holds a blip_2_vision_model read before its last norm (layer: -1, "
-            f"features: full), this model has a {encoder.hf_config.model_type} with {reads}",
-            where="model.vision_encoder",
-            fix="compose it so, or keep the Diptych folder",
-        )
+    refuse_other_encoders(model)
     if model.config.connector.name != "qformer":
         raise ConfigError(
             f"the layout holds a qformer connector, this model has {model.config.connector.name}",
@@ -119,17 +113,8 @@ def _rows(tensor: Tensor, number: int) -> Tensor:
 
 def _pairs(model: Vlm, theirs: Any) -> list[tuple[Tensor, Tensor]]:
     """Every tensor of `theirs` with the one of `model` that it is, or whose rows it starts with."""
-    vision, connector = model.vision_encoder.module, cast(Any, model.connector)
-    found = [
-        (own, its)
-        for (name, own), (_, its) in zip(
-            vision.named_parameters(), theirs.vision_model.named_parameters(), strict=True
-        )
-        if not name.startswith("post_layernorm.")
-    ]
-    found += matched(connector.image_norm, theirs.vision_model.post_layernorm)
-    found.append((connector.queries[None], theirs.query_tokens))
-    found += matched(connector.module, theirs.qformer)
+    connector: Any = model.connector
+    found = pairs_of_queries(model, connector, theirs)
     found += matched(connector.projection, theirs.language_projection)
     return found + matched(model.language_model.module, theirs.language_model)
 
@@ -186,19 +171,6 @@ def _prompts(model: Vlm) -> list[Encoded]:
     return found
 
 
-def _padded(encoded: list[Encoded], image_token: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask int64 [N, T], padded on the left."""
-    longest = max(len(e) for e in encoded)
-    ids = torch.zeros(len(encoded), longest, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, one in enumerate(encoded):
-        start = longest - len(one)
-        values = [image_token if i == IMAGE_TOKEN else i for i in one.ids]
-        ids[row, start:] = torch.tensor(values)
-        mask[row, start:] = 1
-    return ids, mask
-
-
 def _answer(model: Vlm) -> Tensor:
     """What an encoder-decoder model's decoder reads [1, T]."""
     config = model.language_model.hf_config
@@ -210,7 +182,7 @@ def _answer(model: Vlm) -> Tensor:
 def _own(model: Vlm, pixels: Tensor, encoded: list[Encoded]) -> list[Tensor]:
     """Logits [T, V] of every prompt; of an encoder-decoder model those of an answer to it."""
     lm, device = model.language_model, model.device
-    ids, mask = (x.to(device) for x in _padded(encoded, IMAGE_TOKEN))
+    ids, mask = (x.to(device) for x in padded([e.ids for e in encoded], "left", IMAGE_TOKEN))
     embeds = model.embed(ids, model.image_tokens(model.encode_pixels(pixels.to(device))))
     if lm.is_encoder_decoder:
         hidden = lm.body(
@@ -251,7 +223,7 @@ def compare(model: Vlm, path: Path) -> ExportReport:
     if not compare_pixels(report, pixels, path):
         return report
     encoded = _prompts(model)
-    ids, mask = _padded(encoded, theirs.config.image_token_index)
+    ids, mask = padded([e.ids for e in encoded], "left", theirs.config.image_token_index)
     compare_outputs(
         report, _own(model, pixels, encoded), _theirs(theirs, model, pixels, ids, mask), "logits"
     )

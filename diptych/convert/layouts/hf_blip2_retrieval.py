@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.convert.blip2_layout import pairs_of_queries, refuse_other_encoders
 from diptych.convert.comparison import ExportReport
 from diptych.convert.probes import (
     TEXTS,
@@ -21,7 +22,6 @@ from diptych.convert.probes import (
     read_class,
 )
 from diptych.data.image import Preprocessing
-from diptych.errors import ConfigError
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
@@ -41,15 +41,7 @@ def export(model: QueryTransformer, out: Path) -> ExportReport:
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
     encoder = model.vision_encoder
-    own = model.config.vision_encoder
-    reads = (own.layer, own.features)
-    if encoder.hf_config.model_type != "blip_2_vision_model" or reads != (-1, "full"):
-        raise ConfigError(
-            "the layout holds a blip_2_vision_model read before its last norm (layer: -1, "
-            f"features: full), this model has a {encoder.hf_config.model_type} with {reads}",
-            where="model.vision_encoder",
-            fix="compose it so, or keep the Diptych folder",
-        )
+    refuse_other_encoders(model)
     config = Blip2Config(
         vision_config=encoder.hf_config.to_dict(),
         qformer_config=model.query_former.hf_config.to_dict(),
@@ -74,22 +66,10 @@ def export(model: QueryTransformer, out: Path) -> ExportReport:
 
 
 def _pairs(model: QueryTransformer, theirs: Any) -> list[tuple[Tensor, Tensor]]:
-    """Every tensor of `theirs` with the one of `model` that it is.
-
-    LAVIS's norm of image features is the last norm of the class's encoder.
-    """
-    former, vision = model.query_former, model.vision_encoder.module
-    found = [
-        (own, its)
-        for (name, own), (_, its) in zip(
-            vision.named_parameters(), theirs.vision_model.named_parameters(), strict=True
-        )
-        if not name.startswith("post_layernorm.")
-    ]
-    found += matched(former.image_norm, theirs.vision_model.post_layernorm)
-    found.append((former.queries[None], theirs.query_tokens))
+    """Every tensor of `theirs` with the one of `model` that it is."""
+    former = model.query_former
+    found = pairs_of_queries(model, former, theirs)
     found += matched(former.embeddings, theirs.embeddings)
-    found += matched(former.module, theirs.qformer)
     found += matched(model.heads.image, theirs.vision_projection)
     found += matched(model.heads.text, theirs.text_projection)
     return found + matched(model.heads.matching, theirs.itm_head)

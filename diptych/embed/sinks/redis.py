@@ -9,7 +9,6 @@ first. Readers go by `diptych:GROUP:live`, which names the version in use and ch
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -151,8 +150,3 @@ class errors_named:
             raise SinkAway(f"the server is not ready: {error}", where=where) from error
         if isinstance(error, redis.ConnectionError | redis.TimeoutError):
             raise SinkAway(f"the server does not answer: {error}", where=where) from error
-
-
-def now_ns() -> int:
-    """Nanoseconds since 1970, UTC."""
-    return time.time_ns()

@@ -31,9 +31,9 @@ def test_not_a_number_stays():
 
 def test_padding_on_either_side():
     rows = [[5, IMAGE_TOKEN, 6], [7]]
-    ids, mask = comparison._padded(rows, "left", image=9)
+    ids, mask = comparison.padded(rows, "left", image=9)
     assert ids.tolist() == [[5, 9, 6], [0, 0, 7]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    ids, mask = comparison._padded(rows, "right", image=9)
+    ids, mask = comparison.padded(rows, "right", image=9)
     assert ids.tolist() == [[5, 9, 6], [7, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
