@@ -76,10 +76,10 @@ def deal(rows: list[Row], clean_share: float, noise: float, seed: int) -> tuple[
     return clean, noisy
 
 
-def write(path: Path, rows: list[Row], data: Path) -> Path:
-    """Rows with absolute pictures."""
+def write(path: Path, rows: list[Row]) -> Path:
+    """Rows as JSON lines; their pictures stay where they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({**r, "image": str(data / r["image"])}) + "\n" for r in rows)
+    lines = (json.dumps(r) + "\n" for r in rows)
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
@@ -88,10 +88,10 @@ def one_seed(s: argparse.Namespace, seed: int, rows: list[Row]) -> dict[str, Any
     """All runs of one seed: the filter's figures and each arm's result."""
     folder = s.work / f"seed-{seed}"
     clean, noisy = deal(rows, s.clean_share, s.noise, seed)
-    clean_file = write(folder / "clean.jsonl", clean, s.data)
-    noisy_file = write(folder / "noisy.jsonl", noisy, s.data)
+    clean_file = write(folder / "clean.jsonl", clean)
+    noisy_file = write(folder / "noisy.jsonl", noisy)
     kept = [r for r in noisy if not r["dealt"]]
-    files = {"noisy": noisy_file, "dealt_out": write(folder / "dealt_out.jsonl", kept, s.data)}
+    files = {"noisy": noisy_file, "dealt_out": write(folder / "dealt_out.jsonl", kept)}
     steps = round(s.clip_epochs * (len(clean) + len(noisy)) / 256)
     results = {"noisy": clip(s, folder, "noisy", [noisy_file, clean_file], steps, seed)}
     encoder = folder / "clip-noisy" / "model"
@@ -99,7 +99,7 @@ def one_seed(s: argparse.Namespace, seed: int, rows: list[Row]) -> dict[str, Any
         load("blip-small"), folder / "blip",
         [
             f"seed={seed}", f"model.vision_encoder.weights={encoder}",
-            f"stages.pretrain.data={_paths([noisy_file, clean_file])}",
+            f"stages.pretrain.data={_paths(s, [noisy_file, clean_file])}",
             f"stages.pretrain.num_epochs={s.blip_epochs}",
             f"evaluation.data.path={s.data / 'test.jsonl'}", "evaluation.before=false",
             "evaluation.rerank=null",
@@ -108,7 +108,8 @@ def one_seed(s: argparse.Namespace, seed: int, rows: list[Row]) -> dict[str, Any
     out = folder / "capfilt"
     capfilt(
         str(noisy_file), str(clean_file), str(base / "model"), out, epochs=s.tune_epochs, seed=seed,
-        progress=Progress(folder / "capfilt.log", quiet=True), images="/", clean_images="/",
+        progress=Progress(folder / "capfilt.log", quiet=True), images=str(s.data),
+        clean_images=str(s.data),
     )  # fmt: skip
     decisions = [json.loads(t) for t in (out / "decisions.jsonl").read_text("utf-8").splitlines()]
     files |= {name: out / f"{name}.jsonl" for name in ("filtered", "bootstrapped")}
@@ -128,7 +129,7 @@ def clip(
     run = train(
         load("clip-small"), folder / f"clip-{arm}",
         [
-            f"seed={seed}", f"stages.pretrain.data={_paths(files)}",
+            f"seed={seed}", f"stages.pretrain.data={_paths(s, files)}",
             f"stages.pretrain.num_steps={steps}",
             f"evaluation.data.path={s.data / 'test.jsonl'}", "evaluation.before=false",
         ],
@@ -151,9 +152,8 @@ def ranks_of(model: Path, test: Path, kept: Path) -> list[int]:
     return json.loads(kept.read_text())
 
 
-def _paths(files: list[Path]) -> str:
-    # Absolute paths of pictures are below the root of the file system.
-    return "[" + ", ".join(f"{{path: '{f}', images: '/'}}" for f in files) + "]"
+def _paths(s: argparse.Namespace, files: list[Path]) -> str:
+    return "[" + ", ".join(f"{{path: '{f}', images: '{s.data}'}}" for f in files) + "]"
 
 
 def filter_figures(decisions: list[Row]) -> dict[str, float]:

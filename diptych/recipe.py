@@ -40,6 +40,8 @@ class EvaluationConfig(Config):
     """Retrieval: put the first so many finds in order again by the matching head."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
+    num_beams: int = Field(default=1, ge=1)
+    """Width of the beam search for an answer; 1 takes the likeliest token each time (greedy)."""
     batch_size: int = Field(default=32, ge=1)
     """Questions asked at once."""
     limit: int | None = Field(default=None, ge=1)

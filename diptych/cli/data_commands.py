@@ -145,9 +145,13 @@ def data_capfilt(
     output: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on in.")],
     images: Images = None,
     clean_images: Annotated[str | None, typer.Option(help="Folder of the clean pictures.")] = None,
+    by: Annotated[
+        str, typer.Option(help="Score: match, similarity, or both (their mean).")
+    ] = "both",
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Least matching probability that is kept.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0, max=1, help="Least score that is kept; default: found on clean pairs."),
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the clean pairs.")] = 2.0,
     learning_rate: Annotated[float, typer.Option(help="Of both tunings.")] = 1e-4,
     batch_size: Annotated[int, typer.Option(min=2, help="Of both tunings.")] = 64,
@@ -165,16 +169,21 @@ def data_capfilt(
         diptych data capfilt web.jsonl --clean coco.json --model runs/blip-small-0123 --out better
     """
     from diptych.cli.capfilt import capfilt
+    from diptych.errors import ConfigError
     from diptych.progress import Progress
 
+    if by not in ("both", "match", "similarity"):
+        raise ConfigError(f"a score is not '{by}'", where="--by", fix="both, match or similarity")
+
     summary = capfilt(
-        noisy, clean, model, output, images=images, clean_images=clean_images, threshold=threshold,
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed,
-        progress=Progress(output / "capfilt.log"),
+        noisy, clean, model, output, images=images, clean_images=clean_images, by=by,  # type: ignore[arg-type]
+        threshold=threshold, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+        seed=seed, progress=Progress(output / "capfilt.log"),
     )  # fmt: skip
     if not json:
         for kind in ("original", "synthetic"):
             counts = summary[kind]
             out.print(f"{kind}: kept {counts['kept']:,}, dropped {counts['dropped']:,}")
+        out.print(f"kept from a score of {summary['threshold']:.3f} on")
         out.print(f"written to {output}; its images are in {summary['images']}", soft_wrap=True)
     return summary

@@ -22,6 +22,12 @@ EXTRAS = {
     "tensorboard": (["tensorboard"], "TensorBoard curves"),
     "pictures": (["resvg_py"], "the picture corpus (with npm and apt for most of it)"),
     "captions": (["pycocoevalcap", "jieba"], "caption metrics (with Java), Chinese captions"),
+    "maps": (["sklearn"], "maps of embeddings in reports"),
+    "redis": (["redis"], "vectors into and from Redis"),
+    "query": (["duckdb"], "SQL over vectors in Parquet"),
+    "lance": (["lancedb"], "vector search in a folder"),
+    "sagemaker": (["boto3"], "vectors into SageMaker Feature Store"),
+    "ray": (["ray"], "diptych embed over a cluster"),
     "wandb": (["wandb"], "Weights & Biases curves"),
     "mlflow": (["mlflow"], "MLflow curves"),
 }

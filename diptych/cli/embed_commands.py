@@ -16,7 +16,9 @@ def embed(
     data: Annotated[str, typer.Argument(help="File, folder, shards or URL.")],
     to: Annotated[
         list[str],
-        typer.Option(metavar="PLACE", help="parquet:OUT or redis://HOST/GROUP; may be repeated."),
+        typer.Option(
+            metavar="PLACE", help="parquet:OUT, lance:OUT or redis://HOST/GROUP; repeatable."
+        ),
     ],
     what: Annotated[str, typer.Option(help="image, text or multimodal.")] = "image",
     space: Annotated[
@@ -39,7 +41,10 @@ def embed(
     state: Annotated[
         Path | None, typer.Option(help="Folder for manifest and rejects; default: by fingerprint.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Decode threads.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray (a cluster: RAY_ADDRESS).")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Decode threads; with ray, copies of the model.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option(help="Look whether all written shards are whole; repair.")
     ] = False,
@@ -76,10 +81,11 @@ def embed(
             "dtype": dtype, "precision": precision, "batch_size": batch_size,
         }
     )  # fmt: skip
-    embedder = Embedder(load_model(model), config)
+    source = str(Path(model).resolve()) if Path(model).exists() else model
+    embedder = Embedder(load_model(model), config, source)
     place = state or _state(to, embedder.fingerprint, data)
     job = JobConfig(
-        to=tuple(to), state=place, shard_rows=shard_rows, workers=workers,
+        to=tuple(to), state=place, shard_rows=shard_rows, engine=engine, workers=workers,
         fields=tuple(field or ()), verify=verify, patience_seconds=patience_seconds,
         event_time_ns=event_time_ns, limit=limit,
     )  # fmt: skip

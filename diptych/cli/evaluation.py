@@ -70,6 +70,7 @@ def evaluate_data(
         metric=config.metric,
         how=config.how,
         max_new_tokens=config.max_new_tokens,
+        num_beams=config.num_beams,
         name=Path(config.data.path).stem,
     )
     if config.templates != ("{}",):

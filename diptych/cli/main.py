@@ -22,6 +22,7 @@ from diptych.cli.shell import (
     explain_usage,
     out,
 )
+from diptych.cli.store_commands import query, search, store_app
 
 app = typer.Typer(
     name="diptych",
@@ -185,6 +186,8 @@ def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
         "eval.metrics",
         "eval.benchmarks",
         "convert.layouts",
+        "embed.sinks",
+        "embed.engines",
     ):
         found[folder.rsplit(".", 1)[-1]] = parts.describe(folder)
     if not json:
@@ -220,6 +223,7 @@ def eval_(
         list[str] | None, typer.Option(help="A text to compare with --image; repeatable.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1 is greedy.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
     choices: Annotated[
         str | None, typer.Option(help="MMLU-style CSV for text-only ability.")
@@ -253,7 +257,7 @@ def eval_(
     result = measure(
         model, data, images=images, format=format, metric=metric, train=train, limit=limit,
         how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
-        save=save, seed=seed, templates=tuple(template or ()), rerank=rerank,
+        save=save, seed=seed, templates=tuple(template or ()), rerank=rerank, num_beams=num_beams,
     )  # fmt: skip
     if not json:
         out.print(result_table(result))
@@ -359,6 +363,9 @@ def doctor(json: Json = False, debug: Debug = False) -> dict[str, Any]:
 
 
 app.command("embed")(embed)
+app.command("search")(search)
+app.command("query")(query)
+app.add_typer(store_app, name="store")
 
 
 def run() -> None:

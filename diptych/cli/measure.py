@@ -40,6 +40,7 @@ def measure(
     seed: int,
     templates: tuple[str, ...] = (),
     rerank: int | None = None,
+    num_beams: int = 1,
 ) -> Result:
     """Evaluate a model on a data set; the index is temporary."""
     if how not in ("generate", "likelihood", "retrieval"):
@@ -49,6 +50,7 @@ def measure(
         metric=metric,
         how=how,  # type: ignore[arg-type]
         max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
         batch_size=batch_size,
         limit=limit,
         templates=templates or ("{}",),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from torch import Tensor
 from diptych.config import Config
 from diptych.data.batch import Batch
 from diptych.data.collate import Item, Prepared
+from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError
 from diptych.model.architecture import Model
 
@@ -54,30 +54,11 @@ class EmbedConfig(Config):
     """Samples computed at once."""
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """Vectors as they are stored.
-
-    Attributes:
-        values: [n, D], or [n, K, D] without pooling; float32, float16 or int8.
-        scales: float32 [n] for int8 (value * scale is the number), else None.
-        lengths: int64 [n], tokens of each matrix that are real; None with pooling.
-    """
-
-    values: np.ndarray
-    scales: np.ndarray | None = None
-    lengths: np.ndarray | None = None
-
-    def numbers(self) -> np.ndarray:
-        """What is stored, as float32."""
-        found = self.values.astype(np.float32)
-        if self.scales is not None:
-            found *= self.scales.reshape(-1, *(1,) * (found.ndim - 1))
-        return found
-
-
 class Embedder:
     """A model and what is taken from it.
+
+    Args:
+        source: where the model was loaded from; written down beside its vectors.
 
     Raises:
         ConfigError: the model has nothing of that kind.
@@ -85,7 +66,7 @@ class Embedder:
     Parity: tests/conformance/test_lavis_qformer_stage1.py (`image`, `text`, `multimodal` of LAVIS).
     """
 
-    def __init__(self, model: Model, config: EmbedConfig):
+    def __init__(self, model: Model, config: EmbedConfig, source: str = ""):
         if config.what not in model.represents:
             raise ConfigError(
                 f"a {model.config.name} has no {config.what} vectors",
@@ -94,6 +75,7 @@ class Embedder:
             )
         self.model = model.eval()
         self.config = config
+        self.source = source
         self.collator = model.representing(config.what)
 
     @cached_property

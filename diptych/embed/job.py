@@ -1,6 +1,6 @@
 """The batch job: rows of a data set -> vectors in sinks, each exactly once, whatever happens.
 
-    rows -> decode pool -> bounded queue -> model -> writer thread -> sinks, then the manifest
+    rows -> engine (decode pool -> bounded queue -> model) -> writer -> sinks, then the manifest
 
 The shard is the unit of commit: when every sink has it, one line in the manifest says so. Which
 rows are in a shard follows from the data alone, so a job that was killed goes on where the manifest
@@ -18,9 +18,7 @@ import shutil
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,18 +26,18 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.collate import Item, Prepared
+from diptych import parts
 from diptych.data.files import is_url, replacing
 from diptych.data.index import Index
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
+from diptych.embed.engine import FOLDER, Pending, Work
 from diptych.embed.sink import About, Sink, open_sink, without_secrets
+from diptych.embed.vectors import eight
 from diptych.embed.writer import (
     MANIFEST,
     Counts,
-    Pending,
     Writer,
-    eight,
     identities_file,
     read_manifest,
 )
@@ -49,8 +47,6 @@ from diptych.progress import Progress
 
 log = logging.getLogger(__name__)
 RUN = "run.json"
-AHEAD = 3
-"""Batches that are decoded before the model asks for them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ class JobConfig:
         to: targets, such as parquet:OUT and redis://localhost/pictures.
         state: folder of manifest and rejects.
         shard_rows: rows of a shard.
-        workers: decode threads; None takes what the machine has.
+        engine: local, or ray for a cluster.
+        workers: decode threads, or replicas on a cluster; None takes what there is.
         fields: fields of the rows that are kept beside the vector.
         verify: look whether every written shard is still whole, and write again what is not.
         patience_seconds: how long to wait for a sink that has gone away.
@@ -72,6 +69,7 @@ class JobConfig:
     to: tuple[str, ...]
     state: Path
     shard_rows: int = 4096
+    engine: str = "local"
     workers: int | None = None
     fields: tuple[str, ...] = ()
     verify: bool = False
@@ -125,11 +123,10 @@ class _Job:
         self.embedder = embedder
         self.config = config
         self.progress = progress
-        settings = embedder.config
-        self.about = About(embedder.fingerprint, settings.what, settings.dtype, config.fields)
         self.state = config.state
         self.state.mkdir(parents=True, exist_ok=True)
         self.index = Index.build(data, self.state / "data", verify="none", **index)
+        self.about = self._about()
         if self.index.ledger.num_rejected:
             with replacing(self.state / "rejects" / "unreadable.jsonl") as temporary:
                 shutil.copyfile(self.index.folder / "rejects.jsonl", temporary)
@@ -138,21 +135,50 @@ class _Job:
         self.counts = Counts()
         self.stopping = threading.Event()
 
+    def _about(self) -> About:
+        """What the vectors are; a state folder keeps the name of its first data set."""
+        settings = self.embedder.config
+        return About(
+            self.embedder.fingerprint, settings.what, settings.dtype, self.config.fields,
+            data=self._known_run().get("data", self.index.folder.name), root=self.index.root,
+            model=self.embedder.source, settings=settings.to_dict(),
+        )  # fmt: skip
+
+    def _known_run(self) -> dict[str, Any]:
+        file = self.state / RUN
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     def _claim(self) -> int:
         """Settle what the state folder is for; the event time of a run that was not finished."""
-        file = self.state / RUN
-        places = sorted(map(without_secrets, self.config.to))
-        mark = {"fingerprint": self.about.fingerprint, "to": places}
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        mark = {
+            "fingerprint": self.about.fingerprint,
+            "to": sorted(map(without_secrets, self.config.to)),
+            "data": self.about.data,
+            "root": self.about.root,
+        }
+        # Which rows are computed together decides the last bits of a vector.
+        cut = {
+            "shard_rows": self.config.shard_rows,
+            "batch_size": self.embedder.config.batch_size,
+        }
+        known = self._known_run()
         if known and {k: known.get(k) for k in mark} != mark:
             raise ConfigError(
-                "the state folder is another job's (another model, other settings or places)",
+                "the state folder is another job's (another model, place or folder of pictures, "
+                "or other settings)",
                 where=str(self.state),
                 fix="name another one with --state",
             )
+        if known.get("finished") is False and {k: known.get(k) for k in cut} != cut:
+            raise ConfigError(
+                f"the run that was stopped here had shards of {known.get('shard_rows')} rows and "
+                f"batches of {known.get('batch_size')}",
+                where=str(self.state),
+                fix="finish it with the same settings first",
+            )
         when = known.get("event_time_ns") if not known.get("finished", True) else None
         when = self.config.event_time_ns or when or time.time_ns()
-        self._mark({**mark, "event_time_ns": when, "finished": False})
+        self._mark({**mark, **cut, "event_time_ns": when, "finished": False})
         return when
 
     def _mark(self, values: dict[str, Any]) -> None:
@@ -177,11 +203,12 @@ class _Job:
             )
             with _stop_signals(self.stopping), writer:
                 self._compute(writer)
+            for sink in sinks:
+                sink.finish()
         finally:
             for sink in sinks:
                 sink.close()
-        values = json.loads((self.state / RUN).read_text(encoding="utf-8"))
-        self._mark({**values, "finished": True})
+        self._mark({**self._known_run(), "finished": True})
         ledger = self.index.ledger
         return {
             "rows": len(self.index) + ledger.num_rejected,
@@ -210,27 +237,13 @@ class _Job:
             self.progress.note(f"{len(gone)} shards are damaged or gone and are written again")
 
     def _compute(self, writer: Writer) -> None:
-        """Decode ahead, run the model, hand whole shards to the writer."""
-        workers = self.config.workers or max(2, os.cpu_count() or 1)
+        """Let the engine fill the shards and hand them to the writer."""
         total = len(self.index) if self.config.limit is None else self.config.limit
-        with (
-            ThreadPoolExecutor(workers, "decode") as pool,
-            self.progress.task("embed", min(total, len(self.index))) as task,
-        ):
-            waiting: deque[tuple[Pending, list[Sample], Future[Prepared], bool]] = deque()
-            batches = self._batches(task)
-            more = True
-            while more or waiting:
-                while more and len(waiting) < AHEAD + workers:
-                    found = next(batches, None)
-                    if found is None:
-                        more = False
-                        break
-                    shard, samples, last = found
-                    items = [Item(s, self.index.image_bytes) for s in samples]
-                    waiting.append((shard, samples, pool.submit(self._prepare, items), last))
-                if not waiting:
-                    break
+        engine = parts.find(FOLDER, self.config.engine)
+        with self.progress.task("embed", min(total, len(self.index))) as task:
+
+            def step(rows: int) -> None:
+                task.advance(count=rows)
                 writer.check()
                 if self.stopping.is_set():
                     raise Interrupted(
@@ -238,41 +251,15 @@ class _Job:
                         where=str(self.state),
                         fix="run the same command again to go on",
                     )
-                shard, samples, future, last = waiting.popleft()
-                self._embed(shard, samples, future.result())
-                task.advance(count=len(samples))
-                if last:
-                    writer.put(shard)
 
-    def _prepare(self, items: list[Item]) -> Prepared:
-        return self.embedder.prepare(items)
-
-    def _embed(self, shard: Pending, samples: list[Sample], prepared: Prepared) -> None:
-        by_id = {s.id: s for s in samples}
-        for key, error in prepared.rejected:
-            shard.rejects.append(
-                {"id": key, **error, "where": error.get("where") or by_id[key].source}
-            )
-        for batch in prepared.batches:
-            shard.vectors.append(self.embedder.embed(batch))
-            shard.keys += batch.sample_ids
-            for key in batch.sample_ids:
-                shard.rows[key] = self._kept(by_id[key])
-
-    def _kept(self, sample: Sample) -> dict[str, Any]:
-        image = next(sample.images(), None)
-        rest = {name: sample.meta.get(name) for name in self.config.fields}
-        return {"image": image.path if image else None, "text": sample.answer or None, **rest}
+            work = Work(
+                self.embedder, self._shards(task), self.index.image_bytes, self.config.fields,
+                self.config.workers, step,
+            )  # fmt: skip
+            for shard in engine.compute(work):
+                writer.put(shard)
 
     # -- rows -------------------------------------------------------------------------------
-
-    def _batches(self, task: Any) -> Iterator[tuple[Pending, list[Sample], bool]]:
-        """(shard, rows of a batch, whether it is the shard's last), in order."""
-        size = self.embedder.config.batch_size
-        for shard, samples in self._shards(task):
-            # A shard of rejects alone is one empty batch.
-            for start in range(0, max(1, len(samples)), size):
-                yield shard, samples[start : start + size], start + size >= len(samples)
 
     def _shards(self, task: Any) -> Iterator[tuple[Pending, list[Sample]]]:
         """Rows that are not there yet, cut into shards."""

@@ -7,15 +7,18 @@ writes the shard that it was at once more, and every key is there exactly once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from diptych import parts
-from diptych.embed.embedder import Vectors
+from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError
 
 FOLDER = "embed.sinks"
@@ -30,12 +33,35 @@ class About:
         what: image, text or multimodal.
         dtype: of the stored numbers.
         fields: fields of the rows that are kept beside the vector.
+        data: name of the data set, the same for the same place; two data sets may share a place.
+        root: folder that paths of pictures are relative to.
+        model: where the model was loaded from.
+        settings: of the embedder; with the model they can embed a question for these vectors.
     """
 
     fingerprint: str
     what: str
     dtype: str
     fields: tuple[str, ...] = ()
+    data: str = "data"
+    root: str = ""
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """Names these vectors where several models' lie side by side."""
+        return f"{self.what}-{self.fingerprint}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "fields": list(self.fields)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> About:
+        """What `to_dict` gave; what a later version added is left out."""
+        known = {f.name for f in dataclass_fields(cls)}
+        kept = {k: v for k, v in values.items() if k in known}
+        return cls(**{**kept, "fields": tuple(kept.get("fields", ()))})
 
 
 @dataclass(frozen=True)
@@ -77,6 +103,10 @@ class Sink(Protocol):
         """Whether a shard that was written is still whole, as far as that is quick to tell."""
         ...
 
+    def finish(self) -> None:
+        """All shards of a run are there."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -91,13 +121,28 @@ def open_sink(target: str, about: About) -> Sink:
     Raises:
         ConfigError: no sink of that name.
     """
+    return cast(Sink, part_of(target).open(target, about))
+
+
+def part_of(target: str) -> ModuleType:
+    """The part in `sinks/` that a target names.
+
+    Raises:
+        ConfigError: no sink of that name.
+    """
     scheme, colon, rest = target.partition(":")
     known = parts.names(FOLDER)
     name = {"rediss": "redis"}.get(scheme, scheme)
     if not colon or name not in known or not rest:
         raise ConfigError(
             f"'{without_secrets(target)}' names no place for vectors",
-            where="--to",
             fix=f"write it as one of {', '.join(f'{n}:...' for n in known)}",
         )
-    return cast(Sink, parts.find(FOLDER, name).open(target, about))
+    return parts.find(FOLDER, name)
+
+
+def as_text(value: Any) -> str | None:
+    """A kept field as text; what is not text as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

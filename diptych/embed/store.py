@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.embed.sinks.redis import PIPELINE, PREFIX, connect, errors_named
+from diptych.embed.sinks.redis import PIPELINE, PREFIX, connect, errors_named, escaped
 from diptych.errors import DataError
 
 
@@ -52,7 +52,7 @@ class FeatureStore:
         """Every version of the group, with what it holds, its fingerprint and width."""
         start = f"{PREFIX}:{self.group}:about:"
         with errors_named(self.client):
-            names = sorted(self.client.scan_iter(f"{start}*"))
+            names = sorted(self.client.scan_iter(f"{escaped(start)}*"))
             return {
                 name.decode().removeprefix(start): {
                     k.decode(): v.decode() for k, v in self.client.hgetall(name).items()

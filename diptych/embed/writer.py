@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,31 +9,20 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.data.files import replacing, sync
-from diptych.embed.embedder import Vectors
+from diptych.embed.engine import Pending
 from diptych.embed.sink import Shard, Sink
+from diptych.embed.vectors import Vectors
 from diptych.errors import SinkAway
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.jsonl"
-
-
-@dataclass
-class Pending:
-    """Rows of a shard that is being computed, with what has become of them."""
-
-    number: int
-    identities: list[int] = field(default_factory=list)
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
-    vectors: list[Vectors] = field(default_factory=list)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -176,11 +164,6 @@ def joined(vectors: Sequence[Vectors]) -> Vectors:
 
 def identities_file(state: Path, number: int) -> Path:
     return state / "identities" / f"{number:06d}.npy"
-
-
-def eight(data: bytes) -> int:
-    """Eight bytes of a hash, as a number that fits int64."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little") >> 1
 
 
 def append(path: Path, line: dict[str, Any]) -> None:

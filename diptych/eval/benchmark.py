@@ -32,6 +32,7 @@ class Benchmark(ABC):
         chat: the prompt is a conversation for the model's chat template; if False, the prompt's
             text is given to the language model as it stands (published text benchmarks).
         max_new_tokens: bound on a generated answer.
+        num_beams: width of the search for an answer; 1 is greedy.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Benchmark(ABC):
     how: Literal["generate", "likelihood"] = "generate"
     chat: bool = True
     max_new_tokens: int = 32
+    num_beams: int = 1
 
     @abstractmethod
     def samples(self) -> Iterable[Sample]:

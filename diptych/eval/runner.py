@@ -44,9 +44,14 @@ class Model(Protocol):
     """What an evaluation needs of a model."""
 
     def generate(
-        self, samples: Sequence[Sample], *, max_new_tokens: int, images: ReadImage
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_new_tokens: int,
+        images: ReadImage,
+        num_beams: int = 1,
     ) -> list[str]:
-        """One greedy answer for each sample; `images` gives the encoded bytes of a picture."""
+        """The likeliest answer for each sample; `images` gives the encoded bytes of a picture."""
         ...
 
     def log_likelihoods(
@@ -243,7 +248,10 @@ def _outputs(
     images: ReadImage,
 ) -> list[str]:
     if benchmark.how == "generate":
-        outputs = model.generate(prompts, max_new_tokens=benchmark.max_new_tokens, images=images)
+        search = {"num_beams": benchmark.num_beams} if benchmark.num_beams > 1 else {}
+        outputs = model.generate(
+            prompts, max_new_tokens=benchmark.max_new_tokens, images=images, **search
+        )
     else:
         candidates = [list(benchmark.candidates(sample)) for sample in batch]
         values = model.log_likelihoods(prompts, candidates, images=images, chat=benchmark.chat)

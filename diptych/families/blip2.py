@@ -230,4 +230,5 @@ def _stage2(folder: str, **settings: Any) -> Stage:
 
 def _captions(folder: str) -> EvaluationConfig:
     data = DataConfig(path=f"{folder}/test.jsonl")
-    return EvaluationConfig(data=data, metric="coco_captions", max_new_tokens=30)
+    # Five beams, as in the paper (section 4.2).
+    return EvaluationConfig(data=data, metric="coco_captions", max_new_tokens=30, num_beams=5)

@@ -20,7 +20,7 @@ from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import Encoded
 from diptych.data.image import decode
 from diptych.data.sample import Image, Sample
-from diptych.errors import EmptyConversation, SampleTooLong
+from diptych.errors import ConfigError, EmptyConversation, SampleTooLong
 from diptych.model.likelihood import no_images
 
 if TYPE_CHECKING:
@@ -36,20 +36,30 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    num_beams: int = 1,
 ) -> list[str]:
-    """Answers to conversations that end with the user's turn; see `Vlm.generate`."""
+    """Answers to conversations that end with the user's turn; see `Vlm.generate`.
+
+    Raises:
+        ConfigError: a beam search with a temperature.
+    """
     if not samples:
         return []
+    if num_beams > 1 and temperature > 0:
+        raise ConfigError("a beam search draws nothing", where="num_beams", fix="temperature 0")
     encoded = [model.chat_encoder.encode(s, generation=True) for s in samples]
     was_training = model.training
     model.eval()
     try:
         pictures = encode_images(model, encoded, images or no_images)
         rows: list[list[int]] = [[] for _ in samples]
-        for tokens in steps(model, encoded, pictures, max_new_tokens, temperature, top_p, seed):
-            for row, token in zip(rows, tokens, strict=True):
-                if token is not None:
-                    row.append(token)
+        if num_beams > 1:
+            rows = beam_search(model, encoded, pictures, max_new_tokens, num_beams)
+        else:
+            for tokens in steps(model, encoded, pictures, max_new_tokens, temperature, top_p, seed):
+                for row, token in zip(rows, tokens, strict=True):
+                    if token is not None:
+                        row.append(token)
     finally:
         model.train(was_training)
     return [model.tokenizer.decode(r, skip_special_tokens=True).strip() for r in rows]
@@ -95,6 +105,22 @@ def steps(
     Raises:
         SampleTooLong: a prompt and its answer do not fit the language model's context.
     """
+    embeds, mask = prompts(model, encoded, pictures, max_new_tokens)
+    chooser = Chooser(temperature, top_p, seed, model.device)
+    is_seq2seq = model.language_model.is_encoder_decoder
+    decode_ = _Seq2SeqDecoder if is_seq2seq else _CausalDecoder
+    yield from run(model, decode_(model, embeds, mask), chooser, max_new_tokens)
+
+
+def prompts(
+    model: Vlm, encoded: Sequence[Encoded], pictures: Sequence[Tensor], max_new_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Embeddings [B, T, D] and mask [B, T] of prompts, padded on the left.
+
+    Raises:
+        EmptyConversation: a prompt is empty.
+        SampleTooLong: a prompt and its answer do not fit the language model's context.
+    """
     lm = model.language_model
     longest = max(len(e) for e in encoded)
     if not all(len(e) for e in encoded):
@@ -111,10 +137,32 @@ def steps(
         ids[row, longest - len(one) :] = torch.tensor(one.ids)
         mask[row, longest - len(one) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    embeds = model.embed(ids, torch.stack(list(pictures)) if pictures else None)
-    chooser = Chooser(temperature, top_p, seed, model.device)
-    decode_ = _Seq2SeqDecoder if lm.is_encoder_decoder else _CausalDecoder
-    yield from run(model, decode_(model, embeds, mask), chooser, max_new_tokens)
+    return model.embed(ids, torch.stack(list(pictures)) if pictures else None), mask
+
+
+@torch.no_grad()
+def beam_search(
+    model: Vlm,
+    encoded: Sequence[Encoded],
+    pictures: Sequence[Tensor],
+    max_new_tokens: int,
+    num_beams: int,
+) -> list[list[int]]:
+    """Tokens of the best of `num_beams` beams, by transformers' own search (length penalty 1)."""
+    embeds, mask = prompts(model, encoded, pictures, max_new_tokens)
+    stops = sorted(model.chat_encoder.stop_ids())
+    found = model.language_model.module.generate(
+        inputs_embeds=embeds, attention_mask=mask, num_beams=num_beams, do_sample=False,
+        max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0],
+    )  # fmt: skip
+    if model.language_model.is_encoder_decoder:
+        found = found[:, 1:]  # behind the start token
+    return [cut(row, stops) for row in found.tolist()]
+
+
+def cut(row: list[int], stops: Sequence[int]) -> list[int]:
+    """Tokens before the first that ends an answer."""
+    return row[: next((n for n, token in enumerate(row) if token in stops), len(row))]
 
 
 def run(

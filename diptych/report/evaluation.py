@@ -136,6 +136,13 @@ def headline(run: RunFolder) -> list[tuple[str, bool]]:
 
     A gain is called a gain only where the 95 % interval lies above both controls.
     """
+    own = (
+        text(run.tree("page.json").get("headline"), 200)
+        if (run.path / "page.json").exists()
+        else ""
+    )
+    if own:
+        return [(own, False)]
     found = read(run)
     seconds, total = training_seconds(run), number(run.tree("timings.json").get("seconds"))
     opening = ""

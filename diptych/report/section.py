@@ -9,7 +9,8 @@ A section module has
 
 and a function `view(run) -> dict | None` that turns the files into what
 `template/<name>.html.j2` shows. None means that the files hold nothing to show. A section of a
-kind of run has `OPTIONAL = True`: in other runs nothing is said of it.
+kind of run has `OPTIONAL = True`: in other runs nothing is said of it. A folder that is no training
+run says so with `page.json` (its headline); there all sections are optional.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from diptych import parts
 from diptych.report.run_folder import RunFolder
 
 FOLDER = "report.sections"
+PAGE = "page.json"
 
 
 class Section(Protocol):
@@ -58,7 +60,7 @@ def fill_all(run: RunFolder) -> list[Filled]:
     return [
         _fill(name, module, run)
         for name, module in ordered
-        if not getattr(module, "OPTIONAL", False)
+        if not (getattr(module, "OPTIONAL", False) or (run.path / PAGE).exists())
         or any((run.path / file).exists() for file in module.NEEDS)
     ]
 

@@ -87,6 +87,7 @@ class Trainer:
         cache: Path | None = None,
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
 
         self.model = model
         self.stages = stages
@@ -101,8 +102,15 @@ class Trainer:
                 "the stages differ in precision", where="stages", fix="use one for the whole run"
             )
         self.precision = precisions.pop()
+        mixed_precision = "bf16" if self.precision == "bf16" else "no"
+        # Accelerate keeps the first run's precision for the process and refuses another.
+        if (
+            AcceleratorState._shared_state.get("_mixed_precision", mixed_precision)
+            != mixed_precision
+        ):
+            AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            mixed_precision=mixed_precision,
             log_with=[t for t in trackers if _available(t)] or None,
             project_dir=str(run),
             # A part may hold weights that an objective does not use (a pooler, the layers behind

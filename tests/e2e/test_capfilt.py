@@ -14,9 +14,6 @@ from diptych.errors import ConfigError
 from diptych.progress import Progress
 from diptych.recipe import load
 
-THRESHOLD = 0.33
-"""What always saying one in three gives; a filter of seconds goes little beyond."""
-
 
 @pytest.fixture(scope="module")
 def corpus(squares, tmp_path_factory):
@@ -77,13 +74,17 @@ def lines(file):
 
 def test_what_does_not_fit_is_dropped_and_every_text_is_accounted_for(corpus, captioner, tmp_path):
     out = tmp_path / "out"
-    summary = capfilt(out=out, threshold=THRESHOLD, **settings(corpus, captioner))
+    summary = capfilt(out=out, **settings(corpus, captioner))
+    threshold = summary["threshold"]
+    # Too few pairs to hold some out: the threshold rests on the pairs it was tuned on.
+    assert summary["calibration"]["held_out"] is False
+    assert summary["calibration"]["kept_true"] > summary["calibration"]["kept_exchanged"] + 0.2
     decisions = lines(out / "decisions.jsonl")
     assert summary["rows"] == 24 and len(decisions) == 48
     assert len({d["id"] for d in decisions}) == 48
     for d in decisions:
         assert d["text_from"] in ("original", "synthetic") and 0 <= d["score"] <= 1
-        assert d["kept"] == (bool(d["caption"]) and d["score"] >= THRESHOLD)
+        assert d["kept"] == (bool(d["caption"]) and d["score"] >= threshold)
     originals = [d for d in decisions if d["text_from"] == "original"]
     right = [d["score"] for d in originals if d["caption"] == d["true"]]
     wrong = [d["score"] for d in originals if d["caption"] != d["true"]]

@@ -58,7 +58,7 @@ def run(corpus, out, rows="rows.jsonl", settings=None, **job):
 
 
 def parts(out):
-    return sorted(out.glob("fingerprint=*/what=*/part-*.parquet"))
+    return sorted(out.glob("fingerprint=*/what=*/data=*/part-*.parquet"))
 
 
 def contents(out):

@@ -3,62 +3,22 @@
 from __future__ import annotations
 
 import random
-import shutil
-import signal
-import socket
-import subprocess
 import threading
-import time
 
 import numpy as np
 import pytest
 
-from diptych.embed.embedder import Vectors
 from diptych.embed.sink import About, Shard, open_sink, without_secrets
 from diptych.embed.sinks import redis as module
 from diptych.embed.store import FeatureStore
+from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError, DataError, SinkAway
 
 redis = pytest.importorskip("redis")
-SERVER = shutil.which("redis-server")
+from tests.e2e.redis_server import SERVER, Server  # noqa: E402
+
 pytestmark = pytest.mark.skipif(SERVER is None, reason="redis-server is not installed")
 ABOUT = About("0123456789ab", "image", "float32", ("group",))
-
-
-class Server:
-    """A server of its own, with an append-only file that every write reaches."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [
-                SERVER, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
-                "--appendonly", "yes", "--appendfsync", "always", "--save", "",
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        client, deadline = redis.Redis(port=self.port), time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                client.ping()
-                return
-            except redis.ConnectionError:
-                time.sleep(0.05)
-        raise RuntimeError("the server did not start")
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    @property
-    def url(self):
-        return f"redis://127.0.0.1:{self.port}/things"
 
 
 @pytest.fixture

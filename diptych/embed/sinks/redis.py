@@ -4,18 +4,24 @@ One hash an entity, `diptych:GROUP:VERSION:ID`, with the vector as raw little-en
 (`vector`), its event time in nanoseconds (`event_time`) and the kept fields. A write carries its
 event time and is decided inside the server: an older one never replaces a newer one, whoever comes
 first. Readers go by `diptych:GROUP:live`, which names the version in use and changes in one step.
+
+With `?search=yes` the same step puts the vector into a vector set, `diptych:GROUP:near:VERSION`,
+which finds neighbours without comparing all (Redis 8 and newer). Without it, searching reads every
+hash of the version.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from diptych.embed.sink import About, Shard
-from diptych.errors import ConfigError, MissingExtra, SinkAway
+from diptych.embed.index import Hit, Nearest
+from diptych.embed.sink import About, Shard, as_text, without_secrets
+from diptych.errors import ConfigError, DataError, MissingExtra, SinkAway
 
 PREFIX = "diptych"
 PIPELINE = 256
@@ -26,8 +32,11 @@ local old = redis.call('HGET', KEYS[1], 'event_time')
 local new = ARGV[1]
 if old and (#old > #new or (#old == #new and old > new)) then return 0 end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'event_time', new, unpack(ARGV, 3))
+redis.call('HSET', KEYS[1], 'event_time', new, unpack(ARGV, 5))
 if ARGV[2] ~= '0' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if ARGV[3] ~= '' then
+  redis.call('VADD', ARGV[3], 'FP32', ARGV[6], ARGV[4], 'NOQUANT')
+end
 return 1
 """
 
@@ -61,30 +70,76 @@ def connect(url: str) -> tuple[Any, str]:
 
 
 def open(target: str, about: About) -> Redis:
-    """`redis://HOST/GROUP`, with `?ttl_seconds=N` for entities that expire."""
+    """`redis://HOST/GROUP`, with `?ttl_seconds=N` for entities that expire, or `?search=yes`."""
     url, _, query = target.partition("?")
-    ttl = 0
+    ttl, near = 0, False
     for setting in filter(None, query.split("&")):
         name, _, value = setting.partition("=")
-        if name != "ttl_seconds" or not value.isdigit():
+        if name == "ttl_seconds" and value.isdigit():
+            ttl = int(value) * 1000
+        elif setting == "search=yes":
+            near = True
+        else:
             raise ConfigError(
-                f"'{setting}' is no setting of a Redis sink", where=url, fix="ttl_seconds=N"
+                f"'{setting}' is no setting of a Redis sink",
+                where=without_secrets(url),
+                fix="ttl_seconds=N or search=yes",
             )
-        ttl = int(value) * 1000
+    if ttl and near:
+        raise ConfigError(
+            "what expires cannot be in a vector set, which keeps its members",
+            where=without_secrets(url),
+            fix="leave out ttl_seconds or search",
+        )
     client, group = connect(url)
-    return Redis(client, group, about, ttl)
+    with errors_named(client):
+        if near and not client.command_list(pattern="vadd"):
+            raise ConfigError(
+                "this server has no vector sets",
+                where=without_secrets(url),
+                fix="use Redis 8 or newer, or search without: leave out search=yes",
+            )
+    return Redis(client, group, about, ttl, near)
+
+
+def index(target: str, version: str | None = None) -> Stored:
+    """`redis://HOST/GROUP` for searching; without a version the live one.
+
+    Raises:
+        DataError: there are no vectors, or not of that version.
+        SinkAway: the server does not answer.
+    """
+    url = target.partition("?")[0]
+    client, group = connect(url)
+    with errors_named(client):
+        live = client.get(f"{PREFIX}:{group}:live")
+        version = version or (live.decode() if live else None)
+        found = {k.decode(): v.decode() for k, v in client.hgetall(
+            f"{PREFIX}:{group}:about:{version}").items()}  # fmt: skip
+    if not found:
+        there = "no vectors" if version is None else f"no version '{version}'"
+        raise DataError(
+            f"the group '{group}' has {there}",
+            where=without_secrets(url),
+            fix="write some with `diptych embed ... --to redis://HOST/GROUP`",
+        )
+    about = About.from_dict(json.loads(found["embedder"]))
+    roots = {k.removeprefix("root:"): v for k, v in found.items() if k.startswith("root:")}
+    return Stored(client, group, about, roots)
 
 
 class Redis:
     """One version of one group."""
 
-    def __init__(self, client: Any, group: str, about: About, ttl_milliseconds: int):
+    def __init__(
+        self, client: Any, group: str, about: About, ttl_milliseconds: int, near: bool = False
+    ):
         self.client = client
         self.about = about
         self.group = group
         self.ttl = ttl_milliseconds
-        self.version = f"{about.what}-{about.fingerprint}"
-        self._script: Any = None
+        self.near = f"{PREFIX}:{group}:near:{about.version}" if near else ""
+        self.version = about.version
 
     def key(self, entity: str) -> str:
         """Name of an entity's hash."""
@@ -105,31 +160,141 @@ class Redis:
                     fields = self._fields(vectors[i], shard.rows[i])
                     script(
                         keys=[self.key(shard.keys[i])],
-                        args=[str(shard.event_time_ns), str(self.ttl), *fields],
+                        args=[
+                            str(shard.event_time_ns), str(self.ttl), self.near, shard.keys[i],
+                            *fields,
+                        ],
                         client=pipeline,
-                    )
+                    )  # fmt: skip
                 pipeline.execute()
-            about = {"what": self.about.what, "fingerprint": self.about.fingerprint,
-                     "dim": str(vectors.shape[1])}  # fmt: skip
+            about = {
+                "what": self.about.what, "fingerprint": self.about.fingerprint,
+                "dim": str(vectors.shape[1]), "embedder": json.dumps(self.about.to_dict()),
+                f"root:{self.about.data}": self.about.root,
+            }  # fmt: skip
             self.client.hset(f"{PREFIX}:{self.group}:about:{self.version}", mapping=about)
             self.client.set(f"{PREFIX}:{self.group}:live", self.version, nx=True)
 
     def _fields(self, vector: np.ndarray, row: dict[str, Any]) -> list[Any]:
-        found: list[Any] = ["vector", vector.tobytes()]
+        # The script takes the vector for its set from this place.
+        found: list[Any] = ["vector", vector.tobytes(), "data", self.about.data]
         for name in ("image", "text", *self.about.fields):
-            value = row.get(name)
+            value = as_text(row.get(name))
             if value is not None:
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                found += [name, text]
+                found += [name, value]
         return found
 
     def intact(self, number: int) -> bool:
         """Redis keeps no shards; `diptych store check` compares entity by entity."""
         return True
 
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
     def close(self) -> None:
         """Give the connections back."""
         self.client.close()
+
+
+class Stored:
+    """One version of a group for searching; see `diptych.embed.index.Index`."""
+
+    def __init__(self, client: Any, group: str, about: About, roots: dict[str, str]):
+        self.client = client
+        self.about = about
+        self.roots = roots
+        self.group = group
+        self.start = f"{PREFIX}:{group}:{about.version}:"
+        self.near = f"{PREFIX}:{group}:near:{about.version}"
+        with errors_named(client):
+            self.approximate = bool(client.exists(self.near))
+
+    def __len__(self) -> int:
+        return sum(
+            len(keys) for keys, _ in entities(self.client, self.group, self.about.version, [])
+        )
+
+    def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> list[list[Hit]]:
+        """See `Index`."""
+        vectors = np.asarray(vectors, np.float32)
+        if self.approximate:
+            with errors_named(self.client):
+                found = [self._near(v, k, exact) for v in vectors]
+        else:
+            nearest = Nearest(vectors, k)
+            for keys, values in entities(self.client, self.group, self.about.version, ["vector"]):
+                there = [(key, v[0]) for key, v in zip(keys, values, strict=True) if v[0]]
+                rows = [np.frombuffer(value, "<f4") for _, value in there]
+                if rows:
+                    nearest.add(np.stack(rows), [key for key, _ in there].__getitem__)
+            found = nearest.found()
+        return [[Hit(key, score, self._row(key)) for score, key in hits] for hits in found]
+
+    def _near(self, vector: np.ndarray, k: int, exact: bool) -> list[tuple[float, str]]:
+        blob = np.ascontiguousarray(vector, "<f4").tobytes()
+        found = self.client.execute_command(
+            "VSIM", self.near, "FP32", blob, "WITHSCORES", "COUNT", k, *(["TRUTH"] if exact else [])
+        )
+        pairs = (
+            found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        )
+        # Its score is (1 + cosine) / 2.
+        return [(2 * float(score) - 1, key.decode()) for key, score in pairs]
+
+    def _row(self, key: str) -> dict[str, Any]:
+        with errors_named(self.client):
+            found = self.client.hgetall(self.start + key)
+        left_out = (b"vector", b"event_time")
+        return {k.decode(): v.decode() for k, v in found.items() if k not in left_out}
+
+    def some(self, count: int) -> np.ndarray:
+        """See `Index`: the first ones of a scan."""
+        rows: list[np.ndarray] = []
+        for _, values in entities(self.client, self.group, self.about.version, ["vector"]):
+            rows += [np.frombuffer(v[0], "<f4") for v in values if v[0]]
+            if len(rows) >= count:
+                break
+        return np.stack(rows[:count])
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.client.close()
+
+
+def entities(
+    client: Any, group: str, version: str, fields: list[str]
+) -> Iterator[tuple[list[str], list[list[bytes | None]]]]:
+    """(ids, values of the fields) of all entities of a version, a thousand at once, each once."""
+    start = f"{PREFIX}:{group}:{version}:"
+    seen: set[int] = set()
+    with errors_named(client):
+        for chunk in in_chunks(client.scan_iter(f"{escaped(start)}*", 1000), 1000):
+            # A scan may give a key twice while the server rearranges its table.
+            keys = [k for k in dict.fromkeys(chunk) if hash(k) not in seen]
+            seen.update(map(hash, keys))
+            found: list[Any] = [[] for _ in keys]
+            if fields:
+                pipeline = client.pipeline(transaction=False)
+                for key in keys:
+                    pipeline.hmget(key, fields)
+                found = pipeline.execute()
+            yield [k.decode().removeprefix(start) for k in keys], found
+
+
+def escaped(text: str) -> str:
+    """Text as a pattern of Redis that matches only itself."""
+    return "".join(f"\\{c}" if c in "\\*?[]^-" else c for c in text)
+
+
+def in_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 class errors_named:

@@ -31,12 +31,14 @@ class Questions(Benchmark):
         metric: str = "exact",
         how: Literal["generate", "likelihood"] = "generate",
         max_new_tokens: int = 32,
+        num_beams: int = 1,
         name: str = "questions",
     ):
         self.name = name
         self.metric = metrics.find(metric)
         self.how = how
         self.max_new_tokens = max_new_tokens
+        self.num_beams = num_beams
         self._samples = samples
 
     def samples(self) -> Iterable[Sample]:

@@ -285,11 +285,12 @@ class Vlm(Model):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        num_beams: int = 1,
     ) -> list[str]:
         """Answers to conversations that end with the user's turn.
 
         Batched with left padding; equals asking one by one, token for token. Temperature 0
-        is greedy.
+        is greedy; `num_beams` above 1 searches for the likeliest answer instead.
         """
         from diptych.model.generate import generate
 
@@ -301,6 +302,7 @@ class Vlm(Model):
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            num_beams=num_beams,
         )
 
     def log_likelihoods(

@@ -1,0 +1,92 @@
+"""Contract of an engine: what turns shards of samples into shards of vectors.
+
+A part in `engines/` has `compute(work) -> Iterator[Pending]`: it takes shards with their samples
+and gives each back once, with vectors and rejects, in any order. Which rows make a shard is settled
+before and writing comes after, so every engine ends in the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diptych.data.collate import Prepared
+from diptych.data.sample import Image, Sample
+from diptych.embed.embedder import Embedder
+from diptych.embed.vectors import Vectors
+
+FOLDER = "embed.engines"
+
+
+@dataclass
+class Pending:
+    """A shard on its way, with what has become of its rows.
+
+    Attributes:
+        number: of the shard.
+        identities: of its samples, rejected ones too.
+        rows: what is kept of each row, by key.
+        keys: ids of the rows that have a vector.
+        vectors: batches of vectors, in the order of the keys.
+        rejects: rows without a vector, with reasons.
+    """
+
+    number: int
+    identities: list[int] = field(default_factory=list)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    vectors: list[Vectors] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        embedder: Embedder,
+        samples: Sequence[Sample],
+        prepared: Prepared,
+        fields: Sequence[str],
+    ) -> None:
+        """Run the model on a prepared batch of these samples."""
+        by_id = {s.id: s for s in samples}
+        for key, error in prepared.rejected:
+            where = error.get("where") or by_id[key].source
+            self.rejects.append({"id": key, **error, "where": where})
+        for batch in prepared.batches:
+            self.vectors.append(embedder.embed(batch))
+            self.keys += batch.sample_ids
+            for key in batch.sample_ids:
+                self.rows[key] = kept(by_id[key], fields)
+
+
+def kept(sample: Sample, fields: Sequence[str]) -> dict[str, Any]:
+    """What stands beside a vector: picture, text and the named fields of the row."""
+    image = next(sample.images(), None)
+    rest = {name: sample.meta.get(name) for name in fields}
+    return {"image": image.path if image else None, "text": sample.answer or None, **rest}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an engine gets.
+
+    Attributes:
+        shards: shards without vectors, and their samples; read as far as needed.
+        read: encoded bytes of a picture; picklable.
+        fields: fields of the rows that are kept.
+        workers: how many decode (or, on a cluster, hold a model); None is for the engine to say.
+        step: to be called after so many rows; raises when the job is to stop.
+    """
+
+    embedder: Embedder
+    shards: Iterator[tuple[Pending, list[Sample]]]
+    read: Callable[[Image], bytes]
+    fields: tuple[str, ...]
+    workers: int | None
+    step: Callable[[int], None]
+
+
+def batches(embedder: Embedder, samples: list[Sample]) -> Iterator[list[Sample]]:
+    """A shard's samples as they are computed together; one empty batch when there are none."""
+    size = embedder.config.batch_size
+    for start in range(0, max(1, len(samples)), size):
+        yield samples[start : start + size]

@@ -1,0 +1,1 @@
+"""What turns samples into vectors: one file an engine."""

@@ -1,0 +1,119 @@
+"""SQL over the Parquet half of the feature store, with DuckDB.
+
+Views of a folder of vectors:
+
+    vectors    every entity once, with its newest vector
+    history    every row that was ever written
+    "image-0123456789ab"   the newest of one version, when there are several
+
+Columns: id, event_time, vector, scale (int8 only), image, text, kept fields, and the partition:
+fingerprint, what, data. Vectors are arrays (FLOAT[512]) when all have one width, else lists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diptych.errors import ConfigError, DataError, MissingExtra
+
+
+def connect(folder: Path) -> Any:
+    """A DuckDB connection with the views of a folder.
+
+    Raises:
+        MissingExtra: DuckDB is not installed.
+        DataError: the folder has no vectors.
+    """
+    try:
+        import duckdb
+    except ImportError:
+        raise MissingExtra("SQL needs DuckDB", fix="pip install 'diptych[query]'") from None
+    versions = sorted(
+        (p.name.partition("=")[2], p.parent.name.partition("=")[2])
+        for p in folder.glob("fingerprint=*/what=*")
+        if any(p.glob("data=*/*.parquet"))
+    )
+    if not versions:
+        raise DataError(
+            "there are no vectors in this folder",
+            where=str(folder),
+            fix="write some with `diptych embed ... --to parquet:FOLDER`, or name another --store",
+        )
+    connection = duckdb.connect()
+    parts = [_files(folder / f"fingerprint={mark}" / f"what={what}") for what, mark in versions]
+    widths = {_type(connection, part) for part in parts}
+    cast = "" if len(widths) == 1 else " replace (vector::FLOAT[] as vector)"
+    every = " union all by name ".join(f"select *{cast} from {part}" for part in parts)
+    connection.execute(f"create view history as {every}")
+    connection.execute(f"create view vectors as {_newest('history')}")
+    if len(versions) > 1:
+        for (what, mark), part in zip(versions, parts, strict=True):
+            connection.execute(f'create view "{what}-{mark}" as {_newest(part)}')
+    return connection
+
+
+def _files(folder: Path) -> str:
+    pattern = str(folder.resolve() / "data=*" / "*.parquet").replace("'", "''")
+    return f"read_parquet('{pattern}', hive_partitioning = true, union_by_name = true)"
+
+
+def _type(connection: Any, part: str) -> str:
+    rows = connection.execute(f"describe select vector from {part}").fetchall()
+    return str(rows[0][1])
+
+
+def _newest(source: str) -> str:
+    rank = "row_number() over (partition by fingerprint, what, id order by event_time desc)"
+    return f"select * from {source} qualify {rank} = 1"
+
+
+def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000) -> dict[str, Any]:
+    """Run one statement.
+
+    Args:
+        out: write the whole result here: .parquet, .csv or .json, by its ending.
+        limit: rows that are returned at most; `more` says whether there are others.
+
+    Returns:
+        `columns`, `rows`, `more`; with `out` the number of rows instead.
+
+    Raises:
+        DataError: the folder has no vectors.
+        ConfigError: DuckDB does not understand or cannot do it; its words are in the message.
+    """
+    import duckdb
+
+    connection = connect(folder)
+    try:
+        if out is None:
+            found = connection.execute(sql)
+            rows = found.fetchmany(limit + 1)
+            columns = [column[0] for column in found.description or []]
+            return {
+                "columns": columns,
+                "rows": [list(row) for row in rows[:limit]],
+                "more": len(rows) > limit,
+            }
+        kind = {".parquet": "parquet", ".csv": "csv", ".json": "json"}.get(out.suffix.lower())
+        if kind is None:
+            raise ConfigError(
+                f"'{out.name}' has no known ending", where="--out", fix=".parquet, .csv or .json"
+            )
+        staged = out.with_name(f".{out.name}.partial")
+        try:
+            connection.sql(sql).create_view("result")
+            target = str(staged).replace("'", "''")
+            count = connection.execute(
+                f"copy (select * from result) to '{target}' (format {kind})"
+            ).fetchone()
+            staged.rename(out)
+        finally:
+            staged.unlink(missing_ok=True)
+        return {"rows": int(count[0]), "out": str(out)}
+    except duckdb.Error as error:
+        raise ConfigError(
+            str(error).strip(), where="the query", fix="tables are `vectors` and `history`"
+        ) from error
+    finally:
+        connection.close()

@@ -1,0 +1,89 @@
+"""Finding what is near: a question becomes a vector, an index answers with the nearest rows.
+
+A question is embedded by the model that made the vectors; the fingerprint says whether it is the
+same one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diptych.data.collate import Item
+from diptych.data.files import is_url
+from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.source import read_bytes
+from diptych.embed.embedder import EmbedConfig, Embedder
+from diptych.embed.index import Hit, Index
+from diptych.errors import ConfigError, DataError
+from diptych.model.checkpoint import load_model
+
+
+class Search:
+    """An index with the model that its vectors came from.
+
+    Args:
+        index: as `open_index` gives it.
+        model: run or model folder; default: where the vectors say that it was.
+
+    Raises:
+        ConfigError: the model is not the one that made the vectors.
+    """
+
+    def __init__(self, index: Index, model: str | None = None):
+        self.index = index
+        about = index.about
+        source = model or about.model
+        if not source:
+            raise ConfigError(
+                "the vectors do not say which model made them", fix="name it: --model"
+            )
+        settings = EmbedConfig.from_dict(about.settings)
+        made = Embedder(load_model(source), settings)
+        if made.fingerprint != about.fingerprint:
+            raise ConfigError(
+                f"this model does not make these vectors (fingerprint {made.fingerprint}, theirs "
+                f"is {about.fingerprint})",
+                where=source,
+                fix="name the model that made them, or embed the data with this one",
+            )
+        self.made = made
+
+    def text(self, text: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
+        """The rows nearest to a text."""
+        sample = Sample("question", (Turn("assistant", (Text(text),)),), "the question", {})
+        return self._find("text", Item(sample, _no_picture), k, exact)
+
+    def image(self, image: str | Path, k: int = 10, *, exact: bool = False) -> list[Hit]:
+        """The rows nearest to a picture."""
+        root, name = ("", str(image)) if is_url(str(image)) else map(str, _split(Path(image)))
+        part = Image(name)
+        sample = Sample("question", (Turn("user", (part,)),), str(image), {})
+        return self._find("image", Item(sample, lambda i: read_bytes(i, root)), k, exact)
+
+    def _find(self, what: str, item: Item, k: int, exact: bool) -> list[Hit]:
+        settings = self.made.config
+        if settings.what != what and settings.space != "shared":
+            raise ConfigError(
+                f"these vectors ({settings.what}, space {settings.space}) cannot be compared with "
+                f"a {what}",
+                fix="embed with --space shared, from a model that has such a space",
+            )
+        embedder = Embedder(self.made.model, replace_what(settings, what))
+        prepared = embedder.prepare([item])
+        for _, error in prepared.rejected:
+            raise DataError(str(error["message"]), where=error.get("where"), fix=error.get("fix"))
+        return self.index.search(embedder.embed(prepared.batches[0]).numbers(), k, exact=exact)[0]
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    whole = path.expanduser().absolute()
+    return whole.parent, whole.name
+
+
+def replace_what(settings: EmbedConfig, what: str) -> EmbedConfig:
+    """The same settings for a question of another kind, in full precision."""
+    return EmbedConfig.from_dict({**settings.to_dict(), "what": what, "dtype": "float32"})
+
+
+def _no_picture(image: Image) -> bytes:
+    raise DataError("a text has no picture", where=image.path)

@@ -1,0 +1,37 @@
+"""The page of a search: the question, and what was found, as pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diptych.data.files import replacing
+from diptych.report.page import write
+from diptych.report.section import PAGE
+
+
+def write_found(
+    folder: Path, found: dict[str, Any], roots: dict[str, str], *, asked_image: Path | None = None
+) -> Path:
+    """Write `folder/report.html` and return its path.
+
+    Args:
+        found: what `diptych search --json` prints.
+        roots: of each data set the folder of its pictures.
+        asked_image: the picture that was looked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, "root": roots.get(str(row.get("data")), "")} for row in found["found"]]
+    kept = {
+        "question": found["question"],
+        "version": found["version"],
+        "asked_image": str(asked_image.resolve()) if asked_image else None,
+        "found": rows,
+    }
+    words = "a picture" if asked_image else f"\u201c{found['question']}\u201d"
+    page = {"headline": f"What lies nearest to {words}."}
+    for name, values in (("found.json", kept), (PAGE, page)):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return write(folder)
