@@ -10,7 +10,7 @@ On the picture corpus:
   what the habits of captions alone are worth.
 
 All three see the same captions in the same order for the same number of steps. The score is CIDEr-D
-of greedy captions on the held-out pairs; differences are paired, with 95 % intervals over pictures
+of captions by beam search on the held-out pairs; differences are paired, with 95 % intervals over pictures
 and seeds drawn anew together.
 
     diptych data pictures pictures
@@ -138,6 +138,8 @@ def main() -> None:
             if s.limit:
                 changes.append(f"evaluation.limit={s.limit}")
             for stage in ("generate", "tune"):
+                # Or the texts of the one grey picture would come in a row.
+                changes.append(f"stages.{stage}.share_images=false")
                 changes += _data(stage, paths["grey" if arm == "blind" else "seen"])
             run = train(second, work / f"{arm}-then-2-{seed}", changes)
             results[arm].append(Result.load(run / "eval" / "after"))

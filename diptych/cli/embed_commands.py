@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,13 @@ def embed(
         int | None, typer.Option(help="When the vectors are true; default: now.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(help="Leave out rows from before this time (UTC).")
+    ] = None,
+    time_field: Annotated[
+        str | None,
+        typer.Option(help="Field that says when a row is from; default: its picture's file."),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def embed(
         diptych embed mine items.jsonl --what multimodal --space states --to parquet:vectors --to redis://localhost/items
     """
     from diptych.embed.embedder import EmbedConfig, Embedder
-    from diptych.embed.job import JobConfig
+    from diptych.embed.job import JobConfig, aware
     from diptych.embed.job import embed as run
     from diptych.model.checkpoint import load_model
     from diptych.progress import Progress
@@ -88,6 +96,7 @@ def embed(
         to=tuple(to), state=place, shard_rows=shard_rows, engine=engine, workers=workers,
         fields=tuple(field or ()), verify=verify, patience_seconds=patience_seconds,
         event_time_ns=event_time_ns, limit=limit,
+        since=aware(since) if since else None, time_field=time_field,
     )  # fmt: skip
     summary = run(
         embedder, data, job, progress=Progress(place / "embed.log"), format=format, images=images

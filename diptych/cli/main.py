@@ -11,6 +11,7 @@ import typer
 from diptych import __version__
 from diptych.cli.data_commands import data_app
 from diptych.cli.embed_commands import embed
+from diptych.cli.report_commands import report_app
 from diptych.cli.shell import (
     Debug,
     Format,
@@ -366,6 +367,7 @@ app.command("embed")(embed)
 app.command("search")(search)
 app.command("query")(query)
 app.add_typer(store_app, name="store")
+app.add_typer(report_app, name="report")
 
 
 def run() -> None:

@@ -121,10 +121,7 @@ def run_recipe(
         model = load_model(run / "model")
     else:
         with phases("compose"):
-            composed = recipe.override(
-                [f"model.{key}={folder / 'model'}" for key, (_, folder) in before.items()]
-            )
-            model = build(with_tokenizer(composed, run), seed=recipe.seed)
+            model = compose(recipe, run)
         measured.before(model)
         with phases("train"):
             trainer = Trainer(
@@ -149,6 +146,15 @@ def run_recipe(
     summary["seconds"] = phases.seconds
     summary["before_it"] = {name: str(folder) for name, folder in before.values()}
     return summary
+
+
+def compose(recipe: Recipe, run: Path) -> Any:
+    """The recipe's model before its first step; recipes before it have run beside `run`."""
+    weights = [
+        f"model.{key}={run_folder(load_recipe(name), run.parent) / 'model'}"
+        for key, name in chained(recipe).items()
+    ]
+    return build(with_tokenizer(recipe.override(weights), run), seed=recipe.seed)
 
 
 def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:

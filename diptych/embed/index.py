@@ -57,6 +57,18 @@ class Index(Protocol):
         """
         ...
 
+    def ids(self) -> list[str]:
+        """Every id, each once."""
+        ...
+
+    def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Vectors float32 [n, D] and rows of these ids, in their order.
+
+        Raises:
+            DataError: one is not there.
+        """
+        ...
+
     def some(self, count: int) -> np.ndarray:
         """Up to `count` of its own vectors float32 [count, D], to measure it by."""
         ...
@@ -68,12 +80,15 @@ def open_index(target: str, version: str | None = None) -> Index:
     """The index of a place such as `parquet:vectors`, `lance:vectors` or `redis://HOST/GROUP`.
 
     Args:
-        version: which vectors, where a place has several (`image-0123456789ab`).
+        target: the place; `#VERSION` behind it says which vectors, where it has several.
+        version: the same (`image-0123456789ab`).
 
     Raises:
         ConfigError: the place is of no known kind, cannot be searched, or has several versions.
         DataError: there is nothing there.
     """
+    target, _, named = target.partition("#")
+    version = version or named or None
     found = getattr(part_of(target), "index", None)
     if found is None:
         raise ConfigError(
@@ -98,7 +113,9 @@ def chosen(versions: Sequence[str], version: str | None, where: str) -> str:
     listed = ", ".join(versions)
     if version is None and len(versions) > 1:
         raise ConfigError(
-            f"there are several kinds of vectors: {listed}", where=where, fix="name one: --version"
+            f"there are several kinds of vectors: {listed}",
+            where=where,
+            fix=f"name one behind a #, as in ...#{versions[0]}",
         )
     if version is not None and version not in versions:
         raise DataError(f"there is no version '{version}'", where=where, fix=f"it has: {listed}")
@@ -178,6 +195,18 @@ def recall(index: Index, k: int, questions: int = 200) -> dict[str, Any]:
         "seconds": between - start,
         "exact_seconds": end - between,
     }
+
+
+def in_order(ids: Sequence[str], found: dict[str, tuple[np.ndarray, dict[str, Any]]]) -> Any:
+    """What `Index.take` gives, from what was found in any order.
+
+    Raises:
+        DataError: an id is missing.
+    """
+    if missing := next((key for key in ids if key not in found), None):
+        raise DataError("there is no such row", where=missing)
+    vectors = np.stack([found[key][0] for key in ids]) if ids else np.zeros((0, 0), np.float32)
+    return vectors, [found[key][1] for key in ids]
 
 
 def merged(abouts: Iterable[About]) -> tuple[About, dict[str, str]]:

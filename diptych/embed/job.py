@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from diptych.embed.writer import (
     identities_file,
     read_manifest,
 )
-from diptych.errors import ConfigError, Interrupted
+from diptych.errors import ConfigError, DataError, Interrupted
 from diptych.machine import keep_freed_memory, memory_bytes
 from diptych.progress import Progress
 
@@ -64,6 +65,9 @@ class JobConfig:
         patience_seconds: how long to wait for a sink that has gone away.
         event_time_ns: when the vectors are true; None is now, the same for the whole run.
         limit: stop after so many rows.
+        since: leave out rows from before this moment.
+        time_field: field of a row that says when it is from (ISO 8601); None takes the time at
+            which its picture's file was last changed.
     """
 
     to: tuple[str, ...]
@@ -76,6 +80,8 @@ class JobConfig:
     patience_seconds: float = 300.0
     event_time_ns: int | None = None
     limit: int | None = None
+    since: datetime | None = None
+    time_field: str | None = None
 
 
 def embed(
@@ -92,6 +98,11 @@ def embed(
         Interrupted: stopped on request, everything finished is there.
     """
     return _Job(embedder, data, config, progress, index).run()
+
+
+def aware(moment: datetime) -> datetime:
+    """A time without a zone is in UTC."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 @contextmanager
@@ -270,7 +281,8 @@ class _Job:
             sample = self.index[row]
             identity = self._identity(sample)
             place = int(np.searchsorted(known, identity))
-            if place < len(known) and known[place] == identity:
+            is_known = place < len(known) and known[place] == identity
+            if is_known or (self.config.since and self._time(sample) < self.config.since):
                 self.counts.skipped += 1
                 task.advance()
                 continue
@@ -287,6 +299,33 @@ class _Job:
         """Identities of the rows that are there, sorted."""
         found = [np.load(identities_file(self.state, n)) for n in self.manifest]
         return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+    def _time(self, sample: Sample) -> datetime:
+        """When a row is from.
+
+        Raises:
+            DataError: nobody knows.
+        """
+        if (name := self.config.time_field) is not None:
+            value = sample.meta.get(name)
+            try:
+                return aware(datetime.fromisoformat(str(value)))
+            except ValueError:
+                raise DataError(
+                    f"the field '{name}' holds no time: {value!r}", where=sample.source,
+                    fix="give times as ISO 8601, such as 2026-11-21T08:00:00",
+                ) from None  # fmt: skip
+        for image in sample.images():
+            if image.data is None and image.span is None and not is_url(image.path):
+                file = os.path.join(self.index.root, image.path)
+                if os.path.exists(file):
+                    return datetime.fromtimestamp(os.stat(file).st_mtime, UTC)
+                return datetime.now(UTC)  # a missing picture is to become a reject
+        raise DataError(
+            "the row has no picture in a file of its own, so nobody knows when it is from",
+            where=sample.source,
+            fix="name a field of the rows that says so: --time-field",
+        )
 
     def _identity(self, sample: Sample) -> int:
         """Eight bytes that change with the row's id, its words and its picture's file."""

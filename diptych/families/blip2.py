@@ -75,6 +75,30 @@ def blip2_small_stage1() -> Recipe:
     )
 
 
+def blip2_demonstration() -> Recipe:
+    """Stage 1 at the paper's width (32 queries of 768) for a hundred steps, to look at vectors."""
+    recipe = blip2_small_stage1()
+    query_former = QueryFormerConfig(
+        config={
+            "hidden_size": 768,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 12,
+        },
+        tokenizer="sentence-transformers/all-MiniLM-L6-v2",
+        max_tokens=20,
+        dropout=0.0,
+    )
+    stage = _stage1("pictures", num_steps=100, global_batch_size=64, learning_rate=3e-4)
+    return recipe.model_copy(
+        update={
+            "name": "blip2-demonstration",
+            "model": recipe.model.model_copy(update={"query_former": query_former}),
+            "stages": (stage,),
+        }
+    )
+
+
 def blip2_small() -> Recipe:
     """Both stages on the picture corpus, in front of a small language model that speaks first.
 
@@ -115,7 +139,7 @@ def blip2_small() -> Recipe:
         name="tune",
         learn={"connector": Learn(), "language_model": Learn()},
         num_epochs=3,
-        **{**small, "learning_rate": 5e-4},
+        **{**small, "global_batch_size": 32},
     )
     return Recipe(
         name="blip2-small",

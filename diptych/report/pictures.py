@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_SIDE_PIXELS = 256
+TILE_PIXELS = 64
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 64_000_000
 # 120 pictures of this size, in base64, stay under 3.3 MB.
@@ -42,32 +44,58 @@ def thumbnail(folder: Path, name: str) -> Thumbnail:
 
     Never raises for what a file holds: the fault is in the result, and the page shows it.
     """
-    try:
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            return Thumbnail(fault="the path leaves the image folder")
-        if not path.is_file():
-            return Thumbnail(fault="the picture is missing")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return Thumbnail(fault="the file is too large")
-    except (OSError, ValueError):
-        return Thumbnail(fault="the path cannot be used")
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return Thumbnail(fault="the picture has too many pixels")
-            # JPEG decodes straight to a smaller size; other formats ignore it.
-            picture.draft("RGB", (2 * MAX_SIDE_PIXELS, 2 * MAX_SIDE_PIXELS))
-            small = _on_white(ImageOps.exif_transpose(picture))
-    except Image.DecompressionBombError:
-        return Thumbnail(fault="the picture has too many pixels")
-    except Exception as error:
-        # Decoders raise almost anything on crafted bytes; the page names it instead of failing.
-        return Thumbnail(fault=f"the picture cannot be read ({type(error).__name__})")
+    small, fault = _opened(folder, name)
+    if small is None:
+        return Thumbnail(fault=fault)
     small.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS), Image.Resampling.LANCZOS)
     mime, data = _encode(small)
     uri = f"data:{mime};base64,{base64.b64encode(data).decode()}"
     return Thumbnail(uri, small.width, small.height)
+
+
+def sprite(pictures: Sequence[tuple[str, str]], columns: int) -> str:
+    """Many pictures (folder, name) as one `data:` URI, TILE_PIXELS a side, row by row.
+
+    A picture that cannot be shown is a grey tile.
+    """
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * TILE_PIXELS, max(1, rows) * TILE_PIXELS), "white")
+    for number, (folder, name) in enumerate(pictures):
+        small, _ = _opened(Path(folder), name) if folder and name else (None, "")
+        if small is None:
+            small = Image.new("RGB", (TILE_PIXELS, TILE_PIXELS), "lightgrey")
+        small.thumbnail((TILE_PIXELS, TILE_PIXELS), Image.Resampling.BILINEAR)
+        row, column = divmod(number, columns)
+        corner = (TILE_PIXELS - small.width) // 2, (TILE_PIXELS - small.height) // 2
+        sheet.paste(small, (column * TILE_PIXELS + corner[0], row * TILE_PIXELS + corner[1]))
+    data = _save(sheet, format="WEBP", quality=60, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
+
+
+def _opened(folder: Path, name: str) -> tuple[Image.Image | None, str]:
+    """The picture in RGB, or why there is none; it may be a good deal larger than needed."""
+    try:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return None, "the path leaves the image folder"
+        if not path.is_file():
+            return None, "the picture is missing"
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return None, "the file is too large"
+    except (OSError, ValueError):
+        return None, "the path cannot be used"
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                return None, "the picture has too many pixels"
+            # JPEG decodes straight to a smaller size; other formats ignore it.
+            picture.draft("RGB", (2 * MAX_SIDE_PIXELS, 2 * MAX_SIDE_PIXELS))
+            return _on_white(ImageOps.exif_transpose(picture)), ""
+    except Image.DecompressionBombError:
+        return None, "the picture has too many pixels"
+    except Exception as error:
+        # Decoders raise almost anything on crafted bytes; the page names it instead of failing.
+        return None, f"the picture cannot be read ({type(error).__name__})"
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image as Pillow
 from diptych.embed import job as module
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.job import JobConfig
-from diptych.errors import ConfigError, SinkAway
+from diptych.errors import ConfigError, DataError, SinkAway
 from diptych.model.architecture import build, config_from_dict
 from diptych.model.checkpoint import load_model, save_model
 from diptych.progress import Progress
@@ -97,6 +98,25 @@ def test_what_is_there_is_skipped_and_new_rows_are_added(corpus, tmp_path):
     assert (third["written"], third["skipped"]) == (3, 60)
     assert {k: v for k, v in contents(out).items() if k in before} == before
     assert keys(out)[60:] == ["new 0", "new 1", "new 2"]
+
+
+def test_only_rows_since_a_moment(corpus, tmp_path):
+    rows = [json.loads(t) for t in (corpus / "rows.jsonl").read_text().splitlines()]
+    for n, row in enumerate(rows):
+        row["seen"] = f"2026-11-{1 + n % 20:02d}T12:00:00"
+    write(corpus / "dated.jsonl", rows)
+    since = datetime(2026, 11, 16, tzinfo=UTC)
+    found = run(corpus, tmp_path / "a", "dated.jsonl", since=since, time_field="seen")
+    assert (found["written"], found["skipped"]) == (15, 45)
+    for n in range(60):
+        moment = since.timestamp() + (n - 50)
+        os.utime(corpus / f"images/{n}.png", (moment, moment))
+    found = run(corpus, tmp_path / "b", "dated.jsonl", since=since)
+    assert (found["written"], found["skipped"]) == (10, 50)
+    rows[4]["seen"] = "yesterday"
+    write(corpus / "dated.jsonl", rows)
+    with pytest.raises(DataError, match="holds no time: 'yesterday'"):
+        run(corpus, tmp_path / "c", "dated.jsonl", since=since, time_field="seen")
 
 
 def test_a_bad_row_spoils_nothing_and_says_why(corpus, tmp_path):

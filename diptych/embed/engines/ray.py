@@ -1,16 +1,18 @@
 """A Ray cluster: Ray Data spreads shards over model replicas, the driver writes what comes back.
 
-Pictures and the model's folder must be readable on every node. A replica or a node that dies costs
-time only: Ray Data gives its shards to another. The cluster is the one that `RAY_ADDRESS` names,
+Pictures and the model's folder must be readable on every node. A worker or a node that dies costs
+time only: Ray gives its shards to another. The cluster is the one that `RAY_ADDRESS` names,
 else one on this machine.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from diptych.data.collate import Item
@@ -42,79 +44,87 @@ def compute(work: Work) -> Iterator[Pending]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    # Shards are hours apart in the worst case; a node that dies must never end the job.
-    context.max_errored_blocks = 0
     items = [{"shard": pickle.dumps((shard, samples))} for shard, samples in work.shards]
     if not items:
         return
     import torch
 
-    each, number = _replicas(ray, work.workers)
+    each, most = _resources(ray, work.workers)
+    replica = Replica(
+        work.embedder.source, json.dumps(work.embedder.config.to_dict()), work.embedder.fingerprint,
+        # The same number of threads everywhere, so that sums are taken in the same order.
+        torch.get_num_threads(),
+    )  # fmt: skip
+    fill = _Fill(replica, work.read, work.fields)
+    # Tasks, not actors: what an actor of a dead node had begun waits until that very actor finds
+    # room again, while a task goes to any node at once. The model stays loaded between tasks.
     found = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        Replica,  # type: ignore[arg-type]
-        fn_constructor_kwargs={
-            "source": work.embedder.source,
-            "settings": work.embedder.config.to_dict(),
-            "fingerprint": work.embedder.fingerprint,
-            "read": work.read,
-            "fields": work.fields,
-            # The same number of threads everywhere, so that sums are taken in the same order.
-            "threads": torch.get_num_threads(),
-        },
-        concurrency=(1, max(1, min(number, len(items)))),
-        max_restarts=-1,
-        max_task_retries=-1,
+        fill.__call__,
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(most, len(items)))),
+        max_calls=0,
+        max_retries=-1,
         **each,
     )
     done: set[int] = set()
     for row in found.iter_rows():
-        shard: Pending = pickle.loads(row["shard"])  # made by our own replicas
+        shard: Pending = pickle.loads(row["shard"])  # made by our own nodes
         if shard.number not in done:
             done.add(shard.number)
             work.step(len(shard.identities))
             yield shard
 
 
-def _replicas(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:
+def _resources(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:
     """(resources of one replica, how many there is room for)."""
     there = ray.cluster_resources()
     if gpus := int(there.get("GPU", 0)):
         return {"num_gpus": 1}, wanted or gpus
-    cpus = min([CPUS_EACH, *(int(n["Resources"].get("CPU", 0)) or CPUS_EACH for n in ray.nodes())])
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = min([CPUS_EACH, *filter(None, nodes)])
     return {"num_cpus": cpus}, wanted or max(1, int(there.get("CPU", 1)) // cpus)
 
 
+@dataclass(frozen=True)
 class Replica:
-    """A model on one node.
+    """Which model a node loads, and how it computes."""
+
+    source: str
+    settings: str
+    fingerprint: str
+    threads: int
+
+
+@lru_cache(maxsize=1)
+def loaded(replica: Replica) -> Embedder:
+    """The embedder of this process, loaded once.
 
     Raises:
-        ConfigError: the folder holds another model there.
+        ConfigError: the folder holds another model on this node.
     """
+    import torch
 
-    def __init__(
-        self,
-        source: str,
-        settings: dict[str, Any],
-        fingerprint: str,
-        read: Callable[[Image], bytes],
-        fields: tuple[str, ...],
-        threads: int,
-    ):
-        import torch
+    torch.set_num_threads(replica.threads)
+    settings = EmbedConfig.from_dict(json.loads(replica.settings))
+    embedder = Embedder(load_model(replica.source), settings, replica.source)
+    if embedder.fingerprint != replica.fingerprint:
+        raise ConfigError("another model lies there on this node", where=replica.source)
+    if torch.cuda.is_available():
+        embedder.model.to("cuda")
+    return embedder
 
-        torch.set_num_threads(threads)
-        self.embedder = Embedder(load_model(Path(source)), EmbedConfig.from_dict(settings), source)
-        if self.embedder.fingerprint != fingerprint:
-            raise ConfigError("another model lies there on this node", where=source)
-        if torch.cuda.is_available():
-            self.embedder.model.to("cuda")
-        self.read = read
-        self.fields = fields
+
+@dataclass(frozen=True)
+class _Fill:
+    """A shard without vectors -> the same with them."""
+
+    replica: Replica
+    read: Callable[[Image], bytes]
+    fields: tuple[str, ...]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A shard without vectors -> the same with them."""
+        embedder = loaded(self.replica)
         shard, samples = pickle.loads(row["shard"])  # made by our own driver
-        for part in batches(self.embedder, samples):
-            prepared = self.embedder.prepare([Item(sample, self.read) for sample in part])
-            shard.add(self.embedder, part, prepared, self.fields)
+        for part in batches(embedder, samples):
+            prepared = embedder.prepare([Item(sample, self.read) for sample in part])
+            shard.add(embedder, part, prepared, self.fields)
         return {"shard": pickle.dumps(shard)}

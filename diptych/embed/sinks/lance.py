@@ -8,13 +8,14 @@ so it is IVF with HNSW and one byte a number); below, every vector is compared a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.data.files import replacing
-from diptych.embed.index import Hit, chosen, merged
+from diptych.embed.index import Hit, chosen, in_order, merged
 from diptych.embed.sink import About, Shard, as_text
 from diptych.errors import ConfigError, MissingExtra
 
@@ -156,6 +157,24 @@ class Stored:
             Hit(row["id"], 1 - row["_distance"], {n: row[n] for n in names if n != "id"})
             for row in found
         ]
+
+    def ids(self) -> list[str]:
+        """See `Index`."""
+        return self.table.search().select(["id"]).limit(len(self)).to_arrow()["id"].to_pylist()
+
+    def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """See `Index`: reads the table once."""
+        wanted, found = set(ids), {}
+        names = [n for n in self.table.schema.names if n not in ("vector", "event_time", "id")]
+        for batch in self.table.search().limit(len(self)).to_batches():
+            keys, vectors = batch["id"].to_pylist(), None
+            for n, key in enumerate(keys):
+                if key in wanted:
+                    if vectors is None:
+                        width = batch["vector"].type.list_size
+                        vectors = batch["vector"].flatten().to_numpy().reshape(-1, width)
+                    found[key] = vectors[n].copy(), {m: batch[m][n].as_py() for m in names}
+        return in_order(ids, found)
 
     def some(self, count: int) -> np.ndarray:
         """See `Index`."""

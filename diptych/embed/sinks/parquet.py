@@ -9,15 +9,14 @@ readers take the newest (`diptych query` does).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.data.files import replacing
-from diptych.embed.index import Hit, Nearest, chosen, merged
+from diptych.embed.index import Hit, Nearest, chosen, in_order, merged
 from diptych.embed.sink import About, Shard, as_text
 from diptych.errors import ConfigError, DataError, MissingExtra
 
@@ -175,13 +174,26 @@ class Stored:
         nearest = Nearest(vectors, k)
         for ids, _, batch in self.rows():
 
-            def row(i: int, ids: list[str] = ids, batch: Any = batch) -> Hit:
-                names = (c for c in batch.schema.names if c not in ("id", "vector", "scale"))
-                values = {name: batch[name][i].as_py() for name in names if name != "event_time"}
-                return Hit(ids[i], 0.0, values)
+            def row(i: int, ids: list[str] = ids, batch: Any = batch) -> Any:
+                return ids[i], row_of(batch, i)
 
             nearest.add(numbers(batch), row)
-        return [[replace(hit, score=score) for score, hit in found] for found in nearest.found()]
+        return [[Hit(key, score, row) for score, (key, row) in found] for found in nearest.found()]
+
+    def ids(self) -> list[str]:
+        """See `Index`."""
+        return [key for ids, _, _ in self.rows(vectors=False) for key in ids]
+
+    def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """See `Index`: reads all files once."""
+        wanted, found = set(ids), {}
+        for keys, _, batch in self.rows():
+            values = None
+            for n, key in enumerate(keys):
+                if key in wanted:
+                    values = numbers(batch) if values is None else values
+                    found[key] = values[n].copy(), row_of(batch, n)
+        return in_order(ids, found)
 
     def some(self, count: int) -> np.ndarray:
         """See `Index`: the first ones."""
@@ -195,6 +207,13 @@ class Stored:
 
     def close(self) -> None:
         """Nothing stays open."""
+
+
+def row_of(batch: Any, number: int) -> dict[str, Any]:
+    """What stands beside a vector of an Arrow batch."""
+    left_out = ("id", "vector", "scale", "event_time")
+    names = (name for name in batch.schema.names if name not in left_out)
+    return {name: batch[name][number].as_py() for name in names}
 
 
 def about_time(file: Path) -> Any:

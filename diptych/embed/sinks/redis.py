@@ -13,13 +13,13 @@ hash of the version.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from diptych.embed.index import Hit, Nearest
+from diptych.embed.index import Hit, Nearest, in_order
 from diptych.embed.sink import About, Shard, as_text, without_secrets
 from diptych.errors import ConfigError, DataError, MissingExtra, SinkAway
 
@@ -246,6 +246,24 @@ class Stored:
             found = self.client.hgetall(self.start + key)
         left_out = (b"vector", b"event_time")
         return {k.decode(): v.decode() for k, v in found.items() if k not in left_out}
+
+    def ids(self) -> list[str]:
+        """See `Index`."""
+        every = entities(self.client, self.group, self.about.version, [])
+        return [key for keys, _ in every for key in keys]
+
+    def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """See `Index`."""
+        found = {}
+        with errors_named(self.client):
+            for chunk in in_chunks(ids, PIPELINE):
+                pipeline = self.client.pipeline(transaction=False)
+                for key in chunk:
+                    pipeline.hget(self.start + key, "vector")
+                for key, value in zip(chunk, pipeline.execute(), strict=True):
+                    if value is not None:
+                        found[key] = np.frombuffer(value, "<f4"), self._row(key)
+        return in_order(ids, found)
 
     def some(self, count: int) -> np.ndarray:
         """See `Index`: the first ones of a scan."""

@@ -85,6 +85,45 @@
     });
   }
 
+  // Two maps of the same rows: pointing at one marks it in both and shows its picture.
+  for (const atlas of all(".atlas")) {
+    const labels = JSON.parse(document.getElementById("atlas-labels").textContent);
+    const look = document.querySelector(".look");
+    const pen = look.querySelector("canvas").getContext("2d");
+    const sheet = atlas.querySelector(".sheet");
+    const columns = Number(atlas.dataset.columns);
+    const maps = all(".map", atlas).map((map) => all("circle", map));
+    let marked = -1;
+    const mark = (row) => {
+      if (row === marked) return;
+      for (const circles of maps) {
+        circles[marked]?.classList.remove("marked");
+        circles[row]?.classList.add("marked");
+      }
+      marked = row;
+      look.hidden = row < 0;
+      if (row < 0) return;
+      look.querySelector("figcaption").textContent = labels[row];
+      pen.clearRect(0, 0, 64, 64);
+      if (sheet) pen.drawImage(sheet, 64 * (row % columns), 64 * Math.floor(row / columns), 64, 64, 0, 0, 64, 64);
+    };
+    all(".map", atlas).forEach((map, side) => {
+      const spots = maps[side].map((c) => [Number(c.getAttribute("cx")), Number(c.getAttribute("cy"))]);
+      map.addEventListener("pointermove", (event) => {
+        const box = map.getBoundingClientRect();
+        const x = (1000 * (event.clientX - box.left)) / box.width;
+        const y = (1000 * (event.clientY - box.top)) / box.height;
+        let best = -1, least = 900;
+        spots.forEach(([a, b], k) => {
+          const far = (a - x) ** 2 + (b - y) ** 2;
+          if (far < least) { least = far; best = k; }
+        });
+        mark(best);
+      });
+      map.addEventListener("pointerleave", () => mark(-1));
+    });
+  }
+
   // The gallery: filters over what each card says about itself.
   const form = document.querySelector(".filters");
   if (!form) return;
