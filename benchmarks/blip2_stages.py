@@ -10,8 +10,8 @@ On the picture corpus:
   what the habits of captions alone are worth.
 
 All three see the same captions in the same order for the same number of steps. The score is CIDEr-D
-of captions by beam search on the held-out pairs; differences are paired, with 95 % intervals over pictures
-and seeds drawn anew together.
+of captions by beam search on the held-out pairs; differences are paired, with 95 % intervals over
+pictures and seeds drawn anew together.
 
     diptych data pictures pictures
     python benchmarks/blip2_stages.py --data pictures --work runs-blip2 --json

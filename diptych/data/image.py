@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,6 +206,17 @@ _CLASSES = {
 _MAX_RESIZED_PIXELS = 1 << 24
 
 
+@lru_cache(maxsize=16)
+def _levels(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """What each of the 256 levels of a channel becomes, float32 [3, 256].
+
+    Looking up is a third of the time of computing, and the same numbers.
+    """
+    scaled = (np.arange(256, dtype=np.uint8) * rescale).astype(np.float32)
+    shift = np.asarray(mean, dtype=np.float32)[:, None]
+    return (scaled - shift) / np.asarray(std, dtype=np.float32)[:, None]
+
+
 class Preprocessing(Config):
     """How a picture becomes the encoder's input: pad, resize, crop, scale, normalise.
 
@@ -260,10 +272,11 @@ class Preprocessing(Config):
         values = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
         if self.crop is not None:
             values = _centre(values, *self.crop)
-        scaled = (values * self.rescale).astype(np.float32)
-        mean = np.asarray(self.mean, dtype=np.float32)[:, None, None]
-        std = np.asarray(self.std, dtype=np.float32)[:, None, None]
-        return np.ascontiguousarray((scaled - mean) / std)
+        table = _levels(self.rescale, self.mean, self.std)
+        out = np.empty(values.shape, np.float32)
+        for channel in range(3):
+            np.take(table[channel], values[channel], out=out[channel])
+        return out
 
     def _padded(self, image: Pillow.Image) -> Pillow.Image:
         width, height = image.size

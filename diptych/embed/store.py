@@ -5,6 +5,8 @@ Shapes: n ids, D width.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,18 @@ import numpy as np
 from diptych.embed.sinks.redis import PIPELINE, PREFIX, connect, errors_named, escaped
 from diptych.errors import DataError
 
+# The version and its vectors in one step, so that one answer never mixes two versions.
+_READ = """
+local version = ARGV[1]
+if version == '' then version = redis.call('GET', KEYS[1] .. 'live') end
+if not version then return false end
+local found = {}
+for i = 2, #ARGV do
+  found[i - 1] = redis.call('HGET', KEYS[1] .. version .. ':' .. ARGV[i], 'vector')
+end
+return found
+"""
+
 
 class FeatureStore:
     """Vectors by id, from the version that is live.
@@ -20,6 +34,9 @@ class FeatureStore:
     Args:
         url: `redis://HOST/GROUP`, as `diptych embed --to` takes it.
         version: read this one instead, for example the one before.
+        fresh_seconds: for how long the name of the live version is remembered, so that a read is
+            one round trip; another process's `switch` is seen that much later at most. 0 asks
+            every time.
 
     Raises:
         ConfigError: the URL names no group.
@@ -27,9 +44,12 @@ class FeatureStore:
         SinkAway: the server does not answer.
     """
 
-    def __init__(self, url: str, version: str | None = None):
+    def __init__(self, url: str, version: str | None = None, *, fresh_seconds: float = 1.0):
         self.client, self.group = connect(url)
+        self._read = self.client.register_script(_READ)
         self._version = version
+        self._fresh_seconds = fresh_seconds
+        self._known: tuple[str, float] = ("", -math.inf)
         if version is not None and version not in self.versions():
             raise self._unknown(version)
 
@@ -41,12 +61,9 @@ class FeatureStore:
         with errors_named(self.client):
             live = self.client.get(f"{PREFIX}:{self.group}:live")
         if live is None:
-            raise DataError(
-                f"the group '{self.group}' is empty",
-                where=self._where,
-                fix="write to it with `diptych embed ... --to redis://HOST/GROUP`",
-            )
-        return live.decode()
+            raise self._empty()
+        self._known = (live.decode(), time.monotonic() + self._fresh_seconds)
+        return self._known[0]
 
     def versions(self) -> dict[str, dict[str, str]]:
         """Every version of the group, with what it holds, its fingerprint and width."""
@@ -66,6 +83,7 @@ class FeatureStore:
             raise self._unknown(version)
         with errors_named(self.client):
             before = self.client.set(f"{PREFIX}:{self.group}:live", version, get=True)
+        self._known = ("", -math.inf)
         return before.decode() if before else ""
 
     def get(self, ids: Sequence[str]) -> tuple[np.ndarray, list[str]]:
@@ -73,14 +91,12 @@ class FeatureStore:
 
         A missing id's row is NaN, so that a forgotten check does not go unnoticed.
         """
-        prefix = f"{PREFIX}:{self.group}:{self.version}:"
-        found: list[bytes | None] = []
-        with errors_named(self.client):
-            for start in range(0, len(ids), PIPELINE):
-                pipeline = self.client.pipeline(transaction=False)
-                for entity in ids[start : start + PIPELINE]:
-                    pipeline.hget(prefix + entity, "vector")
-                found += pipeline.execute()
+        version = self._remembered()
+        found = self._vectors(ids, version)
+        if self._version is None and version and None in found:
+            # Perhaps another version is live by now, and this one is being removed.
+            self._known = ("", -math.inf)
+            found = self._vectors(ids, "")
         missing = [i for i, value in zip(ids, found, strict=True) if value is None]
         width = next((len(v) // 4 for v in found if v is not None), 0)
         vectors = np.full((len(ids), width), np.nan, np.float32)
@@ -88,6 +104,29 @@ class FeatureStore:
             if value is not None:
                 row[:] = np.frombuffer(value, "<f4")
         return vectors, missing
+
+    def _remembered(self) -> str:
+        """The version to read; empty leaves it to the server."""
+        if self._version is not None:
+            return self._version
+        version, until = self._known
+        if not self._fresh_seconds:
+            return ""
+        return version if time.monotonic() < until else self.version
+
+    def _vectors(self, ids: Sequence[str], version: str) -> list[bytes | None]:
+        start = f"{PREFIX}:{self.group}:"
+        with errors_named(self.client):
+            if version and len(ids) == 1:
+                return [self.client.hget(f"{start}{version}:{ids[0]}", "vector")]
+            found: list[bytes | None] = []
+            for first in range(0, len(ids), PIPELINE):
+                args = [version, *ids[first : first + PIPELINE]]
+                answer = self._read(keys=[start], args=args)
+                if answer is None:
+                    raise self._empty()
+                found += answer
+        return found
 
     def fields(self, entity: str) -> dict[str, Any] | None:
         """Everything that is kept of one id, or None."""
@@ -106,6 +145,13 @@ class FeatureStore:
     def _where(self) -> str:
         settings = self.client.connection_pool.connection_kwargs
         return f"redis at {settings.get('host')}:{settings.get('port')}"
+
+    def _empty(self) -> DataError:
+        return DataError(
+            f"the group '{self.group}' is empty",
+            where=self._where,
+            fix="write to it with `diptych embed ... --to redis://HOST/GROUP`",
+        )
 
     def _unknown(self, version: str) -> DataError:
         return DataError(

@@ -115,6 +115,27 @@ def test_a_store_reads_the_live_version_and_switches_in_one_step(server):
         store.switch("image-none")
 
 
+def test_another_process_s_switch_is_seen_in_time(server, monkeypatch):
+    from diptych.embed import store as module
+
+    open_sink(server.url, ABOUT).write(shard([[1.0, 2.0]], 5))
+    newer = About("fedcba987654", "image", "float32")
+    open_sink(server.url, newer).write(shard([[7.0, 8.0], [9.0, 9.0]], 6))
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    reader, eager = FeatureStore(server.url), FeatureStore(server.url, fresh_seconds=0)
+    assert reader.get(["item 0"])[0].tolist() == [[1.0, 2.0]]
+    FeatureStore(server.url).switch(newer.version)
+    assert eager.get(["item 0"])[0].tolist() == [[7.0, 8.0]]
+    assert reader.get(["item 0"])[0].tolist() == [[1.0, 2.0]]
+    # What the old version lacks is asked of the live one.
+    assert reader.get(["item 1"])[0].tolist() == [[9.0, 9.0]]
+    FeatureStore(server.url).switch(f"image-{ABOUT.fingerprint}")
+    assert reader.get(["item 0"])[0].tolist() == [[7.0, 8.0]]
+    now[0] += 1.5
+    assert reader.get(["item 0"])[0].tolist() == [[1.0, 2.0]]
+
+
 def test_an_empty_group_says_so(server):
     with pytest.raises(DataError, match="empty"):
         FeatureStore(server.url).get(["a"])

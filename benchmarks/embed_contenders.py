@@ -1,0 +1,198 @@
+"""One contender of embed_throughput.py, in a process of its own.
+
+    python embed_contenders.py NAME SETTINGS.json OUT.json
+
+notebook, dataloader and sentence_transformers use only torch, transformers, Pillow and NumPy (and
+the package of that name), so that they run in an environment without Diptych.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+PERSON = "a picture of something"
+
+
+def notebook(s: dict[str, Any]) -> dict[str, Any]:
+    """One picture at a time: open, processor, model, keep; at the end everything into one file."""
+    from PIL import Image
+
+    model, processor = hf_model(s)
+    files, kept = s["files"], []
+    start = time.perf_counter()
+    for file in files:
+        image = Image.open(file).convert("RGB")
+        with torch.no_grad():
+            kept.append(forward(s, model, processor, [image]).numpy())
+    np.save(s["out"] + ".npy", np.concatenate(kept))
+    return {"seconds": time.perf_counter() - start}
+
+
+def dataloader(s: dict[str, Any]) -> dict[str, Any]:
+    """A plain DataLoader that opens and processes pictures in worker processes, batches of 32."""
+    from PIL import Image
+
+    model, processor = hf_model(s)
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(s["files"])
+
+        def __getitem__(self, n: int) -> torch.Tensor:
+            image = Image.open(s["files"][n]).convert("RGB")
+            return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    loader = torch.utils.data.DataLoader(
+        Pictures(), batch_size=s["batch_size"], num_workers=s["workers"]
+    )
+    kept = []
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for pixels in loader:
+            kept.append(forward(s, model, processor, None, pixels).numpy())
+    np.save(s["out"] + ".npy", np.concatenate(kept))
+    return {"seconds": time.perf_counter() - start}
+
+
+def sentence_transformers(s: dict[str, Any]) -> dict[str, Any]:
+    """`SentenceTransformer.encode` with its CLIP module."""
+    from PIL import Image
+    from sentence_transformers import SentenceTransformer, models
+
+    model = SentenceTransformer(modules=[models.CLIPModel(s["hf"])], device="cpu")
+    start = time.perf_counter()
+    images = [Image.open(file) for file in s["files"]]
+    found = model.encode(
+        images, batch_size=s["batch_size"], show_progress_bar=False, normalize_embeddings=True
+    )
+    np.save(s["out"] + ".npy", found)
+    return {"seconds": time.perf_counter() - start}
+
+
+def diptych(s: dict[str, Any]) -> dict[str, Any]:
+    """`diptych embed`'s job into Parquet; and the bound, its model's forward time alone."""
+    from diptych.data.index import Index
+    from diptych.embed.embedder import EmbedConfig, Embedder
+    from diptych.embed.job import JobConfig, embed
+    from diptych.machine import keep_freed_memory
+    from diptych.model.checkpoint import load_model
+    from diptych.progress import Progress
+
+    settings = EmbedConfig.from_dict(
+        {**s["settings"], "batch_size": s["batch_size"], "normalize": True}
+    )
+    embedder = Embedder(load_model(s["model"]), settings)
+    _ = embedder.fingerprint  # reads all weights; not part of anybody's time
+    keep_freed_memory()
+    out = Path(s["out"] + "-parquet")
+    index = Index.build(s["rows"], out / "_job" / "data", verify="none", progress=False)
+    batches = in_memory(embedder, index, s["batch_size"])
+    before = forward_seconds(embedder, batches)
+    start = time.perf_counter()
+    job = JobConfig(to=(f"parquet:{out}",), state=out / "_job", workers=s["workers"])
+    summary = embed(embedder, s["rows"], job, progress=Progress(out / "log", quiet=True))
+    seconds = time.perf_counter() - start
+    assert summary["written"] == len(s["files"]), summary
+    after = forward_seconds(embedder, batches)
+    from diptych.embed.index import open_index
+
+    stored = open_index(f"parquet:{out}")
+    np.save(s["out"] + ".npy", stored.take([Path(f).stem for f in s["files"]])[0])
+    return {"seconds": seconds, "bound_seconds": (before + after) / 2, "bounds": [before, after]}
+
+
+def batch_sizes(s: dict[str, Any]) -> dict[str, Any]:
+    """Forward milliseconds a picture over batch sizes, on tensors in memory."""
+    from diptych.data.index import Index
+    from diptych.embed.embedder import EmbedConfig, Embedder
+    from diptych.machine import keep_freed_memory
+    from diptych.model.checkpoint import load_model
+
+    embedder = Embedder(load_model(s["model"]), EmbedConfig.from_dict(s["settings"]))
+    keep_freed_memory()
+    index = Index.build(s["rows"], s["out"] + "-data", verify="none", progress=False)
+    found = {}
+    for size in (1, 2, 4, 8, 16, 32):
+        if size <= len(index):
+            batches = in_memory(embedder, index, size)
+            counted = len(index) // size * size
+            seconds = forward_seconds(embedder, batches[: len(index) // size])
+            found[size] = 1000 * seconds / counted
+    return {"milliseconds": found}
+
+
+def in_memory(embedder: Any, index: Any, size: int) -> list[Any]:
+    """All rows as prepared batches."""
+    from diptych.data.collate import Item
+
+    batches = []
+    for start in range(0, len(index), size):
+        samples = index[start : start + size]
+        batches += embedder.prepare([Item(x, index.image_bytes) for x in samples]).batches
+    return batches
+
+
+def forward_seconds(embedder: Any, batches: list[Any]) -> float:
+    """Seconds of the model alone over these batches, after one to warm up."""
+    embedder.embed(batches[0])
+    start = time.perf_counter()
+    for batch in batches:
+        embedder.embed(batch)
+    return time.perf_counter() - start
+
+
+def hf_model(s: dict[str, Any]) -> tuple[Any, Any]:
+    """The same weights in transformers' own class, and its processor."""
+    import transformers
+
+    if s["kind"] == "clip":
+        model = transformers.CLIPModel.from_pretrained(s["hf"])
+        return model.eval(), transformers.CLIPImageProcessor.from_pretrained(s["hf"])
+    model = transformers.Blip2ForImageTextRetrieval.from_pretrained(s["hf"])
+    processor = transformers.BlipImageProcessor.from_pretrained(s["hf"])
+    processor.words = transformers.AutoTokenizer.from_pretrained(s["hf"])
+    return model.eval(), processor
+
+
+def forward(
+    s: dict[str, Any], model: Any, processor: Any, images: Any, pixels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Unit vectors [n, D]: image features of CLIP, mean of the queries of BLIP-2 with a text."""
+    if pixels is None:
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    if s["kind"] == "clip":
+        found = model.get_image_features(pixel_values=pixels)
+        found = getattr(found, "pooler_output", found)
+        return torch.nn.functional.normalize(found, dim=-1)
+    text = processor.words([PERSON] * len(pixels), return_tensors="pt")
+    seen = model.vision_model(pixel_values=pixels).last_hidden_state
+    queries = model.query_tokens.expand(len(pixels), -1, -1)
+    mask = torch.cat([torch.ones(queries.shape[:2], dtype=torch.int64), text.attention_mask], 1)
+    states = model.qformer(
+        query_embeds=model.embeddings(input_ids=text.input_ids, query_embeds=queries),
+        query_length=queries.shape[1],
+        attention_mask=mask,
+        encoder_hidden_states=seen,
+        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.int64),
+    ).last_hidden_state[:, : queries.shape[1]]
+    return torch.nn.functional.normalize(states.mean(1), dim=-1)
+
+
+def main() -> None:
+    name, file, out = sys.argv[1:]
+    settings = json.loads(Path(file).read_text())
+    torch.set_num_threads(settings["threads"])
+    contenders = (notebook, dataloader, sentence_transformers, diptych, batch_sizes)
+    found = {c.__name__: c for c in contenders}[name](settings)
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
