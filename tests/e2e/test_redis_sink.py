@@ -130,6 +130,7 @@ def test_another_process_s_switch_is_seen_in_time(server, monkeypatch):
     assert reader.get(["item 0"])[0].tolist() == [[1.0, 2.0]]
     # What the old version lacks is asked of the live one.
     assert reader.get(["item 1"])[0].tolist() == [[9.0, 9.0]]
+    assert reader.get(["item 0"])[0].tolist() == [[7.0, 8.0]]
     FeatureStore(server.url).switch(f"image-{ABOUT.fingerprint}")
     assert reader.get(["item 0"])[0].tolist() == [[7.0, 8.0]]
     now[0] += 1.5
