@@ -135,7 +135,7 @@ def child(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from diptych.data.augment import Augment
-    from diptych.data.image import Preprocessing
+    from diptych.data.preprocessing import Preprocessing
     from diptych.eval.retrieval import ranks
     from diptych.model.architecture import build
     from diptych.model.architectures.dual_encoder import DualEncoderConfig

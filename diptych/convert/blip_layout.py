@@ -25,7 +25,7 @@ from diptych.convert.probes import (
     pixels_of,
     read_class,
 )
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig, share

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
-from diptych.data.image import Preprocessing, decode
+from diptych.data.image import decode
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError
 from diptych.model.weights import reading
 

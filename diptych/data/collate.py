@@ -17,8 +17,9 @@ import torch
 from diptych.data.augment import Augment
 from diptych.data.batch import Batch
 from diptych.data.chat import ChatEncoder, Encoded, Fate, truncate
-from diptych.data.image import Preprocessing, decode
+from diptych.data.image import decode
 from diptych.data.packing import Group, Row, pack
+from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample
 from diptych.errors import DiptychError, ModelError, SampleTooLong
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from diptych.data.augment import Augment
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.model.architectures.answerer import AnswererConfig
 from diptych.model.architectures.captioner import CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from diptych.data.augment import Augment
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.model.architectures.dual_encoder import DualEncoderConfig
 from diptych.model.text_encoder import TextEncoderConfig
 from diptych.model.trainable import Learn

@@ -11,7 +11,7 @@ and is trained by the tests.
 
 from __future__ import annotations
 
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.model.adapters import LoraConfig
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.language_model import LanguageModelConfig

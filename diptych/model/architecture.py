@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from diptych import parts
 from diptych.config import Config, PartConfig, part_field
-from diptych.data.image import Preprocessing, decode, given
+from diptych.data.image import decode, given
 from diptych.data.plain_text import TextTokens
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import ConfigError
 from diptych.model.adapters import LoraConfig, add_adapters
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.config import Config
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model import clip_weights
 from diptych.model.connector import Grid

@@ -139,7 +139,7 @@ def test_another_encoder_is_named(name, tiny_captioner, tmp_path):
 def test_the_processor_of_blip_is_read(tmp_path):
     from transformers import BlipImageProcessor
 
-    from diptych.data.image import Preprocessing
+    from diptych.data.preprocessing import Preprocessing
 
     BlipImageProcessor(size={"height": 30, "width": 30}).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "preprocessor_config.json").read_text())

@@ -15,7 +15,7 @@ from diptych.convert.chat_parts import IMAGE_MARK
 from diptych.convert.layouts import hf_llava
 from diptych.convert.llava_projector import to_projector
 from diptych.data.chat import TEMPLATES
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch, UnsafeFile
 from diptych.model.adapters import LoraConfig, add_adapters

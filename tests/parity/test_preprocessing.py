@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 
 PROCESSORS = {
     "clip": ("clip", "CLIPImageProcessor"),

@@ -34,7 +34,7 @@ from diptych.convert.probes import (
 )
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import Encoded
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model import generate as generation

@@ -21,7 +21,7 @@ from diptych.convert.probes import (
     pixels_of,
     read_class,
 )
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig

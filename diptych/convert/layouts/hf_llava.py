@@ -26,7 +26,7 @@ from diptych.convert.comparison import ExportReport
 from diptych.convert.llava_class import LlavaReference, open_llava
 from diptych.convert.llava_projector import to_connector, to_projector
 from diptych.convert.probes import plain_config
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import Vlm, VlmConfig

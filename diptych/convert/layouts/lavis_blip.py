@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.convert import lavis
 from diptych.convert.comparison import ExportReport
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig, share

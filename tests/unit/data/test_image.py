@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diptych.data.image import Preprocessing, decode, measure
+from diptych.data.image import decode, measure
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import ConfigError, ImageTooLarge, NotAnImage, TruncatedImage
 from tests.e2e.faulty_inputs import encoded, noise, png, png_claiming
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diptych.data.collate import Item, Pictures
-from diptych.data.image import Preprocessing
+from diptych.data.preprocessing import Preprocessing
 from diptych.data.regions import Region, RegionCollator, cells, regions_of
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import FormatError
