@@ -127,7 +127,7 @@ def capfilt(
     write_json(out / "evaluation.json", {"images": index.root})
     dropped = counts[ORIGINAL, False]
     headline = f"Of {len(index):,} captions {dropped:,} were dropped as not fitting their picture."
-    write_json(out / "page.json", {"headline": headline})
+    write_json(out / "page.json", {"kind": "Caption filter", "headline": headline})
     from diptych.report.page import write
 
     write(out)

@@ -35,6 +35,7 @@ def write_embeddings(
             "extra": extra or {}}  # fmt: skip
     share = drawn["neighbours"]["share_kept"]
     page = {
+        "kind": "Vectors",
         "headline": f"Of the {drawn['neighbours']['k']} nearest neighbours of a row, "
         f"{100 * share:.0f}\u00a0% stayed.",
     }

@@ -30,7 +30,7 @@ def write_found(
         "found": rows,
     }
     words = "a picture" if asked_image else f"\u201c{found['question']}\u201d"
-    page = {"headline": f"What lies nearest to {words}."}
+    page = {"kind": "Search", "headline": f"What lies nearest to {words}."}
     for name, values in (("found.json", kept), (PAGE, page)):
         with replacing(folder / name) as temporary:
             temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

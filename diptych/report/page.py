@@ -22,7 +22,7 @@ from markupsafe import Markup
 from diptych.errors import InputError
 from diptych.report import evaluation, wording
 from diptych.report.run_folder import RunFolder, number, text
-from diptych.report.section import Filled, fill_all
+from diptych.report.section import PAGE, Filled, fill_all
 
 NAME = "report.html"
 _TEMPLATES = Path(__file__).parent / "template"
@@ -94,7 +94,9 @@ def _hero(run: RunFolder) -> dict[str, Any]:
         ("Whole run", wording.duration(number(timings.get("seconds")))),
         ("Peak memory", wording.size(number(timings.get("peak_memory_bytes")))),
     ]
+    about = run.tree(PAGE) if (run.path / PAGE).exists() else {}
     return {
+        "kind": text(about.get("kind"), 40) or "Run",
         "headline": evaluation.headline(run),
         "verdict": evaluation.verdict(found),
         "scores": found.scores,

@@ -10,7 +10,7 @@ A section module has
 and a function `view(run) -> dict | None` that turns the files into what
 `template/<name>.html.j2` shows. None means that the files hold nothing to show. A section of a
 kind of run has `OPTIONAL = True`: in other runs nothing is said of it. A folder that is no training
-run says so with `page.json` (its headline); there all sections are optional.
+run says so with `page.json` (`kind`, `headline`); there all sections are optional.
 """
 
 from __future__ import annotations

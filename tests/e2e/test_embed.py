@@ -248,15 +248,18 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.e2e.test_embed import run
-run(Path(sys.argv[1]), Path(sys.argv[2]))
+run(Path(sys.argv[1]), Path(sys.argv[2]), "killed.jsonl")
 """
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(corpus, tmp_path):
-    run(corpus, tmp_path / "whole")
+    """Five kills; DIPTYCH_KILLS says how many others, over so many more rows."""
+    kills, wanted = 0, int(os.environ.get("DIPTYCH_KILLS", "5"))
+    rows = [json.loads(t) for t in (corpus / "rows.jsonl").read_text().splitlines()]
+    write(corpus / "killed.jsonl", [{**rows[n % 60], "id": f"row {n}"} for n in range(12 * wanted)])
+    run(corpus, tmp_path / "whole", "killed.jsonl")
     out, rng = tmp_path / "out", random.Random(3)
-    kills = 0
-    while kills < 5:
+    while kills < wanted:
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(corpus), str(out)], cwd=os.getcwd(),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -272,6 +275,6 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(corpus, tmp_path):
         if kills < 3:
             shutil.rmtree(out / "_job" / "data", ignore_errors=True)
         (out / "_job" / "run.json").unlink(missing_ok=True)
-    run(corpus, out)
+    run(corpus, out, "killed.jsonl")
     assert contents(out) == contents(tmp_path / "whole")
-    assert len(keys(out)) == len(set(keys(out))) == 60
+    assert len(keys(out)) == len(set(keys(out))) == 12 * wanted

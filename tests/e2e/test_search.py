@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -235,6 +237,38 @@ def test_both_halves_are_compared_and_repaired(corpus, tmp_path, server):
     assert (again.equal, again.newer, again.extra, again.missing) == (39, 1, 1, 0)
     expected = load_model(corpus / "model").encode_images([corpus / "images/5.png"]).numpy()
     np.testing.assert_allclose(store.get(["row 5"])[0], expected, atol=1e-6)
+
+
+def test_a_server_that_is_killed_on_the_way_ends_with_the_same_entities(corpus, tmp_path, server):
+    """The job waits for the server, and what it writes again changes nothing."""
+    places = [f"parquet:{tmp_path / 'store'}", server.url]
+
+    def entities():
+        client = redis.Redis(port=server.port)
+        keys = sorted(client.scan_iter("diptych:things:image-*"))
+        return {key: client.hgetall(key) for key in keys}
+
+    write(corpus, *places, state=tmp_path / "whole")
+    whole = entities()
+    assert len(whole) == 40
+    redis.Redis(port=server.port).flushall()
+    parts = tmp_path / "store" / "again"
+
+    def kill():
+        while not list(parts.rglob("part-*.parquet")):
+            time.sleep(0.002)
+        server.kill()
+        time.sleep(1.0)
+        server.start()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    summary = write(corpus, f"parquet:{parts}", server.url, state=tmp_path / "killed")
+    killer.join()
+    assert summary["written"] == 40
+    found = entities()
+    assert found == whole
+    assert consistency.compare(f"parquet:{parts}", server.url).equal == 40
 
 
 def test_from_the_command_line(corpus, tmp_path, server):
