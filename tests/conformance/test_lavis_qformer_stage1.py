@@ -106,9 +106,9 @@ def batch_of(tensors, image_ids=None):
     )  # fmt: skip
 
 
-def run(model, tensors, prefix="", image_ids=None):
+def run(model, tensors, prefix="", image_ids=None, **settings):
     """Losses as means, with the draws of the set instead of our own; gradients by their name."""
-    objective = query_text.Config().build(model)
+    objective = query_text.Config(**settings).build(model)
     seen = {}
 
     def recorded(to_image, to_text, same, start):
@@ -158,6 +158,18 @@ def test_gradients(golden, model):
     compare_gradients(model, tensors["tensors"], "grad.")
     own = dict(model.named_parameters())
     for name, norm in meta["grad_norms"].items():
+        if (mine := own_name(name)) is not None:
+            assert own[mine].grad.norm().item() == pytest.approx(norm, abs=1e-4, rel=1e-4), name
+
+
+def test_gradients_where_gathered_vectors_are_detached(golden, model):
+    meta, tensors = golden
+    losses, _ = run(model, tensors["tensors"], gathered="detached")
+    assert sum(losses.values()).item() == pytest.approx(meta["losses"]["loss"], abs=LOSS)
+    compare_gradients(model, tensors["tensors"], "grad_gather_detached.")
+    own = dict(model.named_parameters())
+    norms = meta["grad_norms_gather_detached"]
+    for name, norm in norms.items():
         if (mine := own_name(name)) is not None:
             assert own[mine].grad.norm().item() == pytest.approx(norm, abs=1e-4, rel=1e-4), name
 

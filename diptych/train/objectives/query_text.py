@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,9 @@ class Config(ObjectiveConfig):
     """File stem of the part."""
     smoothing: float = Field(default=0.1, ge=0, lt=1)
     """Label smoothing of the contrastive and the captioning loss."""
+    gathered: Literal["learns", "detached"] = "learns"
+    """Whether the contrastive loss reaches both sides of every comparison, as it does on one
+    device, or, as LAVIS trains on several, only the side that asks: gathered vectors are detached."""
     chance_steps: int = Field(default=300, ge=1)
     """Warn when a loss has stayed at chance for so many steps."""
 
@@ -64,6 +67,7 @@ class QueryText(Objective):
     def __init__(self, config: Config):
         super().__init__()
         self.smoothing = config.smoothing
+        self.gathered = config.gathered
         # A part of the state, so that a resumed run draws the negatives it would have drawn.
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         self.watches = {
@@ -91,6 +95,8 @@ class QueryText(Objective):
         texts = model.project_text(former.read_text(ids, mask)[:, 0])
         all_images, start = gather_rows(images)
         all_texts, _ = gather_rows(texts)
+        if self.gathered == "detached":
+            all_images, all_texts = all_images.detach(), all_texts.detach()
         temperature = model.heads.temperature
         to_text = torch.einsum("iqe,ne->inq", images, all_texts).amax(-1) / temperature
         to_image = torch.einsum("ie,nqe->inq", texts, all_images).amax(-1) / temperature
