@@ -100,3 +100,31 @@ def test_conv_encoder():
     assert result["ratio"]["milliseconds_per_picture"] == pytest.approx(
         ours["milliseconds_per_picture"] / theirs["milliseconds_per_picture"]
     )
+
+
+def script(name, *words):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / name), *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_embed_throughput_compares_equal_vectors(tmp_path):
+    words = ["--models", "small", "--num", "8", "--repeats", "1", "--json"]
+    found = script("embed_throughput.py", *words, "--plot", str(tmp_path / "sizes.png"))
+    small = found["models"]["small"]
+    assert {"diptych", "notebook", "dataloader", "bound"} <= set(small["contenders"])
+    assert small["contenders"]["notebook"]["least_cosine"] > 0.999
+    assert 0 < found["ratio"]["by_model"]["small"]["of_bound"] < 1.5
+    assert (tmp_path / "sizes.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_embed_store_measures_memory_and_reads():
+    found = script("embed_store.py", "--rows", "600", "--ids", "300", "--seconds", "0.3", "--json")
+    assert found["memory"]["600"]["written"] == 600 and found["memory"]["ratio"] > 0
+    reads = found["redis"]
+    if "skipped" not in reads:
+        assert reads["as_fast_as_they_can"]["reads"] > 0 and reads["ratio"] > 0

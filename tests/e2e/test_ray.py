@@ -39,7 +39,8 @@ def corpus(tmp_path_factory, tiny_dual):
     for n in (7, 90, 199):
         rows[n]["image"] = "images/broken.png"
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    save_model(build(config_from_dict(tiny_dual("clip")), seed=1), folder / "model")
+    for name, seed in (("model", 1), ("other", 2)):
+        save_model(build(config_from_dict(tiny_dual("clip")), seed=seed), folder / name)
     return folder
 
 
@@ -102,6 +103,9 @@ def test_a_cluster_that_loses_a_node_ends_in_the_same_files(corpus, tmp_path, cl
     assert contents(out) == contents(tmp_path / "local")
     again = run(corpus, out, engine="ray", workers=3)
     assert again["skipped"] == 200 and again["shards"] == 0
+    # A node that has another model there is named.
+    with pytest.raises(ConfigError, match="another model lies there"):
+        run(corpus, tmp_path / "other", source="other", engine="ray", workers=1)
 
 
 def test_a_model_without_a_folder_is_named(corpus, tmp_path):

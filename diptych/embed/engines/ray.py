@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from diptych.data.collate import Item
 from diptych.data.sample import Image
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.engine import Pending, Work, batches
-from diptych.errors import ConfigError, MissingExtra
+from diptych.errors import ConfigError, DiptychError, MissingExtra
 from diptych.model.checkpoint import load_model
 
 CPUS_EACH = 2
@@ -66,12 +66,25 @@ def compute(work: Work) -> Iterator[Pending]:
         **each,
     )
     done: set[int] = set()
-    for row in found.iter_rows():
+    for row in _named(found.iter_rows()):
         shard: Pending = pickle.loads(row["shard"])  # made by our own nodes
         if shard.number not in done:
             done.add(shard.number)
             work.step(len(shard.identities))
             yield shard
+
+
+def _named(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows; an error of Diptych on a node is raised here as what it is."""
+    try:
+        yield from rows
+    except Exception as error:
+        cause: Any = error
+        while cause is not None and not isinstance(cause, DiptychError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from error
 
 
 def _resources(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:

@@ -31,7 +31,8 @@ class Config(ObjectiveConfig):
     """Label smoothing of the contrastive and the captioning loss."""
     gathered: Literal["learns", "detached"] = "learns"
     """Whether the contrastive loss reaches both sides of every comparison, as it does on one
-    device, or, as LAVIS trains on several, only the side that asks: gathered vectors are detached."""
+    device, or only the side that asks, as when LAVIS trains on several: gathered vectors are
+    detached there."""
     chance_steps: int = Field(default=300, ge=1)
     """Warn when a loss has stayed at chance for so many steps."""
 
