@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -66,25 +66,14 @@ def compute(work: Work) -> Iterator[Pending]:
         **each,
     )
     done: set[int] = set()
-    for row in _named(found.iter_rows()):
-        shard: Pending = pickle.loads(row["shard"])  # made by our own nodes
+    for row in found.iter_rows():
+        shard = pickle.loads(row["shard"])  # made by our own nodes
+        if isinstance(shard, DiptychError):
+            raise shard
         if shard.number not in done:
             done.add(shard.number)
             work.step(len(shard.identities))
             yield shard
-
-
-def _named(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows; an error of Diptych on a node is raised here as what it is."""
-    try:
-        yield from rows
-    except Exception as error:
-        cause: Any = error
-        while cause is not None and not isinstance(cause, DiptychError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause from error
 
 
 def _resources(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:
@@ -135,9 +124,17 @@ class _Fill:
     fields: tuple[str, ...]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"shard": pickle.dumps(self._filled(row["shard"]))}
+        except DiptychError as error:
+            # Raised, it would reach the driver as text inside an error of Ray's.
+            return {"shard": pickle.dumps(error)}
+
+    def _filled(self, data: bytes) -> Pending:
         embedder = loaded(self.replica)
-        shard, samples = pickle.loads(row["shard"])  # made by our own driver
+        shard: Pending
+        shard, samples = pickle.loads(data)  # made by our own driver
         for part in batches(embedder, samples):
             prepared = embedder.prepare([Item(sample, self.read) for sample in part])
             shard.add(embedder, part, prepared, self.fields)
-        return {"shard": pickle.dumps(shard)}
+        return shard
