@@ -45,7 +45,7 @@ _MAX_RESIZED_PIXELS = 1 << 24
 def _levels(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """What each of the 256 levels of a channel becomes, float32 [3, 256].
 
-    Looking up is a third of the time of computing, and the same numbers.
+    Looking up is quicker than computing every pixel, and gives the same numbers.
     """
     scaled = (np.arange(256, dtype=np.uint8) * rescale).astype(np.float32)
     shift = np.asarray(mean, dtype=np.float32)[:, None]

@@ -31,6 +31,8 @@ MAX_RECORD_BYTES = 350 * 1024
 MAX_ID_BYTES = 2048
 BATCH = 25
 ATTEMPTS = 8
+RETRIED = ("ThrottlingException", "InternalFailure", "ServiceUnavailable")
+"""Errors that may be gone the next time."""
 RESERVED = ("is_deleted", "write_time", "api_invocation_time")
 
 
@@ -189,10 +191,6 @@ class FeatureGroup:
     def close(self) -> None:
         """Give the connections back."""
         self.client.close()
-
-
-RETRIED = ("ThrottlingException", "InternalFailure", "ServiceUnavailable")
-"""Errors that may be gone the next time."""
 
 
 def texts(value: dict[str, Any]) -> Sequence[str]:
