@@ -3,7 +3,7 @@
 Three models with random weights, the same in every contender, float32:
 
 - `clip`: a CLIP with ViT-B/16;
-- `small`: a CLIP with 6 layers of width 192 (ViT-Ti/16 cut in half);
+- `small`: a CLIP with ViT-Ti/32, where reading a picture costs more than the model;
 - `blip2`: ViT-g's width and pixels (1408, 364) with few layers, and a Q-Former of BERT-base's size;
   vectors of picture and caption together, [32, 768] averaged.
 
@@ -62,15 +62,15 @@ PEERS = {
 }
 
 
-def clip(width: int, layers: int, heads: int) -> dict[str, Any]:
-    """A CLIP with a vision transformer of this size, 16 x 16 patches, 224 pixels."""
+def clip(width: int, layers: int, heads: int, patch: int) -> dict[str, Any]:
+    """A CLIP with a vision transformer of this size at 224 pixels."""
     size = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
             "num_attention_heads": heads}  # fmt: skip
     return {
         "name": "dual_encoder",
         "vision_encoder": {
             "config": {"model_type": "clip_vision_model", **size, "image_size": 224,
-                       "patch_size": 16},
+                       "patch_size": patch},
             "features": "full",
             "image": {"resize": "shortest_edge", "size": [224, 224], "crop": [224, 224],
                       **CLIP_PIXELS},
@@ -155,7 +155,11 @@ def run(name: str, settings: dict[str, Any], work: Path, python: str) -> dict[st
 
 def compare(s: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     """All contenders of one model."""
-    config = {"clip": clip(768, 12, 12), "small": clip(192, 6, 3), "blip2": blip2(s.layers)}[name]
+    config = {
+        "clip": clip(768, 12, 12, 16),
+        "small": clip(192, 12, 3, 32),
+        "blip2": blip2(s.layers),
+    }[name]
     model = build(config_from_dict(config), seed=0)
     save_model(model, work / name / "model")
     public = "hf-blip2-retrieval" if name == "blip2" else "hf-clip"
