@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--encoder", type=Path, help="a clip-small run; made when left out")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default=",".join(ARMS), help="stage1 and what it is held against")
     parser.add_argument("--stage1-epochs", type=float, help="other than the recipe's")
     parser.add_argument("--stage2-epochs", type=float, help="other than the recipe's")
     parser.add_argument("--tune-epochs", type=float, help="other than the recipe's")
@@ -105,6 +106,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     s = parser.parse_args()
     start = time.monotonic()
+    arms = s.arms.split(",")
+    if arms[0] != "stage1" or not set(arms) <= set(ARMS):
+        parser.error(f"--arms begins with stage1 and names some of {', '.join(ARMS)}")
     work, data = s.work.resolve(), s.data.resolve()
     work.mkdir(parents=True, exist_ok=True)
     paths = {"seen": data, "grey": grey(data, work / "grey")}
@@ -115,7 +119,7 @@ def main() -> None:
     first, second = load("blip2-small-stage1"), load("blip2-small")
     speaker = speaking(second, work, data, encoder)
     second = second.model_copy(update={"stages": second.stages[1:]})
-    results: dict[str, list[Result]] = {arm: [] for arm in ARMS}
+    results: dict[str, list[Result]] = {arm: [] for arm in arms}
     for seed in range(s.seeds):
         shared = [f"seed={seed}", f"model.vision_encoder.weights={encoder.resolve() / 'model'}"]
         epochs = [f"stages.represent.num_epochs={s.stage1_epochs}"] if s.stage1_epochs else []
@@ -129,7 +133,7 @@ def main() -> None:
             "random": ["model.connector.weights=null", f"model.connector.config={given}"],
         }
         connectors["blind"] = connectors["stage1"]
-        for arm in ARMS:
+        for arm in arms:
             changes = [*shared, *connectors[arm], "evaluation.before=false", *speaker]
             if s.stage2_epochs:
                 changes.append(f"stages.generate.num_epochs={s.stage2_epochs}")
@@ -156,7 +160,7 @@ def main() -> None:
         },
         "contenders": {arm: _figures(found) for arm, found in results.items()},
         "differences": {
-            f"stage1 - {arm}": paired(results["stage1"], results[arm]) for arm in ARMS[1:]
+            f"stage1 - {arm}": paired(results["stage1"], results[arm]) for arm in arms[1:]
         },
         "seconds": time.monotonic() - start,
     }  # fmt: skip

@@ -8,10 +8,11 @@ corpus, in turns on the same machine:
 
 Same number of layers, widths, patches, pixels, tokens of the vocabulary (open_clip's own, handed
 to transformers as files; that both read the same ids is checked), optimizer, rates, warm-up,
-clipping, random crops (90 to 100 % of the area), number of loader processes and threads. Weights
-and the order of the data are drawn by each in its own way. What each may do as it likes is how it
-computes: open_clip pads every text to its context of 77 tokens, Diptych to the longest of the
-batch, which for a causal encoder that is read at its end token is exact.
+clipping, random crops (90 to 100 % of the area), number of loader processes and threads. Both
+start from the weights that open_clip draws for the seed (Diptych reads them by the layout hf-clip;
+texts must have the same vectors); the order of the data is drawn by each in its own way. What each
+may do as it likes is how it computes: open_clip pads texts to 77 tokens, Diptych to the longest
+of the batch, which for a causal encoder that is read at its end token is exact.
 
 Counted: samples per second over all epochs but the first (loading, warming up), and recall@1 on the
 held-out pairs, both ways, over seeds. `ratio.samples_per_second` is Diptych over open_clip.
@@ -81,7 +82,8 @@ def peer_run(peer: Path, arguments: list[str], log: Path) -> None:
         sys.exit("open_clip failed:\n" + "\n".join(tail))
 
 
-def run_open_clip(peer: Path, s: argparse.Namespace, rows: dict, seed: int, out: Path) -> dict:
+def peer_settings(s: argparse.Namespace, rows: dict, seed: int, out: Path) -> Path:
+    """The file that a run of open_clip reads."""
     size = SIZES
     settings = {
         "model": {
@@ -99,11 +101,90 @@ def run_open_clip(peer: Path, s: argparse.Namespace, rows: dict, seed: int, out:
         "batch_size": s.batch_size, "num_epochs": s.epochs, "learning_rate": s.learning_rate,
         "weight_decay": 0.2, "warmup_steps": s.warmup_steps, "num_workers": 1,
         "num_threads": s.threads, "precision": {"bf16": "amp_bf16", "float32": "fp32"}[s.precision],
+        "weights": str(out.parent / f"initial-{seed}.pt"),
     }  # fmt: skip
     out.mkdir(parents=True)
     file = out / "settings.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
-    peer_run(peer, ["train", str(file)], out / "log.txt")
+    return file
+
+
+def initial_weights(
+    peer: Path, s: argparse.Namespace, rows: dict, seed: int, out: Path, tokens: Path
+) -> Path:
+    """open_clip's weights before training, as a folder of the layout hf-clip."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from diptych.data.preprocessing import Preprocessing
+
+    file = peer_settings(s, rows, seed, out)
+    peer_run(peer, ["initial", str(file)], out / "log.txt")
+    shared = {
+        "hidden_size": SIZES["width"], "intermediate_size": 4 * SIZES["width"],
+        "num_attention_heads": SIZES["heads"], "hidden_act": "gelu",
+    }  # fmt: skip
+    vision = {**shared, "image_size": s.pixels, "patch_size": SIZES["patch"],
+              "num_hidden_layers": SIZES["vision_layers"]}  # fmt: skip
+    text = {**shared, "num_hidden_layers": SIZES["text_layers"], "vocab_size": 49408,
+            "max_position_embeddings": SIZES["context"], "bos_token_id": 49406,
+            "eos_token_id": 49407}  # fmt: skip
+    model = CLIPModel(
+        CLIPConfig(vision_config=vision, text_config=text, projection_dim=SIZES["dim"])
+    )
+    theirs = json.loads(file.read_text())["weights"]
+    weights = torch.load(theirs, map_location="cpu", weights_only=True)
+    found = model.load_state_dict(hf_names(weights), strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith("position_ids")]
+    if missing or found.unexpected_keys:
+        sys.exit(f"weights do not fit: {missing}, {found.unexpected_keys}")
+    model.save_pretrained(out)
+    shutil.copytree(tokens, out, dirs_exist_ok=True)
+    pixels = Preprocessing(resize="exact", size=(s.pixels, s.pixels), mean=MEAN, std=STD)
+    (out / "preprocessor_config.json").write_text(json.dumps(pixels.to_hf("clip")))
+    return out
+
+
+def hf_names(weights: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of open_clip's CLIP under the names of transformers' CLIPModel."""
+    plain = {
+        "logit_scale": "logit_scale",
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+        "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+        "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+        "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    }
+    parts = {
+        "visual.ln_pre.": "vision_model.pre_layrnorm.",
+        "visual.ln_post.": "vision_model.post_layernorm.",
+        "ln_final.": "text_model.final_layer_norm.",
+        "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+        "transformer.resblocks.": "text_model.encoder.layers.",
+        ".ln_1.": ".layer_norm1.", ".ln_2.": ".layer_norm2.", ".attn.": ".self_attn.",
+        ".c_fc.": ".fc1.", ".c_proj.": ".fc2.",
+    }  # fmt: skip
+    found = {}
+    for name, value in weights.items():
+        if name in ("visual.proj", "text_projection"):  # x @ W in open_clip
+            kind = "visual" if name == "visual.proj" else "text"
+            found[f"{kind}_projection.weight"] = value.T.contiguous()
+            continue
+        if name == "attn_mask":
+            continue
+        new = plain.get(name, name)
+        for old, its in parts.items() if name not in plain else ():
+            new = new.replace(old, its, 1)
+        if ".in_proj_" in new:
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                found[new.replace("in_proj_", f"{part}_proj.")] = rows.contiguous()
+        else:
+            found[new] = value
+    return found
+
+
+def run_open_clip(peer: Path, s: argparse.Namespace, rows: dict, seed: int, out: Path) -> dict:
+    peer_run(peer, ["train", str(peer_settings(s, rows, seed, out))], out / "log.txt")
     found = json.loads((out / "figures.json").read_text())
     # Its loader drops the last, short batch of an epoch.
     samples = len(rows["train"]) // s.batch_size * s.batch_size
@@ -116,9 +197,9 @@ def run_open_clip(peer: Path, s: argparse.Namespace, rows: dict, seed: int, out:
     }
 
 
-def run_diptych(s: argparse.Namespace, rows: dict, seed: int, out: Path, tokens: Path) -> dict:
+def run_diptych(s: argparse.Namespace, rows: dict, seed: int, out: Path, initial: Path) -> dict:
     """In a process of its own, so that nothing of another run is left in memory."""
-    settings = {**vars(s), "seed": seed, "out": str(out), "tokens": str(tokens), "rows": rows}
+    settings = {**vars(s), "seed": seed, "out": str(out), "initial": str(initial), "rows": rows}
     out.mkdir(parents=True)
     file = out / "settings.json"
     file.write_text(json.dumps(settings, default=str), encoding="utf-8")
@@ -134,21 +215,16 @@ def run_diptych(s: argparse.Namespace, rows: dict, seed: int, out: Path, tokens:
 def child(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
+    from diptych.convert import layout
     from diptych.data.augment import Augment
-    from diptych.data.preprocessing import Preprocessing
     from diptych.eval.retrieval import ranks
-    from diptych.model.architecture import build
-    from diptych.model.architectures.dual_encoder import DualEncoderConfig
-    from diptych.model.text_encoder import TextEncoderConfig
     from diptych.model.trainable import Learn
-    from diptych.model.vision_encoder import VisionEncoderConfig
     from diptych.progress import Progress
     from diptych.train.stage import DataConfig, Schedule, Stage
     from diptych.train.trainer import Trainer
 
     torch.set_num_threads(settings["threads"])
-    out, rows, size = Path(settings["out"]), settings["rows"], SIZES
-    pixels, batch = settings["pixels"], settings["batch_size"]
+    out, rows, batch = Path(settings["out"]), settings["rows"], settings["batch_size"]
     data = out / "train.jsonl"
     data.write_text(
         "".join(
@@ -156,32 +232,11 @@ def child(settings: dict[str, Any]) -> dict[str, Any]:
             for n, (image, text) in enumerate(rows["train"])
         )
     )
-    shared = {
-        "hidden_size": size["width"], "intermediate_size": 4 * size["width"],
-        "num_attention_heads": size["heads"], "hidden_act": "gelu",
-    }  # fmt: skip
-    model = build(
-        DualEncoderConfig(
-            vision_encoder=VisionEncoderConfig(
-                config={
-                    "model_type": "clip_vision_model", **shared, "image_size": pixels,
-                    "patch_size": size["patch"], "num_hidden_layers": size["vision_layers"],
-                },
-                image=Preprocessing(resize="exact", size=(pixels, pixels), mean=MEAN, std=STD),
-            ),
-            text_encoder=TextEncoderConfig(
-                config={
-                    "model_type": "clip_text_model", **shared,
-                    "num_hidden_layers": size["text_layers"],
-                    "max_position_embeddings": size["context"], "vocab_size": 49408,
-                    "bos_token_id": 49406, "eos_token_id": 49407,
-                },
-                tokenizer=settings["tokens"],
-            ),
-            dim=size["dim"],
-        ),
-        seed=settings["seed"],
-    )  # fmt: skip
+    model, _ = layout.load(settings["initial"], "hf-clip")
+    probe = torch.load(Path(settings["initial"]) / "probe.pt", weights_only=True)
+    apart = (model.encode_texts(probe["texts"]) - probe["vectors"]).abs().max()
+    if apart > 1e-4:
+        sys.exit(f"the initial weights give other vectors (by {apart:.1e})")
     per_epoch = len(rows["train"]) // batch
     steps = per_epoch * settings["epochs"]
     stage = Stage(
@@ -277,6 +332,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "float32"), default="bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="training pairs, for a quick look")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -299,15 +355,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         tokens = tokenizer(s.peer.resolve(), work / "tokens", [t for _, t in rows["train"]])
-        for seed in range(s.seeds):
+        for seed in range(s.first_seed, s.first_seed + s.seeds):
             # In turns, and each first half of the time: a machine's speed drifts.
             turn = ("diptych", "open_clip") if seed % 2 == 0 else ("open_clip", "diptych")
+            peer = s.peer.resolve()
+            initial = initial_weights(peer, s, rows, seed, work / f"initial-of-{seed}", tokens)
             for name in turn:
                 out = work / f"{name}-{seed}"
                 if name == "diptych":
-                    figures = run_diptych(s, rows, seed, out, tokens)
+                    figures = run_diptych(s, rows, seed, out, initial)
                 else:
-                    figures = run_open_clip(s.peer.resolve(), s, rows, seed, out)
+                    figures = run_open_clip(peer, s, rows, seed, out)
                 found[name].append(figures)
                 print(f"{name} seed {seed}: {figures}", file=sys.stderr)
     summary = summarize(s, rows, found, time.monotonic() - start)

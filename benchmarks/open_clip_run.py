@@ -2,6 +2,7 @@
 
     python open_clip_run.py tokenizer OUT            its vocabulary as files for transformers
     python open_clip_run.py compare TEXTS.json   whether ids are those that it reads itself
+    python open_clip_run.py initial SETTINGS.json    weights that training starts from, as files
     python open_clip_run.py train SETTINGS.json      its own training loop, timed; writes figures
 
 Only open_clip, torch and the standard library are used here.
@@ -45,21 +46,49 @@ def compare(file: Path) -> None:
         sys.exit("the tokenizers do not agree")
 
 
+def known(settings: dict) -> str:
+    """Make open_clip know the model; its name."""
+    name = "peer"
+    out = Path(settings["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(settings["model"]))
+    open_clip.add_model_config(out / f"{name}.json")
+    return name
+
+
+def initial(settings: dict) -> None:
+    """weights.pt as open_clip draws them; probe.pt with some texts and their vectors."""
+    torch.manual_seed(settings["seed"])
+    name = known(settings)
+    model, _, _ = open_clip.create_model_and_transforms(name)
+    torch.save(model.state_dict(), settings["weights"])
+    texts = [text for _, text in settings["test"][:50]]
+    with torch.inference_mode():
+        vectors = model.eval().encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+    torch.save({"texts": texts, "vectors": vectors}, Path(settings["out"]) / "probe.pt")
+
+
 def train(settings: dict) -> dict:
     """Train with open_clip_train's main, then embed the test pairs with the last checkpoint."""
     from open_clip_train import main as program
 
     torch.set_num_threads(settings["num_threads"])
     out = Path(settings["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    name = "peer"
-    (out / f"{name}.json").write_text(json.dumps(settings["model"]))
-    open_clip.add_model_config(out / f"{name}.json")
+    name = known(settings)
     with (out / "train.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(["filepath", "title"])
         writer.writerows(settings["train"])
 
+    create = program.create_model_and_transforms
+
+    def with_weights(*args, **kwargs):
+        made = create(*args, **kwargs)
+        weights = torch.load(settings["weights"], map_location="cpu", weights_only=True)
+        made[0].load_state_dict(weights)
+        return made
+
+    program.create_model_and_transforms = with_weights
     epochs = []
     own_epoch = program.train_one_epoch
 
@@ -111,6 +140,8 @@ if __name__ == "__main__":
         write_tokenizer(Path(sys.argv[2]))
     elif sys.argv[1] == "compare":
         compare(Path(sys.argv[2]))
+    elif sys.argv[1] == "initial":
+        initial(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
     else:
         values = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
         figures = train(values)

@@ -1,0 +1,135 @@
+"""From samples to tensors: every target at its place, every sample accounted for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diptych.data.batch import IMAGE_TOKEN
+from diptych.data.chat import ChatEncoder
+from diptych.data.collate import Item, Pictures, TokenCollator, split_answer
+from diptych.data.preprocessing import Preprocessing
+from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.errors import MissingImage
+from tests.conftest import square
+
+K = 4
+FILES = {"red.png": square("red"), "copy of red.png": square("red"), "blue.png": square("blue")}
+
+
+def read(image: Image) -> bytes:
+    try:
+        return FILES[image.path]
+    except KeyError:
+        raise MissingImage("there is no such picture", where=image.path) from None
+
+
+def item(id: str, picture: str | None, question: str, answer: str) -> Item:
+    shown = () if picture is None else (Image(picture),)
+    turns = (Turn("user", (*shown, Text(question))), Turn("assistant", (Text(answer),)))
+    return Item(Sample(id, turns, f"rows.json:{id}"), read)
+
+
+@pytest.fixture(scope="module")
+def make(tokenizer_folder):
+    from transformers import AutoTokenizer
+
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tokenizer_folder), "chatml", K)
+
+    def collator(**settings) -> TokenCollator:
+        given = {"context_tokens": 200, "tokens_per_row": 200, "images_per_row": 8}
+        pictures = Pictures(Preprocessing(size=(8, 8)))
+        return TokenCollator(encoder, pictures, rows_per_batch=2, **{**given, **settings})
+
+    return collator
+
+
+ITEMS = [
+    item("a", "red.png", "what is it", "a square"),
+    item("b", "copy of red.png", "which colour", "red"),
+    item("c", "blue.png", "which colour", "blue"),
+    item("d", None, "hello", "hello to you"),
+]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_predicts_a_target_is_the_token_before_it(make, share, packed):
+    collator = make(share_images=share, packed=packed)
+    prepared = collator(ITEMS)
+    answers = {i.sample.id: split_answer(collator.fit(i.sample))[1] for i in ITEMS}
+    whole = {i.sample.id: list(collator.fit(i.sample).ids) for i in ITEMS}
+    found: dict[str, list[int]] = {}
+    for batch in prepared.batches:
+        columns = batch.input_ids.shape[1]
+        for position, token, whose in zip(
+            batch.target_positions.tolist(), batch.target_ids.tolist(),
+            batch.target_samples.tolist(), strict=True,
+        ):  # fmt: skip
+            id = batch.sample_ids[whose]
+            row, column = divmod(position, columns)
+            assert batch.segment_ids[row, column] > 0, "a target behind padding"
+            at = int(batch.position_ids[row, column])
+            assert whole[id][at] == batch.input_ids[row, column]
+            assert whole[id][at + 1] == token
+            found.setdefault(id, []).append(token)
+    assert {id: tokens[: len(answers[id])] for id, tokens in found.items()} == answers
+    assert prepared.num_targets == sum(map(len, found.values()))
+
+
+def test_equal_pictures_under_two_names_are_decoded_once_and_shared(make):
+    batch = make()(ITEMS).batches[0]
+    assert len(set(batch.image_keys)) == len(batch.image_keys) == 2
+    assert batch.pixel_values.shape == (2, 3, 8, 8)
+    assert int((batch.input_ids == IMAGE_TOKEN).sum()) == 2 * K
+    alone = make(share_images=False)(ITEMS)
+    assert sum(int((b.input_ids == IMAGE_TOKEN).sum()) for b in alone.batches) == 3 * K
+    assert [len(b.image_keys) for b in alone.batches] == [3]
+
+
+def test_padding_is_zero_in_every_tensor(make):
+    batch = make(packed=False)(ITEMS).batches[1]  # with a picture, and without
+    padding = batch.segment_ids == 0
+    assert padding.any()
+    for values in (batch.input_ids, batch.position_ids, batch.prefix_ids):
+        assert not values[padding].any()
+
+
+def test_every_sample_is_used_or_rejected_with_its_reason(make):
+    gone = item("e", "gone.png", "what is it", "nothing")
+    long = item("f", None, "hello " * 300, "hello")
+    prepared = make()([*ITEMS, gone, long])
+    assert prepared.used == ["a", "b", "c", "d"]
+    assert {id: error["error"] for id, error in prepared.rejected} == {
+        "e": "MissingImage", "f": "SampleTooLong",
+    }  # fmt: skip
+    assert sorted(i for b in prepared.batches for i in b.sample_ids) == prepared.used
+
+
+def test_a_truncated_sample_says_how_much_was_cut(make):
+    collator = make(long_samples="truncate", context_tokens=30)
+    long = item("f", None, "hello", "hello to you " * 20)
+    prepared = collator([long])
+    ((id, cut),) = prepared.truncated
+    assert id == "f" and prepared.used == ["f"] and not prepared.rejected
+    assert cut == len(make().encoder.encode(long.sample)) - 30
+    assert prepared.batches[0].input_ids.shape == (1, 30)
+
+
+def test_nothing_left_is_no_batch(make):
+    prepared = make()([item("e", "gone.png", "what is it", "nothing")])
+    assert not prepared.batches and not prepared.used and len(prepared.rejected) == 1
+
+
+def test_an_encoder_decoder_reads_the_prompt_and_writes_the_answer(make):
+    collator = make(seq2seq=True, decoder_start=7)
+    (first, second) = collator(ITEMS).batches
+    batch_rows = [(b, n) for b in (first, second) for n in range(len(b.sample_ids))]
+    assert [b.sample_ids[n] for b, n in batch_rows] == ["a", "b", "c", "d"]
+    for (batch, row), given in zip(batch_rows, ITEMS, strict=True):
+        prompt, answer = split_answer(collator.fit(given.sample))
+        seen = batch.encoder_ids[row][batch.encoder_mask[row].bool()].tolist()
+        assert seen == prompt
+        assert batch.input_ids[row, : len(answer)].tolist() == [7, *answer[:-1]]
+        own = batch.target_ids[batch.target_samples == row]
+        assert torch.equal(own, torch.tensor(answer))
