@@ -3,8 +3,9 @@
 - `memory`: peak resident memory of `diptych embed` (its job, a tiny model) over many rows against
   a tenth of them, each in a process of its own;
 - `redis`: a real server on this machine with 768-wide vectors; 8 clients read one vector at a time
-  with `FeatureStore.get`, each in a process of its own, first as fast as they can, then at a fixed
-  rate below that; beside it `redis-benchmark`'s own GET of the same 3,072 bytes by 8 clients.
+  with `FeatureStore.get`, each in a process of its own, first as fast as they can, then a hundred
+  times a second each, at random moments; beside it `redis-benchmark`'s own GET of the same 3,072
+  bytes by 8 clients.
 
     python benchmarks/embed_store.py --json
 """
@@ -95,15 +96,19 @@ def memory(rows: int, folder: Path) -> dict[str, Any]:
     return {**found, "ratio": many["peak_memory_bytes"] / few["peak_memory_bytes"]}
 
 
-def reader(url: str, ids: int, seconds: float, pause: float, seed: int, out: Any) -> None:
-    """One client: milliseconds of every read."""
+def reader(
+    url: str, ids: int, seconds: float, pause: float, seed: int, together: Any, out: Any
+) -> None:
+    """One client: milliseconds of every read, with pauses of random length (mean `pause`)."""
     from diptych.embed.store import FeatureStore
 
     store = FeatureStore(url)
-    picks = np.random.default_rng(seed).integers(0, ids, 100_000)
+    rng = np.random.default_rng(seed)
+    picks, pauses = rng.integers(0, ids, 200_000), rng.exponential(pause, 200_000)
     store.get(["row 0"])
+    together.wait()  # nobody measures while another still imports
     times, end = [], time.perf_counter() + seconds
-    for n in picks:
+    for n, idle in zip(picks, pauses, strict=True):
         start = time.perf_counter()
         if start > end:
             break
@@ -111,16 +116,16 @@ def reader(url: str, ids: int, seconds: float, pause: float, seed: int, out: Any
         times.append(1000 * (time.perf_counter() - start))
         assert vectors.shape == (1, WIDTH) and not missing
         if pause:
-            time.sleep(pause)
+            time.sleep(idle)
     out.put(times)
 
 
 def reads(url: str, ids: int, clients: int, seconds: float, pause: float) -> dict[str, float]:
     """All clients at once."""
     context = multiprocessing.get_context("spawn")
-    out = context.Queue()
+    out, together = context.Queue(), context.Barrier(clients)
     started = [
-        context.Process(target=reader, args=(url, ids, seconds, pause, n, out))
+        context.Process(target=reader, args=(url, ids, seconds, pause, n, together, out))
         for n in range(clients)
     ]
     for process in started:
@@ -190,7 +195,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--ids", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--only", choices=("memory", "redis"))
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")

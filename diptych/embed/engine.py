@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diptych.data.collate import Prepared
+import torch
+
+from diptych.data.collate import Item, Prepared
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.vectors import Vectors
 
 FOLDER = "embed.engines"
+MOST_LANES = 4
+"""Batches that are computed side by side on a CPU; each holds what the model needs for one."""
 
 
 @dataclass
@@ -41,18 +45,18 @@ class Pending:
 
     def add(
         self,
-        embedder: Embedder,
         samples: Sequence[Sample],
         prepared: Prepared,
+        vectors: Sequence[Vectors],
         fields: Sequence[str],
     ) -> None:
-        """Run the model on a prepared batch of these samples."""
+        """Take in what became of these samples; one `Vectors` for each prepared batch."""
         by_id = {s.id: s for s in samples}
         for key, error in prepared.rejected:
             where = error.get("where") or by_id[key].source
             self.rejects.append({"id": key, **error, "where": where})
-        for batch in prepared.batches:
-            self.vectors.append(embedder.embed(batch))
+        for batch, found in zip(prepared.batches, vectors, strict=True):
+            self.vectors.append(found)
             self.keys += batch.sample_ids
             for key in batch.sample_ids:
                 self.rows[key] = kept(by_id[key], fields)
@@ -73,7 +77,8 @@ class Work:
         shards: shards without vectors, and their samples; read as far as needed.
         read: encoded bytes of a picture; picklable.
         fields: fields of the rows that are kept.
-        workers: how many decode (or, on a cluster, hold a model); None is for the engine to say.
+        workers: how many threads read rows, or, on a cluster, processes hold a model; None is for
+            the engine to say.
         step: to be called after so many rows; raises when the job is to stop.
     """
 
@@ -83,6 +88,22 @@ class Work:
     fields: tuple[str, ...]
     workers: int | None
     step: Callable[[int], None]
+
+
+def threads_each() -> int:
+    """Threads that a batch is computed with on a CPU, the same for every engine.
+
+    Several batches side by side, each with few threads, leave no core waiting for another: with
+    pictures being decoded beside it, a batch on all cores waits at every layer for the slowest.
+    The same number everywhere takes sums in the same order.
+    """
+    return max(1, torch.get_num_threads() // MOST_LANES)
+
+
+def vectors_of(embedder: Embedder, items: Sequence[Item]) -> tuple[Prepared, list[Vectors]]:
+    """Decode rows and run the model on them."""
+    prepared = embedder.prepare(items)
+    return prepared, [embedder.embed(batch) for batch in prepared.batches]
 
 
 def batches(embedder: Embedder, samples: list[Sample]) -> Iterator[list[Sample]]:

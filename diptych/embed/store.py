@@ -91,8 +91,11 @@ class FeatureStore:
 
         A missing id's row is NaN, so that a forgotten check does not go unnoticed.
         """
-        version = self._remembered()
-        found = self._vectors(ids, version)
+        version, is_fresh = self._remembered()
+        if version and not is_fresh and len(ids) == 1:
+            found, version = self._checked(ids[0], version)
+        else:
+            found = self._vectors(ids, version if is_fresh else self.version)
         if self._version is None and version and None in found:
             # Perhaps another version is live by now, and this one is being removed.
             self._known = ("", -math.inf)
@@ -105,14 +108,28 @@ class FeatureStore:
                 row[:] = np.frombuffer(value, "<f4")
         return vectors, missing
 
-    def _remembered(self) -> str:
-        """The version to read; empty leaves it to the server."""
+    def _remembered(self) -> tuple[str, bool]:
+        """The version to read, and whether that is still sure; empty leaves it to the server."""
         if self._version is not None:
-            return self._version
-        version, until = self._known
+            return self._version, True
         if not self._fresh_seconds:
-            return ""
-        return version if time.monotonic() < until else self.version
+            return "", True
+        version, until = self._known
+        return version, time.monotonic() < until
+
+    def _checked(self, id: str, version: str) -> tuple[list[bytes | None], str]:
+        """One vector of this version and, in the same round trip, which version is live."""
+        start = f"{PREFIX}:{self.group}:"
+        with errors_named(self.client), self.client.pipeline(transaction=False) as pipeline:
+            pipeline.get(f"{start}live")
+            pipeline.hget(f"{start}{version}:{id}", "vector")
+            live, found = pipeline.execute()
+        if live is None:
+            raise self._empty()
+        self._known = (live.decode(), time.monotonic() + self._fresh_seconds)
+        if self._known[0] == version:
+            return [found], version
+        return self._vectors([id], self._known[0]), self._known[0]
 
     def _vectors(self, ids: Sequence[str], version: str) -> list[bytes | None]:
         start = f"{PREFIX}:{self.group}:"

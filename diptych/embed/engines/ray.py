@@ -18,12 +18,9 @@ from typing import Any
 from diptych.data.collate import Item
 from diptych.data.sample import Image
 from diptych.embed.embedder import EmbedConfig, Embedder
-from diptych.embed.engine import Pending, Work, batches
+from diptych.embed.engine import Pending, Work, batches, threads_each, vectors_of
 from diptych.errors import ConfigError, DiptychError, MissingExtra
 from diptych.model.checkpoint import load_model
-
-CPUS_EACH = 2
-"""Cores of a replica on machines without a GPU."""
 
 
 def compute(work: Work) -> Iterator[Pending]:
@@ -47,13 +44,10 @@ def compute(work: Work) -> Iterator[Pending]:
     items = [{"shard": pickle.dumps((shard, samples))} for shard, samples in work.shards]
     if not items:
         return
-    import torch
-
     each, most = _resources(ray, work.workers)
     replica = Replica(
         work.embedder.source, json.dumps(work.embedder.config.to_dict()), work.embedder.fingerprint,
-        # The same number of threads everywhere, so that sums are taken in the same order.
-        torch.get_num_threads(),
+        threads_each(),
     )  # fmt: skip
     fill = _Fill(replica, work.read, work.fields)
     # Tasks, not actors: what an actor of a dead node had begun waits until that very actor finds
@@ -82,7 +76,7 @@ def _resources(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:
     if gpus := int(there.get("GPU", 0)):
         return {"num_gpus": 1}, wanted or gpus
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = min([CPUS_EACH, *filter(None, nodes)])
+    cpus = min([threads_each(), *filter(None, nodes)])
     return {"num_cpus": cpus}, wanted or max(1, int(there.get("CPU", 1)) // cpus)
 
 
@@ -135,6 +129,6 @@ class _Fill:
         shard: Pending
         shard, samples = pickle.loads(data)  # made by our own driver
         for part in batches(embedder, samples):
-            prepared = embedder.prepare([Item(sample, self.read) for sample in part])
-            shard.add(embedder, part, prepared, self.fields)
+            found = vectors_of(embedder, [Item(sample, self.read) for sample in part])
+            shard.add(part, *found, self.fields)
         return shard
