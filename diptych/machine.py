@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from diptych.errors import ConfigError
+
 
 def keep_freed_memory() -> bool:
     """Let the C library reuse freed blocks instead of handing them back to the system.
@@ -58,3 +60,15 @@ def _peak_of_this_process() -> int:
 
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def chosen_device(name: str | None) -> str:
+    """The device of that name, or the best one there is.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    if name is not None and name.partition(":")[0] not in ("cpu", best):
+        raise ConfigError(f"there is no device '{name}' here", where="device", fix=f"cpu or {best}")
+    return name or best

@@ -12,6 +12,7 @@ from diptych.embed.index import open_index
 from diptych.embed.job import JobConfig, embed
 from diptych.errors import ConfigError, InputError
 from diptych.eval.result import Result
+from diptych.machine import chosen_device
 from diptych.model.checkpoint import load_model, save_model
 from diptych.progress import Progress
 from diptych.recipe import load
@@ -115,7 +116,9 @@ def demonstrate(
         save_model(compose(recipe, run), models["before"])
     settings = EmbedConfig(what="multimodal", space="states", pool="mean")
     for name, folder in models.items():
-        embedder = Embedder(load_model(folder), settings, str(folder.resolve()))
+        embedder = Embedder(
+            load_model(folder).to(chosen_device(None)), settings, str(folder.resolve())
+        )
         place = out / name / "vectors"
         job = JobConfig(
             to=(f"parquet:{place}",), state=place / "_job", limit=num,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from diptych.cli.shell import Debug, Format, Images, Json, command, out
+from diptych.cli.shell import Debug, Failed, Format, Images, Json, command, err, out
 
 
 @command
@@ -18,7 +19,8 @@ def embed(
     to: Annotated[
         list[str],
         typer.Option(
-            metavar="PLACE", help="parquet:OUT, lance:OUT or redis://HOST/GROUP; repeatable."
+            metavar="PLACE",
+            help="parquet:OUT, lance:OUT, redis://HOST/GROUP or sagemaker:GROUP; repeatable.",
         ),
     ],
     what: Annotated[str, typer.Option(help="image, text or multimodal.")] = "image",
@@ -40,15 +42,22 @@ def embed(
     images: Images = None,
     format: Format = None,
     state: Annotated[
-        Path | None, typer.Option(help="Folder for manifest and rejects; default: by fingerprint.")
+        Path | None,
+        typer.Option(help="Folder for manifest and rejects; default: OUT/_job, or embed-jobs."),
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray (a cluster: RAY_ADDRESS).")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Decode threads; with ray, copies of the model.")
+        int | None, typer.Option(min=1, help="Threads; with ray, copies of the model.")
     ] = None,
     verify: Annotated[
         bool, typer.Option(help="Look whether all written shards are whole; repair.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Write every row again, also what is there.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")
+    ] = None,
     patience_seconds: Annotated[
         float, typer.Option(min=0, help="How long to wait for a place that has gone away.")
     ] = 300.0,
@@ -65,11 +74,12 @@ def embed(
     ] = None,
     json: Json = False,
     debug: Debug = False,
-) -> dict[str, Any]:
-    """One vector for every row of a data set, into Parquet files, Redis, or both.
+) -> dict[str, Any] | Failed:
+    """One vector for every row of a data set, into Parquet, LanceDB, Redis, SageMaker.
 
     Rows that are there already are skipped; a job that was stopped or killed goes on where it
-    was, and no key is there twice. Rows that cannot be read are listed with their reasons.
+    was, and no key is there twice. Rows that cannot be read are listed with their reasons; exits
+    1 when that is all of them.
 
     Examples:
 
@@ -80,6 +90,7 @@ def embed(
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, aware
     from diptych.embed.job import embed as run
+    from diptych.machine import chosen_device
     from diptych.model.checkpoint import load_model
     from diptych.progress import Progress
 
@@ -90,11 +101,11 @@ def embed(
         }
     )  # fmt: skip
     source = str(Path(model).resolve()) if Path(model).exists() else model
-    embedder = Embedder(load_model(model), config, source)
+    embedder = Embedder(load_model(model).to(chosen_device(device)), config, source)
     place = state or _state(to, embedder.fingerprint, data)
     job = JobConfig(
         to=tuple(to), state=place, shard_rows=shard_rows, engine=engine, workers=workers,
-        fields=tuple(field or ()), verify=verify, patience_seconds=patience_seconds,
+        fields=tuple(field or ()), verify=verify, again=again, patience_seconds=patience_seconds,
         event_time_ns=event_time_ns, limit=limit,
         since=aware(since) if since else None, time_field=time_field,
     )  # fmt: skip
@@ -107,13 +118,34 @@ def embed(
             f"{summary['skipped']:,} were there, {summary['rejected']:,} rows rejected"
             + (f" (reasons in {place / 'rejects'})" if summary["rejected"] else "")
         )
-        out.print(f"fingerprint {summary['fingerprint']}, {summary['seconds']:.1f} s")
+        rate = summary["written"] / summary["seconds"]
+        out.print(
+            f"fingerprint {summary['fingerprint']}, {summary['seconds']:.1f} s, {rate:.1f} rows/s"
+        )
+    if summary["rejected"] and not summary["written"] + summary["skipped"]:
+        if not json:
+            err.print(f"no row could be embedded; the first: {_first_reason(place / 'rejects')}",
+                      highlight=False, markup=False)  # fmt: skip
+        return Failed(summary)
     return summary
 
 
+def _first_reason(rejects: Path) -> str:
+    import json
+
+    for file in sorted(rejects.glob("*.jsonl")):
+        row = json.loads(file.read_text(encoding="utf-8").splitlines()[0])
+        return f"{row.get('where') or row.get('id')}: {row.get('message')}"
+    return "no reason was kept"
+
+
 def _state(to: list[str], fingerprint: str, data: str) -> Path:
-    """Beside the first Parquet folder, else in the working folder; one for each data set."""
+    """Beside the first Parquet folder, else in the working folder by place; one a data set."""
     stem = "".join(c if c.isalnum() else "-" for c in Path(data).name)[:40]
     folders = [t.partition(":")[2] for t in to if t.startswith("parquet:")]
-    root = Path(folders[0]).expanduser() / "_job" if folders else Path("embed-jobs")
-    return root / f"{stem}-{fingerprint}"
+    if folders:
+        return Path(folders[0]).expanduser() / "_job" / f"{stem}-{fingerprint}"
+    from diptych.embed.sink import settled
+
+    places = hashlib.sha256("\n".join(sorted(map(settled, to))).encode()).hexdigest()[:6]
+    return Path("embed-jobs") / f"{stem}-{fingerprint}-{places}"

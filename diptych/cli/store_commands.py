@@ -89,7 +89,7 @@ def search(
         found = {
             "question": text if text is not None else str(image),
             "version": opened.about.version,
-            "found": [{"id": h.id, "score": round(h.score, 6), **h.row} for h in hits],
+            "found": [{**h.row, "id": h.id, "score": round(h.score, 6)} for h in hits],
         }
         if page is not None:
             from diptych.report.found import write_found
@@ -100,15 +100,12 @@ def search(
     finally:
         opened.close()
     if not json:
-        table = Table(title=None, box=None, padding=(0, 2, 0, 0))
-        for name in ("score", "id", "text", "image"):
-            table.add_column(name, justify="right" if name == "score" else "left")
+        # Ids whole, whatever the width: SQL and the feature store are asked by them.
+        longest = max((len(hit.id) for hit in hits), default=0)
         for hit in hits:
-            table.add_row(
-                f"{hit.score:.3f}",
-                *(Text(str(v or "")) for v in (hit.id, hit.row.get("text"), hit.row.get("image"))),
-            )
-        out.print(table)
+            words = Text(f"{hit.score:6.3f}  {hit.id:{longest}}  {hit.row.get('text') or ''}")
+            is_cut = out.is_terminal and longest + 20 < out.width
+            out.print(words, soft_wrap=not is_cut, no_wrap=is_cut, overflow="ellipsis")
         if page is not None:
             err.print(f"page: {found['page']}", highlight=False, markup=False)
     return found
@@ -177,7 +174,7 @@ def store_check(
 ) -> dict[str, Any] | Failed:
     """Compare the offline half with the online half, entity by entity.
 
-    Exits 1 when they differ and nothing was repaired.
+    Exits 1 while they differ; what is newer or extra online is never repaired.
 
     Examples:
 
@@ -194,7 +191,7 @@ def store_check(
             "equal": "the same on both sides",
             "missing": "offline only",
             "older": "the online one is older",
-            "newer": "the online one is newer: embed again to bring it offline",
+            "newer": "the online one is newer: embed into both with --again",
             "different": "the same time, other numbers",
             "extra": "online only",
             "repaired": "written online now",

@@ -6,6 +6,7 @@ file system or a network raises leaves this module as a named error with the pat
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -184,6 +185,8 @@ def identity(path: str) -> list[Any]:
     """What changes when a file changes: its full name, size in bytes, and time or entity tag."""
     with _named_errors(path):
         if not is_url(path):
+            if os.path.isdir(path):
+                return [os.path.abspath(path), *_contents(path)]
             status = os.stat(path)
             return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
         import fsspec
@@ -192,6 +195,23 @@ def identity(path: str) -> list[Any]:
         info = file_system.info(inner)
         mark = info.get("ETag") or info.get("LastModified") or info.get("mtime")
         return [path, info.get("size"), str(mark)]
+
+
+def _contents(folder: str) -> tuple[int, str]:
+    """Number of a folder's files, and a hash of their names, sizes and times."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in names:
+            file = os.path.join(root, name)
+            try:
+                status = os.stat(file)
+            except OSError:  # a dangling link, or gone since: a fault of its own when it is read
+                found.append(f"{file} missing")
+                continue
+            found.append(f"{file} {status.st_size} {status.st_mtime_ns}")
+    joined = "\n".join(sorted(found)).encode("utf-8", "surrogateescape")
+    return len(found), hashlib.sha256(joined).hexdigest()
 
 
 def sync(path: Path) -> None:

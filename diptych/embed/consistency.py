@@ -1,7 +1,7 @@
 """Whether the online half of a feature store says what the offline half says, and making it so.
 
-Both sides are read once in pieces. What is held in memory is 24 bytes an entity: a hash of its id,
-its event time and a hash of its vector.
+Both sides are read in pieces. What is held in memory of an online entity is a hash of its id, its
+event time and a hash of its vector; of an offline one, once there was more than one run, its id.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from diptych.config import Config
 from diptych.data.batch import Batch
@@ -81,7 +82,7 @@ class Embedder:
     @cached_property
     def fingerprint(self) -> str:
         """Twelve letters and digits that change with anything that decides the numbers."""
-        digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(str(tensor.dtype).encode())
@@ -97,7 +98,12 @@ class Embedder:
         words = tokenizer.to_str() if tokenizer is not None else repr(self.model.tokenizer)
         return {
             "settings": settings,
-            "architecture": self.model.config.name,
+            "architecture": _shape(self.model.config.to_dict()),
+            "modules": [
+                _shape(module.config.to_dict())
+                for module in self.model.modules()
+                if isinstance(module, PreTrainedModel)
+            ],
             "preprocessing": self.model.preprocessing.to_dict(),
             "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
         }
@@ -115,6 +121,18 @@ class Embedder:
                 config.what, batch.to(device), space=config.space, layer=config.layer
             )
         return stored(pooled(states.float(), mask, config), mask, config)
+
+
+_ELSEWHERE = ("weights", "config", "tokenizer", "revision", "transformers_version", "dtype")
+"""Keys that say where a part came from (what it is stands in its module's config)."""
+
+
+def _shape(values: Any) -> Any:
+    """A config without what does not change a number: places, versions, private notes."""
+    if isinstance(values, dict):
+        kept = {k: v for k, v in values.items() if k not in _ELSEWHERE and str(k)[:1] != "_"}
+        return {str(k): _shape(v) for k, v in kept.items()}
+    return [_shape(v) for v in values] if isinstance(values, list | tuple) else values
 
 
 def pooled(states: Tensor, mask: Tensor | None, config: EmbedConfig) -> Tensor:

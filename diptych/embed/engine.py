@@ -29,7 +29,8 @@ class Pending:
 
     Attributes:
         number: of the shard.
-        identities: of its samples, rejected ones too.
+        identities: (hash of the id, of all that makes the row) of its samples, rejected ones too.
+        event_time_ns: when its vectors are true.
         rows: what is kept of each row, by key.
         keys: ids of the rows that have a vector.
         vectors: batches of vectors, in the order of the keys.
@@ -37,7 +38,8 @@ class Pending:
     """
 
     number: int
-    identities: list[int] = field(default_factory=list)
+    identities: list[tuple[int, int]] = field(default_factory=list)
+    event_time_ns: int = 0
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     vectors: list[Vectors] = field(default_factory=list)

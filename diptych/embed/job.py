@@ -11,43 +11,33 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import logging
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diptych import parts
-from diptych.data.files import is_url, replacing
+from diptych.data.files import is_url, join
 from diptych.data.index import Index
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import FOLDER, Pending, Work
-from diptych.embed.sink import About, Sink, open_sink, without_secrets
+from diptych.embed.sink import About, Sink, open_sink, refuse_fields, settled, without_secrets
+from diptych.embed.state import Known, State
 from diptych.embed.vectors import eight
-from diptych.embed.writer import (
-    MANIFEST,
-    Counts,
-    Writer,
-    identities_file,
-    read_manifest,
-)
+from diptych.embed.writer import Counts, Writer
 from diptych.errors import ConfigError, DataError, Interrupted
 from diptych.machine import keep_freed_memory, memory_bytes
 from diptych.progress import Progress
 
-log = logging.getLogger(__name__)
-RUN = "run.json"
+LINE_SECONDS = 30.0
+"""How often a run without a terminal says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +49,11 @@ class JobConfig:
         state: folder of manifest and rejects.
         shard_rows: rows of a shard.
         engine: local, or ray for a cluster.
-        workers: decode threads, or replicas on a cluster; None takes what there is.
+        workers: threads that read rows, or copies of the model on a cluster; None takes what
+            there is.
         fields: fields of the rows that are kept beside the vector.
         verify: look whether every written shard is still whole, and write again what is not.
+        again: write every row again, also those that are there.
         patience_seconds: how long to wait for a sink that has gone away.
         event_time_ns: when the vectors are true; None is now, the same for the whole run.
         limit: stop after so many rows.
@@ -77,6 +69,7 @@ class JobConfig:
     workers: int | None = None
     fields: tuple[str, ...] = ()
     verify: bool = False
+    again: bool = False
     patience_seconds: float = 300.0
     event_time_ns: int | None = None
     limit: int | None = None
@@ -93,11 +86,16 @@ def embed(
         index: `format` and `images` of the data set.
 
     Raises:
-        ConfigError: the state is another job's.
+        ConfigError: the state is another job's, or another process works in it.
         SinkAway: a sink did not come back in time; the same command goes on.
         Interrupted: stopped on request, everything finished is there.
     """
-    return _Job(embedder, data, config, progress, index).run()
+    refuse_fields(config.fields)
+    state = State(config.state.expanduser().resolve())
+    try:
+        return _Job(embedder, data, config, state, progress, index).run()
+    finally:
+        state.close()
 
 
 def aware(moment: datetime) -> datetime:
@@ -127,22 +125,24 @@ def _stop_signals(stopping: threading.Event) -> Iterator[None]:
 
 class _Job:
     def __init__(
-        self, embedder: Embedder, data: str, config: JobConfig, progress: Progress, index: Any
+        self,
+        embedder: Embedder,
+        data: str,
+        config: JobConfig,
+        state: State,
+        progress: Progress,
+        index: Any,
     ):
         if not config.to:
             raise ConfigError("no place for the vectors is named", fix="--to parquet:OUT")
         self.embedder = embedder
         self.config = config
+        self.state = state
         self.progress = progress
-        self.state = config.state
-        self.state.mkdir(parents=True, exist_ok=True)
-        self.index = Index.build(data, self.state / "data", verify="none", **index)
+        self.index = Index.build(data, state.folder / "data", verify="none", **index)
+        self.is_remote = is_url(self.index.root)
         self.about = self._about()
-        if self.index.ledger.num_rejected:
-            with replacing(self.state / "rejects" / "unreadable.jsonl") as temporary:
-                shutil.copyfile(self.index.folder / "rejects.jsonl", temporary)
-        self.manifest = read_manifest(self.state / MANIFEST)
-        self.event_time_ns = self._claim()
+        self.to = sorted(without_secrets(settled(target)) for target in config.to)
         self.counts = Counts()
         self.stopping = threading.Event()
 
@@ -151,67 +151,48 @@ class _Job:
         settings = self.embedder.config
         return About(
             self.embedder.fingerprint, settings.what, settings.dtype, self.config.fields,
-            data=self._known_run().get("data", self.index.folder.name), root=self.index.root,
-            model=self.embedder.source, settings=settings.to_dict(),
+            data=self.state.run.get("data", self.index.folder.name), root=self.index.root,
+            model=self.embedder.source, settings=settings.to_dict(), owner=self.state.id,
         )  # fmt: skip
-
-    def _known_run(self) -> dict[str, Any]:
-        file = self.state / RUN
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def _claim(self) -> int:
-        """Settle what the state folder is for; the event time of a run that was not finished."""
-        mark = {
-            "fingerprint": self.about.fingerprint,
-            "to": sorted(map(without_secrets, self.config.to)),
-            "data": self.about.data,
-            "root": self.about.root,
-        }
-        # Which rows are computed together decides the last bits of a vector.
-        cut = {
-            "shard_rows": self.config.shard_rows,
-            "batch_size": self.embedder.config.batch_size,
-        }
-        known = self._known_run()
-        if known and {k: known.get(k) for k in mark} != mark:
-            raise ConfigError(
-                "the state folder is another job's (another model, place or folder of pictures, "
-                "or other settings)",
-                where=str(self.state),
-                fix="name another one with --state",
-            )
-        if known.get("finished") is False and {k: known.get(k) for k in cut} != cut:
-            raise ConfigError(
-                f"the run that was stopped here had shards of {known.get('shard_rows')} rows and "
-                f"batches of {known.get('batch_size')}",
-                where=str(self.state),
-                fix="finish it with the same settings first",
-            )
-        when = known.get("event_time_ns") if not known.get("finished", True) else None
-        when = self.config.event_time_ns or when or time.time_ns()
-        self._mark({**mark, **cut, "event_time_ns": when, "finished": False})
-        return when
-
-    def _mark(self, values: dict[str, Any]) -> None:
-        with replacing(self.state / RUN) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     # -- the run ----------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         start = time.monotonic()
+        mark = {
+            "fingerprint": self.about.fingerprint, "to": self.to, "data": self.about.data,
+            "root": self.about.root,
+        }  # fmt: skip
+        # Which rows are computed together decides the last bits of a vector.
+        cut = {
+            "shard_rows": self.config.shard_rows,
+            "batch_size": self.embedder.config.batch_size,
+        }
+        kept = {} if self.config.again else {"fields": list(self.config.fields)}
+        self.state.check({**mark, **kept}, cut)
         if self.embedder.model.device.type == "cpu":
             keep_freed_memory()
-        sinks = [open_sink(target, self.about) for target in self.config.to]
+        sinks: list[Sink] = []
         try:
-            self._check(sinks)
+            # Before the folder is claimed: a place that cannot be opened claims nothing.
+            sinks += (open_sink(target, self.about) for target in self.config.to)
+            known = self.state.run
+            unfinished = known.get("event_time_ns") if known.get("finished") is False else None
+            self.event_time_ns: int = self.config.event_time_ns or unfinished or time.time_ns()
+            self.state.claim(
+                {**mark, **cut, "fields": list(self.config.fields),
+                 "event_time_ns": self.event_time_ns}
+            )  # fmt: skip
+            rejected = self.index.ledger.num_rejected
+            self.state.reject_unreadable(self.index.folder / "rejects.jsonl", rejected)
+            if self.config.verify and (
+                gone := self.state.forget(lambda n: all(s.intact(n) for s in sinks))
+            ):
+                self.progress.note(f"{gone} shards are damaged or gone and are written again")
             writer = Writer(
-                sinks,
-                self.state,
-                self.counts,
-                event_time_ns=self.event_time_ns,
-                patience_seconds=self.config.patience_seconds,
-            )
+                sinks, self.state, self.counts, patience_seconds=self.config.patience_seconds,
+                stopping=self.stopping,
+            )  # fmt: skip
             with _stop_signals(self.stopping), writer:
                 self._compute(writer)
             for sink in sinks:
@@ -219,47 +200,45 @@ class _Job:
         finally:
             for sink in sinks:
                 sink.close()
-        self._mark({**self._known_run(), "finished": True})
-        ledger = self.index.ledger
+        self.state.finish()
         return {
-            "rows": len(self.index) + ledger.num_rejected,
+            "rows": len(self.index) + rejected,
             **asdict(self.counts),
-            "rejected": self.counts.rejected + ledger.num_rejected,
+            "rejected": self.counts.rejected + rejected,
             "seconds": time.monotonic() - start,
             "peak_memory_bytes": memory_bytes(),
             "fingerprint": self.about.fingerprint,
             "to": [without_secrets(target) for target in self.config.to],
-            "state": str(self.state),
+            "state": str(self.state.folder),
         }
-
-    def _check(self, sinks: Sequence[Sink]) -> None:
-        """Forget shards that a sink no longer has whole; they are computed again."""
-        gone = [
-            n
-            for n in sorted(self.manifest)
-            if self.config.verify and not all(sink.intact(n) for sink in sinks)
-        ]
-        if gone:
-            for number in gone:
-                del self.manifest[number]
-            lines = (json.dumps(self.manifest[n]) + "\n" for n in sorted(self.manifest))
-            with replacing(self.state / MANIFEST) as temporary:
-                temporary.write_text("".join(lines), encoding="utf-8")
-            self.progress.note(f"{len(gone)} shards are damaged or gone and are written again")
 
     def _compute(self, writer: Writer) -> None:
         """Let the engine fill the shards and hand them to the writer."""
         total = len(self.index) if self.config.limit is None else self.config.limit
         engine = parts.find(FOLDER, self.config.engine)
-        with self.progress.task("embed", min(total, len(self.index))) as task:
+        total = min(total, len(self.index))
+        start = said = time.monotonic()
+        done = 0
+        with self.progress.task("embed", total) as task:
 
             def step(rows: int) -> None:
-                task.advance(count=rows)
+                nonlocal done, said
+                done += rows
+                now = time.monotonic()
+                rate = done / max(now - start, 1e-9)
+                task.advance(f"{rate:.1f} rows/s", count=rows)
+                if now - said > LINE_SECONDS:
+                    said = now
+                    left = total - done - self.counts.skipped
+                    self.progress.line(
+                        f"embed {done:,} of {done + left:,}: {rate:.1f} rows/s, "
+                        f"{left / max(rate, 1e-9) / 60:.1f} minutes left"
+                    )
                 writer.check()
                 if self.stopping.is_set():
                     raise Interrupted(
                         f"stopped after {self.counts.shards} shards; all of them are there",
-                        where=str(self.state),
+                        where=str(self.state.folder),
                         fix="run the same command again to go on",
                     )
 
@@ -268,37 +247,75 @@ class _Job:
                 self.config.workers, step,
             )  # fmt: skip
             for shard in engine.compute(work):
+                if self.is_remote:
+                    # What could not be fetched now may be there the next time.
+                    failed = {eight(r["id"].encode()) for r in shard.rejects}
+                    shard.identities = [i for i in shard.identities if i[0] not in failed]
                 writer.put(shard)
 
     # -- rows -------------------------------------------------------------------------------
 
     def _shards(self, task: Any) -> Iterator[tuple[Pending, list[Sample]]]:
         """Rows that are not there yet, cut into shards."""
-        known = self._known()
-        numbers = (n for n in itertools.count() if n not in self.manifest)
-        shard, samples = None, []
+        known = Known([]) if self.config.again else self.state.known()
+        here = self.state.manifest
+        free = (n for n in itertools.count() if n not in here and n not in self.state.gone)
+        # Shards that are written again come first, so that they get their own rows back.
+        numbers = itertools.chain(sorted(self.state.gone), free)
+        shard, samples, size = None, [], 0
         for row in range(min(len(self.index), self.config.limit or len(self.index))):
-            sample = self.index[row]
-            identity = self._identity(sample)
-            place = int(np.searchsorted(known, identity))
-            is_known = place < len(known) and known[place] == identity
-            if is_known or (self.config.since and self._time(sample) < self.config.since):
+            sample = self._named(self.index[row], row)
+            id, identity = eight(sample.id.encode()), self._identity(sample)
+            before = known.get(id)
+            is_there = before is not None and before[0] == identity
+            if is_there or (self.config.since and self._time(sample) < self.config.since):
                 self.counts.skipped += 1
                 task.advance()
                 continue
-            shard = shard or Pending(next(numbers))
-            shard.identities.append(identity)
+            if shard is None:
+                shard = Pending(next(numbers), event_time_ns=self.event_time_ns)
+                size = len(self.state.gone.get(shard.number, (None, ()))[1])
+                size = size or self.config.shard_rows
+            if before is not None:
+                # Newer than what it replaces, also when a run goes on with its own time.
+                shard.event_time_ns = max(shard.event_time_ns, before[1] + 1)
+            shard.identities.append((id, identity))
             samples.append(sample)
-            if len(shard.identities) == self.config.shard_rows:
-                yield shard, samples
+            if len(samples) == size:
+                yield self._ready(shard, samples), samples
                 shard, samples = None, []
         if shard is not None:
-            yield shard, samples
+            yield self._ready(shard, samples), samples
 
-    def _known(self) -> np.ndarray:
-        """Identities of the rows that are there, sorted."""
-        found = [np.load(identities_file(self.state, n)) for n in self.manifest]
-        return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+    def _ready(self, shard: Pending, samples: list[Sample]) -> Pending:
+        """The shard as it is to be computed.
+
+        Raises:
+            ConfigError: none of its rows has a field that is to be kept.
+        """
+        for name in self.config.fields:
+            if not any(name in sample.meta for sample in samples):
+                there = sorted({k for s in samples for k in s.meta if not k.startswith("_")})
+                raise ConfigError(
+                    f"no row has a field '{name}'",
+                    where=samples[0].source,
+                    fix=f"the rows have: {', '.join(there) or 'no other fields'}",
+                )
+        if shard.number in self.state.gone:
+            # Written again with the very same rows it keeps its time, and so its bytes.
+            line, identities = self.state.gone[shard.number]
+            if identities.tolist() == [list(i) for i in shard.identities]:
+                shard.event_time_ns = line["event_time_ns"]
+        return shard
+
+    def _named(self, sample: Sample, row: int) -> Sample:
+        """A row without an id of its own is named by its data set too: places may be shared."""
+        is_nameless = any(
+            isinstance(note, dict) and note.get("no_id")
+            for key, note in sample.meta.items()
+            if key.startswith("_")
+        )
+        return replace(sample, id=f"{self.about.data}-{row}") if is_nameless else sample
 
     def _time(self, sample: Sample) -> datetime:
         """When a row is from.
@@ -328,17 +345,26 @@ class _Job:
         )
 
     def _identity(self, sample: Sample) -> int:
-        """Eight bytes that change with the row's id, its words and its picture's file."""
+        """Eight bytes that change with the row's id, its words and its picture.
+
+        A picture in a file of its own or in a tar is known by name, size and time; one inside the
+        data (Parquet) by its bytes; one at a URL by its name alone.
+        """
         parts = [sample.id]
         for turn in sample.turns:
             parts += [repr(part) if not isinstance(part, Image) else "" for part in turn.parts]
         for image in sample.images():
-            parts.append(f"{image.path} {image.span}")
             if image.data is not None:
                 parts.append(hashlib.sha256(image.data).hexdigest())
-            elif image.span is None and not is_url(image.path):
+                continue
+            file = join(self.index.root, image.path)
+            if image.span and Path(file).parent == self.index.folder:
+                parts.append(hashlib.sha256(self.index.image_bytes(image)).hexdigest())
+                continue
+            parts.append(f"{image.path} {image.span}")
+            if not is_url(file):
                 try:
-                    found = os.stat(os.path.join(self.index.root, image.path))
+                    found = os.stat(file)
                     parts.append(f"{found.st_size} {found.st_mtime_ns}")
                 except OSError:
                     parts.append("missing")

@@ -2,7 +2,7 @@
 
 Views of a folder of vectors:
 
-    vectors    every entity once, with its newest vector
+    vectors    every entity once (of each version), with its newest vector
     history    every row that was ever written
     "image-0123456789ab"   the newest of one version, when there are several
 
@@ -23,12 +23,9 @@ def connect(folder: Path) -> Any:
 
     Raises:
         MissingExtra: DuckDB is not installed.
-        DataError: the folder has no vectors.
+        DataError: the folder has no vectors, or a file of it is damaged.
     """
-    try:
-        import duckdb
-    except ImportError:
-        raise MissingExtra("SQL needs DuckDB", fix="pip install 'diptych[query]'") from None
+    duckdb = _duckdb()
     versions = sorted(
         (p.name.partition("=")[2], p.parent.name.partition("=")[2])
         for p in folder.glob("fingerprint=*/what=*")
@@ -42,7 +39,15 @@ def connect(folder: Path) -> Any:
         )
     connection = duckdb.connect()
     parts = [_files(folder / f"fingerprint={mark}" / f"what={what}") for what, mark in versions]
-    widths = {_type(connection, part) for part in parts}
+    try:
+        widths = {_type(connection, part) for part in parts}
+    except duckdb.Error as error:
+        connection.close()
+        raise DataError(
+            f"a file cannot be read: {error}",
+            where=str(folder),
+            fix="write it again: the same `diptych embed` command with --verify",
+        ) from error
     cast = "" if len(widths) == 1 else " replace (vector::FLOAT[] as vector)"
     every = " union all by name ".join(f"select *{cast} from {part}" for part in parts)
     connection.execute(f"create view history as {every}")
@@ -53,9 +58,21 @@ def connect(folder: Path) -> Any:
     return connection
 
 
+def _duckdb() -> Any:
+    try:
+        import duckdb
+    except ImportError:
+        raise MissingExtra("SQL needs DuckDB", fix="pip install 'diptych[query]'") from None
+    return duckdb
+
+
 def _files(folder: Path) -> str:
-    pattern = str(folder.resolve() / "data=*" / "*.parquet").replace("'", "''")
-    return f"read_parquet('{pattern}', hive_partitioning = true, union_by_name = true)"
+    # By name: a pattern would read brackets in a folder's name as its own.
+    names = (str(file) for file in sorted(folder.resolve().glob("data=*/*.parquet")))
+    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    # Fingerprints of digits alone are text too.
+    options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
+    return f"read_parquet([{listed}], {options})"
 
 
 def _type(connection: Any, part: str) -> str:
@@ -82,8 +99,7 @@ def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000)
         DataError: the folder has no vectors.
         ConfigError: DuckDB does not understand or cannot do it; its words are in the message.
     """
-    import duckdb
-
+    duckdb = _duckdb()
     connection = connect(folder)
     try:
         if out is None:
@@ -102,7 +118,10 @@ def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000)
             )
         staged = out.with_name(f".{out.name}.partial")
         try:
-            connection.sql(sql).create_view("result")
+            relation = connection.sql(sql)
+            if relation is None:
+                raise ConfigError("there is no result to write", where="--out", fix="give a SELECT")
+            relation.create_view("result")
             target = str(staged).replace("'", "''")
             count = connection.execute(
                 f"copy (select * from result) to '{target}' (format {kind})"
@@ -113,7 +132,19 @@ def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000)
         return {"rows": int(count[0]), "out": str(out)}
     except duckdb.Error as error:
         raise ConfigError(
-            str(error).strip(), where="the query", fix="tables are `vectors` and `history`"
+            str(error).strip(), where="the query", fix=_way_out(connection, error)
         ) from error
     finally:
         connection.close()
+
+
+def _way_out(connection: Any, error: Exception) -> str | None:
+    kind = type(error).__name__
+    if kind == "CatalogException":
+        tables = [row[0] for row in connection.execute("show tables").fetchall()]
+        return f"tables are {', '.join(tables)}; files join by path: 'sales.csv'"
+    if kind == "BinderException":
+        columns = [row[0] for row in connection.execute("describe vectors").fetchall()]
+        kept = "a field of the data is kept with `diptych embed ... --field NAME`"
+        return f"vectors has {', '.join(columns)}; {kept}"
+    return None

@@ -15,6 +15,7 @@ from diptych.data.source import read_bytes
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.index import Hit, Index
 from diptych.errors import ConfigError, DataError
+from diptych.machine import chosen_device
 from diptych.model.checkpoint import load_model
 
 
@@ -38,7 +39,7 @@ class Search:
                 "the vectors do not say which model made them", fix="name it: --model"
             )
         settings = EmbedConfig.from_dict(about.settings)
-        made = Embedder(load_model(source), settings)
+        made = Embedder(load_model(source).to(chosen_device(None)), settings)
         if made.fingerprint != about.fingerprint:
             raise ConfigError(
                 f"this model does not make these vectors (fingerprint {made.fingerprint}, theirs "

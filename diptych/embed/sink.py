@@ -12,16 +12,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from diptych import parts
+from diptych.data.files import is_url
 from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError
 
 FOLDER = "embed.sinks"
+RESERVED = ("id", "event_time", "vector", "scale", "image", "text", "data", "fingerprint", "what",
+            "score")  # fmt: skip
+"""Names that cannot be kept fields."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class About:
         root: folder that paths of pictures are relative to.
         model: where the model was loaded from.
         settings: of the embedder; with the model they can embed a question for these vectors.
+        owner: id of the state folder whose job writes them.
     """
 
     fingerprint: str
@@ -47,6 +53,7 @@ class About:
     root: str = ""
     model: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    owner: str = ""
 
     @property
     def version(self) -> str:
@@ -90,8 +97,12 @@ class Shard:
 class Sink(Protocol):
     """An open place."""
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> list[dict[str, Any]]:
         """Put a shard there for good; doing it again changes nothing.
+
+        Returns:
+            Rows that the place cannot take (`id`, `error`, `message`, `where`, `fix`); all
+            others are there.
 
         Raises:
             SinkAway: it cannot be reached now and may be later.
@@ -112,7 +123,36 @@ class Sink(Protocol):
 
 def without_secrets(target: str) -> str:
     """A target as it may be written down: no user, no password."""
-    return re.sub(r"//[^/@]*@", "//", target)
+    # To the last @: a password may hold one, or a slash.
+    return re.sub(r"//.*@", "//", target)
+
+
+def settled(target: str) -> str:
+    """A target under its full name, so that one place has one name."""
+    scheme, _, rest = target.partition(":")
+    if scheme not in ("parquet", "lance"):
+        return target
+    if is_url(rest):
+        raise ConfigError(
+            "files of vectors are written to local folders only",
+            where=target,
+            fix="write to a local folder and copy it",
+        )
+    return f"{scheme}:{Path(rest).expanduser().resolve()}"
+
+
+def refuse_fields(names: Sequence[str]) -> None:
+    """Refuse kept fields whose names stand for something else beside a vector.
+
+    Raises:
+        ConfigError: there is such a name.
+    """
+    if taken := sorted(set(names) & set(RESERVED)):
+        raise ConfigError(
+            f"'{taken[0]}' cannot be kept as a field: the name has a meaning beside a vector",
+            where="--field",
+            fix="rename it in the data; text, image and id are kept anyway",
+        )
 
 
 def open_sink(target: str, about: About) -> Sink:
@@ -136,7 +176,7 @@ def part_of(target: str) -> ModuleType:
     if not colon or name not in known or not rest:
         raise ConfigError(
             f"'{without_secrets(target)}' names no place for vectors",
-            fix=f"write it as one of {', '.join(f'{n}:...' for n in known)}",
+            fix="write parquet:FOLDER, lance:FOLDER, redis://HOST/GROUP or sagemaker:GROUP",
         )
     return parts.find(FOLDER, name)
 

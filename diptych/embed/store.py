@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.embed.sinks.redis import PIPELINE, PREFIX, connect, errors_named, escaped
+from diptych.embed.sinks.redis import PIPELINE, PREFIX, connect, errors_named
 from diptych.errors import DataError
 
 # The version and its vectors in one step, so that one answer never mixes two versions.
@@ -20,9 +20,9 @@ _READ = """
 local version = ARGV[1]
 if version == '' then version = redis.call('GET', KEYS[1] .. 'live') end
 if not version then return false end
-local found = {}
+local found = {version}
 for i = 2, #ARGV do
-  found[i - 1] = redis.call('HGET', KEYS[1] .. version .. ':' .. ARGV[i], 'vector')
+  found[i] = redis.call('HGET', KEYS[1] .. version .. ':' .. ARGV[i], 'vector')
 end
 return found
 """
@@ -50,8 +50,8 @@ class FeatureStore:
         self._version = version
         self._fresh_seconds = fresh_seconds
         self._known: tuple[str, float] = ("", -math.inf)
-        if version is not None and version not in self.versions():
-            raise self._unknown(version)
+        if version is not None:
+            self._hold_to(version)
 
     @property
     def version(self) -> str:
@@ -67,20 +67,20 @@ class FeatureStore:
 
     def versions(self) -> dict[str, dict[str, str]]:
         """Every version of the group, with what it holds, its fingerprint and width."""
-        start = f"{PREFIX}:{self.group}:about:"
+        start = f"{PREFIX}:{self.group}:"
         with errors_named(self.client):
-            names = sorted(self.client.scan_iter(f"{escaped(start)}*"))
+            names = sorted(name.decode() for name in self.client.smembers(f"{start}versions"))
             return {
-                name.decode().removeprefix(start): {
-                    k.decode(): v.decode() for k, v in self.client.hgetall(name).items()
+                name: {
+                    k.decode(): v.decode()
+                    for k, v in self.client.hgetall(f"{start}about:{name}").items()
                 }
                 for name in names
             }
 
     def switch(self, version: str) -> str:
         """Make another version the live one, in one step; returns the one that was."""
-        if version not in self.versions():
-            raise self._unknown(version)
+        self._hold_to(version)
         with errors_named(self.client):
             before = self.client.set(f"{PREFIX}:{self.group}:live", version, get=True)
         self._known = ("", -math.inf)
@@ -101,7 +101,8 @@ class FeatureStore:
             self._known = ("", -math.inf)
             found = self._vectors(ids, "")
         missing = [i for i, value in zip(ids, found, strict=True) if value is None]
-        width = next((len(v) // 4 for v in found if v is not None), 0)
+        width = next((len(v) // 4 for v in found if v is not None), None)
+        width = self._width(version) if width is None else width
         vectors = np.full((len(ids), width), np.nan, np.float32)
         for row, value in zip(vectors, found, strict=True):
             if value is not None:
@@ -142,8 +143,24 @@ class FeatureStore:
                 answer = self._read(keys=[start], args=args)
                 if answer is None:
                     raise self._empty()
-                found += answer
+                # What the server found live for the first ids holds for all of them.
+                version = answer[0].decode()
+                found += answer[1:]
         return found
+
+    def _width(self, version: str) -> int:
+        """Of vectors of which none was found."""
+        name = version or self.version
+        with errors_named(self.client):
+            found = self.client.hget(f"{PREFIX}:{self.group}:about:{name}", "dim")
+        return int(found or 0)
+
+    def _hold_to(self, version: str) -> None:
+        """Raises DataError when there is no such version."""
+        with errors_named(self.client):
+            is_there = self.client.exists(f"{PREFIX}:{self.group}:about:{version}")
+        if not is_there:
+            raise self._unknown(version)
 
     def fields(self, entity: str) -> dict[str, Any] | None:
         """Everything that is kept of one id, or None."""

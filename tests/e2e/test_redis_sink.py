@@ -154,7 +154,63 @@ def test_a_url_without_a_group_is_refused(url):
         open_sink(url, ABOUT)
 
 
+def test_what_a_connection_needs_may_stand_in_the_url(server, tmp_path):
+    client, group = module.connect(f"{server.url}?ttl_seconds=9&search=yes")
+    assert group == "things" and client.ping()
+    FeatureStore(f"{server.url}?ttl_seconds=9").client.close()
+    with pytest.raises(ConfigError) as caught:
+        open_sink("redis://host/group?password=secret", ABOUT)
+    assert "password" in str(caught.value) and "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="group"):
+        open_sink("redis:items", ABOUT)
+    given = "rediss://localhost:1/group?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"
+    settings = module.connect(given)[0].connection_pool.connection_kwargs
+    assert settings["ssl_ca_certs"] == "ca.pem"
+
+
+def test_a_wrong_password_is_not_waited_for_and_a_full_server_is(server):
+    sink = open_sink(server.url, ABOUT)
+    client = redis.Redis(port=server.port)
+    client.config_set("maxmemory", 1)
+    with pytest.raises(SinkAway, match="no room"):
+        sink.write(shard(np.zeros((2, 4)), 5))
+    client.config_set("maxmemory", 0)
+    sink.write(shard(np.zeros((2, 4)), 5))
+    client.config_set("requirepass", "secret")
+    with pytest.raises(ConfigError, match="user or password"):
+        open_sink(server.url, ABOUT).write(shard(np.zeros((2, 4)), 5))
+
+
+def test_ids_that_are_not_there_are_rows_of_nan(server):
+    open_sink(server.url, ABOUT).write(shard(np.zeros((2, 4)), 5))
+    for store in (FeatureStore(server.url), FeatureStore(server.url, fresh_seconds=0)):
+        for ids in (["a"], ["a", "b"]):
+            vectors, missing = store.get(ids)
+            assert vectors.shape == (len(ids), 4) and np.isnan(vectors).all() and missing == ids
+
+
+def test_one_answer_is_of_one_version_whatever_happens_between_its_pieces(server, monkeypatch):
+    other = About("ba9876543210", "image", "float32")
+    keys = [f"item {n}" for n in range(600)]
+    for about, value in ((ABOUT, 1.0), (other, 2.0)):
+        open_sink(server.url, about).write(shard(np.full((600, 4), value), 5, keys))
+    store, switching = FeatureStore(server.url, fresh_seconds=0), FeatureStore(server.url)
+    read, calls = store._read, []
+
+    def between(**given):
+        calls.append(given)
+        if len(calls) == 2:
+            switching.switch(other.version)
+        return read(**given)
+
+    monkeypatch.setattr(store, "_read", between)
+    vectors, missing = store.get(keys)
+    assert len(calls) == 3 and not missing and (vectors == 1.0).all()
+    assert (store.get(keys)[0] == 2.0).all()
+
+
 def test_a_password_is_written_nowhere():
+    assert without_secrets("redis://me:p@ss/word@host/group") == "redis://host/group"
     assert without_secrets("redis://me:secret@host:1/0/group?x=1") == "redis://host:1/0/group?x=1"
     assert without_secrets("parquet:a@b/c") == "parquet:a@b/c"
     with pytest.raises(ConfigError) as caught:

@@ -194,6 +194,19 @@ def test_other_models_and_several_versions_are_named(corpus, tmp_path, tiny_dual
     assert both["rows"] == [["image", 40], ["text", 40]]
 
 
+def test_a_vector_set_has_what_was_written_before_it_and_beside_it(corpus, tmp_path, server_8):
+    url = server_8.url
+    lines = (corpus / "rows.jsonl").read_text().splitlines(keepends=True)
+    # The last one keeps the set whole without being asked.
+    for part, (rows, place) in enumerate([(10, url), (20, f"{url}?search=yes"), (40, url)]):
+        (corpus / f"part-{part}.jsonl").write_text("".join(lines[:rows]))
+        write(corpus, place, state=tmp_path / str(part), rows=f"part-{part}.jsonl")
+    index = indexes.open_index(url)
+    assert index.approximate and len(index) == 40
+    for n in (3, 15, 35):
+        assert Search(index).image(corpus / f"images/{n}.png", 1)[0].id == f"row {n}"
+
+
 def test_sql_with_a_table_of_ones_own(corpus, tmp_path):
     write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a", dtype="int8")
     (tmp_path / "sales.csv").write_text("id,sold\nrow 2,10\nrow 5,3\n")

@@ -320,7 +320,10 @@ def _read_pair(folder: str, stem: str, names: list[str]) -> Sample:
     if len(pictures) > 1 or len(texts) > 1:
         raise FormatError(f"it cannot be told which belong together: {', '.join(names)}")
     if not texts:
-        raise FormatError(f"there is no caption beside '{pictures[0]}' (a .txt of the same name)")
+        raise FormatError(
+            f"there is no caption beside '{pictures[0]}' (a .txt of the same name)",
+            fix="write one; for pictures alone, a CSV of image,caption with their file names does",
+        )
     where = files.join(folder, texts[0])
     with files.reading(where) as stream:
         data = stream.read(files.CHUNK_BYTES + 1)

@@ -7,6 +7,7 @@ else one on this machine.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import pickle
@@ -21,6 +22,9 @@ from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.engine import Pending, Work, batches, threads_each, vectors_of
 from diptych.errors import ConfigError, DiptychError, MissingExtra
 from diptych.model.checkpoint import load_model
+
+SHARDS_EACH = 16
+"""Shards of one wave for each replica."""
 
 
 def compute(work: Work) -> Iterator[Pending]:
@@ -41,33 +45,33 @@ def compute(work: Work) -> Iterator[Pending]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    items = [{"shard": pickle.dumps((shard, samples))} for shard, samples in work.shards]
-    if not items:
-        return
     each, most = _resources(ray, work.workers)
     replica = Replica(
         work.embedder.source, json.dumps(work.embedder.config.to_dict()), work.embedder.fingerprint,
         threads_each(),
     )  # fmt: skip
     fill = _Fill(replica, work.read, work.fields)
-    # Tasks, not actors: what an actor of a dead node had begun waits until that very actor finds
-    # room again, while a task goes to any node at once. The model stays loaded between tasks.
-    found = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        fill.__call__,
-        compute=ray.data.TaskPoolStrategy(size=max(1, min(most, len(items)))),
-        max_calls=0,
-        max_retries=-1,
-        **each,
-    )
+    items = ({"shard": pickle.dumps((shard, samples))} for shard, samples in work.shards)
     done: set[int] = set()
-    for row in found.iter_rows():
-        shard = pickle.loads(row["shard"])  # made by our own nodes
-        if isinstance(shard, DiptychError):
-            raise shard
-        if shard.number not in done:
-            done.add(shard.number)
-            work.step(len(shard.identities))
-            yield shard
+    # In waves, so that the driver never holds all rows.
+    while wave := list(itertools.islice(items, SHARDS_EACH * most)):
+        # Tasks, not actors: what an actor of a dead node had begun waits until that very actor
+        # finds room again, while a task goes to any node at once. The model stays loaded.
+        found = ray.data.from_items(wave, override_num_blocks=len(wave)).map(
+            fill.__call__,
+            compute=ray.data.TaskPoolStrategy(size=max(1, min(most, len(wave)))),
+            max_calls=0,
+            max_retries=-1,
+            **each,
+        )
+        for row in found.iter_rows():
+            shard = pickle.loads(row["shard"])  # made by our own nodes
+            if isinstance(shard, DiptychError):
+                raise shard
+            if shard.number not in done:
+                done.add(shard.number)
+                work.step(len(shard.identities))
+                yield shard
 
 
 def _resources(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from diptych.data.files import replacing
 from diptych.embed.index import Hit, chosen, in_order, merged
-from diptych.embed.sink import About, Shard, as_text
-from diptych.errors import ConfigError, MissingExtra
+from diptych.embed.sink import About, Shard, as_text, settled
+from diptych.errors import ConfigError, DataError, MissingExtra
 
 MIN_ROWS = 5_000
 """Below so many rows a table has no approximate index."""
@@ -54,7 +54,12 @@ def _folder(target: str) -> Path:
         import lancedb  # noqa: F401
     except ImportError:
         raise MissingExtra("this place needs LanceDB", fix="pip install 'diptych[lance]'") from None
-    return Path(target.partition(":")[2]).expanduser()
+    return Path(settled(target).partition(":")[2])
+
+
+def table_names(database: Any) -> list[str]:
+    """Every table of a folder, however many."""
+    return list(database.table_names(limit=100_000))
 
 
 class Lance:
@@ -69,10 +74,19 @@ class Lance:
         folder.mkdir(parents=True, exist_ok=True)
         self.database = lancedb.connect(folder)
         self.table: Any = None
+        if about.version in table_names(self.database):
+            self.table = self.database.open_table(about.version)
+            missing = set(about.fields) - set(self.table.schema.names)
+            if missing:
+                raise ConfigError(
+                    f"the table there keeps no field '{min(missing)}'",
+                    where=str(folder),
+                    fix="keep the same fields, or write to another folder",
+                )
         with replacing(folder / f"{about.version}-{about.data}.about.json") as temporary:
             temporary.write_text(json.dumps(about.to_dict(), indent=2) + "\n", encoding="utf-8")
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> list[dict[str, Any]]:
         """See `Sink`; of two rows with one id the newer stays."""
         rows = self._rows(shard)
         if self.table is None:
@@ -85,6 +99,7 @@ class Lance:
             .when_not_matched_insert_all()
             .execute(rows)
         )
+        return []
 
     def _rows(self, shard: Shard) -> Any:
         import pyarrow as pa
@@ -133,7 +148,12 @@ class Stored:
         import lancedb
 
         self.about, self.roots = about, roots
-        self.table = lancedb.connect(folder).open_table(about.version)
+        database = lancedb.connect(folder)
+        if about.version not in table_names(database):
+            raise DataError(
+                "there are no vectors", where=str(folder), fix="every row was rejected, it seems"
+            )
+        self.table = database.open_table(about.version)
         self.approximate = bool(self.table.list_indices())
 
     def __len__(self) -> int:

@@ -17,7 +17,8 @@ import numpy as np
 
 from diptych.data.files import replacing
 from diptych.embed.index import Hit, Nearest, chosen, in_order, merged
-from diptych.embed.sink import About, Shard, as_text
+from diptych.embed.sink import About, Shard, as_text, settled
+from diptych.embed.state import remove_leftovers
 from diptych.errors import ConfigError, DataError, MissingExtra
 
 ABOUT = "_about.json"
@@ -55,11 +56,15 @@ def _folder(target: str) -> Path:
         import pyarrow  # noqa: F401
     except ImportError:
         raise MissingExtra("Parquet needs pyarrow", fix="pip install 'diptych[parquet]'") from None
-    return Path(target.partition(":")[2]).expanduser()
+    return Path(settled(target).partition(":")[2])
 
 
 class Parquet:
-    """One partition of a folder."""
+    """One partition of a folder.
+
+    Raises:
+        ConfigError: its files belong to another state folder, which numbers them.
+    """
 
     def __init__(self, folder: Path, about: About):
         self.about = about
@@ -68,6 +73,15 @@ class Parquet:
         if folder.exists() and not folder.is_dir():
             raise ConfigError("this is a file, not a folder", where=str(folder))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / ABOUT).is_file():
+            before = About.from_dict(json.loads((self.folder / ABOUT).read_text(encoding="utf-8")))
+            if before.owner != about.owner:
+                raise ConfigError(
+                    "these vectors belong to a job with another state folder",
+                    where=str(self.folder),
+                    fix="go on with that state folder, or remove this folder to write it anew",
+                )
+        remove_leftovers(self.folder)
         with replacing(self.folder / ABOUT) as temporary:
             temporary.write_text(json.dumps(about.to_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -75,7 +89,7 @@ class Parquet:
         """Where a shard lies."""
         return self.folder / f"part-{number:06d}.parquet"
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> list[dict[str, Any]]:
         """See `Sink`."""
         import pyarrow.parquet as pq
 
@@ -85,6 +99,7 @@ class Parquet:
                 table(shard, self.about), temporary, compression="zstd", use_dictionary=False,
                 write_statistics=["id"],
             )  # fmt: skip
+        return []
 
     def intact(self, number: int) -> bool:
         """Whether its end can be read, which a truncated file has not."""
@@ -164,7 +179,7 @@ class Stored:
             if self.old:
                 kept = [n for n, key in enumerate(ids) if self.old.get(key, times[n]) == times[n]]
                 if len(kept) < len(ids):
-                    batch = batch.take(pa.array(kept))
+                    batch = batch.take(pa.array(kept, pa.int64()))
                     ids, times = [ids[n] for n in kept], [times[n] for n in kept]
             yield ids, times, batch
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 
@@ -41,12 +41,16 @@ return 1
 """
 
 
+OWN = ("ttl_seconds", "search")
+"""Settings in a URL's query that are the sink's; those that begin with ssl_ are the client's."""
+
+
 def connect(url: str) -> tuple[Any, str]:
-    """(client, group) of `redis://[user:password@]HOST[:PORT][/DATABASE]/GROUP`.
+    """(client, group) of `redis[s]://[user:password@]HOST[:PORT][/DATABASE]/GROUP[?SETTINGS]`.
 
     Raises:
         MissingExtra: the client library is not installed.
-        ConfigError: the URL names no group.
+        ConfigError: the URL names no group, or has an unknown setting.
     """
     try:
         import redis
@@ -54,52 +58,70 @@ def connect(url: str) -> tuple[Any, str]:
         raise MissingExtra(
             "Redis needs its client library", fix="pip install 'diptych[redis]'"
         ) from None
+    where = without_secrets(url.partition("?")[0])
     parts = urlsplit(url)
     path = [p for p in parts.path.split("/") if p]
-    if not path or len(path) > 2 or (len(path) == 2 and not path[0].isdigit()):
+    is_group = 1 <= len(path) <= 2 and (len(path) == 1 or path[0].isdigit())
+    if parts.scheme not in ("redis", "rediss") or not parts.netloc or not is_group:
         raise ConfigError(
             "the URL names no group of vectors",
-            where=f"{parts.scheme}://{parts.hostname or ''}{parts.path}",
+            where=where,
             fix="write redis://HOST/GROUP, or redis://HOST/DATABASE/GROUP",
         )
     group, database = path[-1], path[0] if len(path) == 2 else "0"
     if ":" in group or any(c.isspace() for c in group):
         raise ConfigError("a group's name has neither colons nor blanks", where=group)
-    server = urlunsplit((parts.scheme, parts.netloc, f"/{database}", parts.query, ""))
+    settings = parse_qsl(parts.query, keep_blank_values=True)
+    for name, _ in settings:
+        if name not in OWN and not name.startswith("ssl_"):
+            raise ConfigError(
+                f"'{name}' is no setting of Redis here",
+                where=where,
+                fix="ttl_seconds=N, search=yes, or the client's ssl_ca_certs and the like",
+            )
+    query = urlencode([(name, value) for name, value in settings if name not in OWN])
+    server = urlunsplit((parts.scheme, parts.netloc, f"/{database}", query, ""))
     return redis.Redis.from_url(server, socket_timeout=30, socket_connect_timeout=5), group
 
 
 def open(target: str, about: About) -> Redis:
-    """`redis://HOST/GROUP`, with `?ttl_seconds=N` for entities that expire, or `?search=yes`."""
-    url, _, query = target.partition("?")
-    ttl, near = 0, False
-    for setting in filter(None, query.split("&")):
-        name, _, value = setting.partition("=")
-        if name == "ttl_seconds" and value.isdigit():
-            ttl = int(value) * 1000
-        elif setting == "search=yes":
-            near = True
-        else:
-            raise ConfigError(
-                f"'{setting}' is no setting of a Redis sink",
-                where=without_secrets(url),
-                fix="ttl_seconds=N or search=yes",
-            )
-    if ttl and near:
+    """`redis://HOST/GROUP`, with `?ttl_seconds=N` for entities that expire, or `?search=yes`.
+
+    Raises:
+        ConfigError: the settings do not go together, or the server cannot do them.
+        SinkAway: the server does not answer.
+    """
+    client, group = connect(target)
+    where = without_secrets(target.partition("?")[0])
+    settings = dict(parse_qsl(urlsplit(target).query, keep_blank_values=True))
+    seconds, near = settings.get("ttl_seconds", "0"), settings.get("search", "no")
+    if not seconds.isdigit() or near not in ("yes", "no"):
+        raise ConfigError(
+            "a setting has no such value", where=where, fix="ttl_seconds=N or search=yes"
+        )
+    ttl = int(seconds) * 1000
+    if ttl and near == "yes":
         raise ConfigError(
             "what expires cannot be in a vector set, which keeps its members",
-            where=without_secrets(url),
+            where=where,
             fix="leave out ttl_seconds or search",
         )
-    client, group = connect(url)
     with errors_named(client):
-        if near and not client.command_list(pattern="vadd"):
+        # A set that is there is kept whole, whoever writes.
+        is_near = near == "yes" or bool(client.exists(f"{PREFIX}:{group}:near:{about.version}"))
+        if is_near and not client.command_list(pattern="vadd"):
             raise ConfigError(
                 "this server has no vector sets",
-                where=without_secrets(url),
+                where=where,
                 fix="use Redis 8 or newer, or search without: leave out search=yes",
             )
-    return Redis(client, group, about, ttl, near)
+        if is_near and ttl:
+            raise ConfigError(
+                "these vectors are in a vector set, which keeps its members",
+                where=where,
+                fix="leave out ttl_seconds",
+            )
+    return Redis(client, group, about, ttl, is_near)
 
 
 def index(target: str, version: str | None = None) -> Stored:
@@ -109,8 +131,7 @@ def index(target: str, version: str | None = None) -> Stored:
         DataError: there are no vectors, or not of that version.
         SinkAway: the server does not answer.
     """
-    url = target.partition("?")[0]
-    client, group = connect(url)
+    client, group = connect(target)
     with errors_named(client):
         live = client.get(f"{PREFIX}:{group}:live")
         version = version or (live.decode() if live else None)
@@ -120,7 +141,7 @@ def index(target: str, version: str | None = None) -> Stored:
         there = "no vectors" if version is None else f"no version '{version}'"
         raise DataError(
             f"the group '{group}' has {there}",
-            where=without_secrets(url),
+            where=without_secrets(target.partition("?")[0]),
             fix="write some with `diptych embed ... --to redis://HOST/GROUP`",
         )
     about = About.from_dict(json.loads(found["embedder"]))
@@ -145,7 +166,7 @@ class Redis:
         """Name of an entity's hash."""
         return f"{PREFIX}:{self.group}:{self.version}:{entity}"
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> list[dict[str, Any]]:
         """See `Sink`; the version becomes the live one of a group that has none."""
         vectors = np.ascontiguousarray(shard.numbers(), dtype="<f4")
         if vectors.ndim != 2:
@@ -173,7 +194,9 @@ class Redis:
                 f"root:{self.about.data}": self.about.root,
             }  # fmt: skip
             self.client.hset(f"{PREFIX}:{self.group}:about:{self.version}", mapping=about)
+            self.client.sadd(f"{PREFIX}:{self.group}:versions", self.version)
             self.client.set(f"{PREFIX}:{self.group}:live", self.version, nx=True)
+        return []
 
     def _fields(self, vector: np.ndarray, row: dict[str, Any]) -> list[Any]:
         # The script takes the vector for its set from this place.
@@ -189,7 +212,21 @@ class Redis:
         return True
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Put into the vector set what was written before there was one."""
+        if not self.near:
+            return
+        with errors_named(self.client):
+            members = self.client.execute_command("VCARD", self.near) or 0
+        every = sum(len(keys) for keys, _ in entities(self.client, self.group, self.version, []))
+        if int(members) >= every:
+            return
+        for keys, values in entities(self.client, self.group, self.version, ["vector"]):
+            with errors_named(self.client):
+                pipeline = self.client.pipeline(transaction=False)
+                for key, (vector,) in zip(keys, values, strict=True):
+                    if vector:
+                        pipeline.execute_command("VADD", self.near, "FP32", vector, key, "NOQUANT")
+                pipeline.execute()
 
     def close(self) -> None:
         """Give the connections back."""
@@ -329,7 +366,16 @@ class errors_named:
 
         settings = self.client.connection_pool.connection_kwargs
         where = f"redis at {settings.get('host')}:{settings.get('port')}"
+        if isinstance(error, redis.AuthenticationError | redis.exceptions.NoPermissionError):
+            raise ConfigError(
+                f"the server refuses this user or password: {error}", where=where
+            ) from error
         if isinstance(error, redis.BusyLoadingError | redis.ReadOnlyError):
             raise SinkAway(f"the server is not ready: {error}", where=where) from error
         if isinstance(error, redis.ConnectionError | redis.TimeoutError):
             raise SinkAway(f"the server does not answer: {error}", where=where) from error
+        if isinstance(error, redis.ResponseError):
+            is_full = isinstance(error, redis.exceptions.OutOfMemoryError)
+            if is_full or any(word in str(error) for word in ("OOM", "MISCONF")):
+                raise SinkAway(f"the server has no room: {error}", where=where) from error
+            raise ConfigError(f"the server refuses: {error}", where=where) from error

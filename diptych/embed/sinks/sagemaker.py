@@ -99,12 +99,13 @@ class FeatureGroup:
         self.is_collection = vector.get("CollectionType") == "Vector"
         self.dim = vector.get("CollectionConfig", {}).get("VectorConfig", {}).get("Dimension")
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> list[dict[str, Any]]:
         """See `Sink`. PutRecord overwrites a record whole, so writing again changes nothing.
+
+        Records that are too large, or that the service refuses, are returned as rejects.
 
         Raises:
             ConfigError: the vectors are matrices, too wide, or not of the group's dimension.
-            DataError: a record is too large; its id is named.
         """
         vectors = shard.numbers()
         if vectors.ndim != 2 or not 1 <= vectors.shape[1] <= MAX_DIM:
@@ -119,12 +120,15 @@ class FeatureGroup:
                 where=f"feature group {self.group}",
             )
         when = iso_time(shard.event_time_ns)
-        records = [
-            self._record(key, when, vector, row)
-            for key, vector, row in zip(shard.keys, vectors, shard.rows, strict=True)
-        ]
+        records, refused = [], []
+        for key, vector, row in zip(shard.keys, vectors, shard.rows, strict=True):
+            try:
+                records.append(self._record(key, when, vector, row))
+            except DataError as error:
+                refused.append({"id": key, **error.to_dict()})
         for start in range(0, len(records), BATCH):
-            self._send(records[start : start + BATCH])
+            refused += self._send(records[start : start + BATCH])
+        return refused
 
     def _record(
         self, key: str, when: str, vector: np.ndarray, row: dict[str, Any]
@@ -142,8 +146,8 @@ class FeatureGroup:
         ]
         rest = {"data": self.about.data, **row}
         for name in ("data", "image", "text", *self.about.fields):
-            # There are no nulls: what is empty is left out.
-            if name in self.features and (value := as_text(rest.get(name))) is not None:
+            # There are no nulls and no empty texts: they are left out.
+            if name in self.features and (value := as_text(rest.get(name))):
                 values.append({"FeatureName": name, "ValueAsString": value})
         size = sum(len(v["FeatureName"]) + sum(map(len, map(str.encode, texts(v)))) for v in values)
         if size > MAX_RECORD_BYTES:
@@ -154,8 +158,13 @@ class FeatureGroup:
             )
         return values
 
-    def _send(self, records: list[list[dict[str, Any]]]) -> None:
-        """Send up to 25 records until none is left; given up when ATTEMPTS bring none further."""
+    def _send(self, records: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Send up to 25 records until none is left; given up when ATTEMPTS bring none further.
+
+        Returns:
+            Those that the service refused, as rejects.
+        """
+        refused: list[dict[str, Any]] = []
         entries = [{"FeatureGroupName": self.group, "Record": record} for record in records]
         attempt = 0
         while attempt < ATTEMPTS:
@@ -163,15 +172,17 @@ class FeatureGroup:
                 answer = self.client.batch_write_record(Entries=entries)
             again = list(answer.get("UnprocessedEntries", []))
             for error in answer.get("Errors", []):
-                if error["ErrorCode"] not in RETRIED:
-                    key = error["Entry"]["Record"][0]["ValueAsString"]
-                    raise DataError(
-                        f"the service refused a record: {error['ErrorMessage']}",
-                        where=f"feature group {self.group}, id {key}",
-                    )
-                again.append(error["Entry"])
+                if error["ErrorCode"] in RETRIED:
+                    again.append(error["Entry"])
+                    continue
+                reason = DataError(
+                    f"the service refused the record: {error['ErrorMessage']}",
+                    where=f"feature group {self.group}",
+                )
+                key = error["Entry"]["Record"][0]["ValueAsString"]
+                refused.append({"id": key, **reason.to_dict()})
             if not again:
-                return
+                return refused
             attempt = 0 if len(again) < len(entries) else attempt + 1
             entries = again
             # Jitter, so that several writers do not come back at the same moment.

@@ -30,7 +30,7 @@ def view(run: RunFolder) -> dict[str, Any] | None:
     if len(maps) != 2 or not rows or any(m is None for m in maps):
         return None
     names = [text(n, 60) for n in _listed(tree.get("names"))] or ["before", "after"]
-    groups = [text(g, 40) for g in _listed(tree.get("groups"))]
+    groups = [text(g, 40) for g in _listed(tree.get("groups"))][:MAX_POINTS]
     order = [g for g, _ in Counter(groups).most_common()]
     places = [order.index(g) for g in groups] if len(groups) == len(rows) else [0] * len(rows)
     pictures = [(text(r.get("root")), text(r.get("image"))) for r in rows]
