@@ -30,7 +30,7 @@ def notebook(s: dict[str, Any]) -> dict[str, Any]:
     for file in files:
         image = Image.open(file).convert("RGB")
         with torch.no_grad():
-            kept.append(forward(s, model, processor, [image]).numpy())
+            kept.append(forward(s, model, processor, [image]).cpu().numpy())
     np.save(s["out"] + ".npy", np.concatenate(kept))
     return {"seconds": time.perf_counter() - start}
 
@@ -56,7 +56,7 @@ def dataloader(s: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     with torch.inference_mode():
         for pixels in loader:
-            kept.append(forward(s, model, processor, None, pixels).numpy())
+            kept.append(forward(s, model, processor, None, pixels).cpu().numpy())
     np.save(s["out"] + ".npy", np.concatenate(kept))
     return {"seconds": time.perf_counter() - start}
 
@@ -66,7 +66,7 @@ def sentence_transformers(s: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
     from sentence_transformers import SentenceTransformer, models
 
-    model = SentenceTransformer(modules=[models.CLIPModel(s["hf"])], device="cpu")
+    model = SentenceTransformer(modules=[models.CLIPModel(s["hf"])], device=s["device"])
     start = time.perf_counter()
     images = [Image.open(file) for file in s["files"]]
     found = model.encode(
@@ -88,7 +88,7 @@ def diptych(s: dict[str, Any]) -> dict[str, Any]:
     settings = EmbedConfig.from_dict(
         {**s["settings"], "batch_size": s["batch_size"], "normalize": True}
     )
-    embedder = Embedder(load_model(s["model"]), settings)
+    embedder = Embedder(load_model(s["model"]).to(s["device"]), settings)
     _ = embedder.fingerprint  # reads all weights; not part of anybody's time
     keep_freed_memory()
     out = Path(s["out"] + "-parquet")
@@ -115,7 +115,8 @@ def batch_sizes(s: dict[str, Any]) -> dict[str, Any]:
     from diptych.machine import keep_freed_memory
     from diptych.model.checkpoint import load_model
 
-    embedder = Embedder(load_model(s["model"]), EmbedConfig.from_dict(s["settings"]))
+    model = load_model(s["model"]).to(s["device"])
+    embedder = Embedder(model, EmbedConfig.from_dict(s["settings"]))
     keep_freed_memory()
     index = Index.build(s["rows"], s["out"] + "-data", verify="none", progress=False)
     found = {}
@@ -154,11 +155,13 @@ def hf_model(s: dict[str, Any]) -> tuple[Any, Any]:
 
     if s["kind"] == "clip":
         model = transformers.CLIPModel.from_pretrained(s["hf"])
-        return model.eval(), transformers.CLIPImageProcessor.from_pretrained(s["hf"])
+        return model.to(s["device"]).eval(), transformers.CLIPImageProcessor.from_pretrained(
+            s["hf"]
+        )
     model = transformers.Blip2ForImageTextRetrieval.from_pretrained(s["hf"])
     processor = transformers.BlipImageProcessor.from_pretrained(s["hf"])
     processor.words = transformers.AutoTokenizer.from_pretrained(s["hf"])
-    return model.eval(), processor
+    return model.to(s["device"]).eval(), processor
 
 
 def forward(
@@ -167,20 +170,22 @@ def forward(
     """Unit vectors [n, D]: image features of CLIP, mean of the queries of BLIP-2 with a text."""
     if pixels is None:
         pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+    pixels = pixels.to(s["device"])
     if s["kind"] == "clip":
         found = model.get_image_features(pixel_values=pixels)
         found = getattr(found, "pooler_output", found)
         return torch.nn.functional.normalize(found, dim=-1)
-    text = processor.words([PERSON] * len(pixels), return_tensors="pt")
+    text = processor.words([PERSON] * len(pixels), return_tensors="pt").to(s["device"])
     seen = model.vision_model(pixel_values=pixels).last_hidden_state
     queries = model.query_tokens.expand(len(pixels), -1, -1)
-    mask = torch.cat([torch.ones(queries.shape[:2], dtype=torch.int64), text.attention_mask], 1)
+    ones = torch.ones(queries.shape[:2], dtype=torch.int64, device=s["device"])
+    mask = torch.cat([ones, text.attention_mask], 1)
     states = model.qformer(
         query_embeds=model.embeddings(input_ids=text.input_ids, query_embeds=queries),
         query_length=queries.shape[1],
         attention_mask=mask,
         encoder_hidden_states=seen,
-        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.int64),
+        encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.int64, device=s["device"]),
     ).last_hidden_state[:, : queries.shape[1]]
     return torch.nn.functional.normalize(states.mean(1), dim=-1)
 

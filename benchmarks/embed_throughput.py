@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from diptych.cli.run import environment
@@ -175,7 +176,7 @@ def compare(s: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
         "kind": "blip2" if name == "blip2" else "clip", "kind_name": name, "settings": what,
         "model": str(work / name / "model"), "hf": str(work / name / "hf"), "files": files,
         "rows": str(rows), "batch_size": 8 if name == "blip2" else 32, "threads": s.threads,
-        "workers": s.threads,
+        "workers": s.threads, "device": s.device,
     }  # fmt: skip
     pythons = {"sentence_transformers": str(s.peer / "bin" / "python") if s.peer else ""}
     names = [n for n in ("diptych", *PEERS[name]) if pythons.get(n, "here")]
@@ -252,6 +253,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3, help="encoder layers of blip2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -266,7 +268,7 @@ def main() -> None:
         "benchmark": "embed_throughput",
         "environment": {k: v for k, v in environment().items() if k != "command"},
         "settings": {"num": s.num, "layers": s.layers, "repeats": s.repeats, "threads": s.threads,
-                     "precision": "float32", "pixels_on_disk": [640, 480]},
+                     "device": s.device, "precision": "float32", "pixels_on_disk": [640, 480]},
         "models": models,
         "ratio": {**ratios.get("clip", {}), "by_model": ratios},
     }  # fmt: skip

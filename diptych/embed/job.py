@@ -29,7 +29,7 @@ from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import FOLDER, Pending, Work
 from diptych.embed.sink import About, Sink, open_sink, refuse_fields, settled, without_secrets
-from diptych.embed.state import Known, State
+from diptych.embed.state import State
 from diptych.embed.vectors import eight
 from diptych.embed.writer import Counts, Writer
 from diptych.errors import ConfigError, DataError, Interrupted
@@ -214,9 +214,8 @@ class _Job:
 
     def _compute(self, writer: Writer) -> None:
         """Let the engine fill the shards and hand them to the writer."""
-        total = len(self.index) if self.config.limit is None else self.config.limit
+        total = min(len(self.index), self.config.limit or len(self.index))
         engine = parts.find(FOLDER, self.config.engine)
-        total = min(total, len(self.index))
         start = said = time.monotonic()
         done = 0
         with self.progress.task("embed", total) as task:
@@ -257,7 +256,7 @@ class _Job:
 
     def _shards(self, task: Any) -> Iterator[tuple[Pending, list[Sample]]]:
         """Rows that are not there yet, cut into shards."""
-        known = Known([]) if self.config.again else self.state.known()
+        known = self.state.known()
         here = self.state.manifest
         free = (n for n in itertools.count() if n not in here and n not in self.state.gone)
         # Shards that are written again come first, so that they get their own rows back.
@@ -267,7 +266,7 @@ class _Job:
             sample = self._named(self.index[row], row)
             id, identity = eight(sample.id.encode()), self._identity(sample)
             before = known.get(id)
-            is_there = before is not None and before[0] == identity
+            is_there = before is not None and before[0] == identity and not self.config.again
             if is_there or (self.config.since and self._time(sample) < self.config.since):
                 self.counts.skipped += 1
                 task.advance()
@@ -291,10 +290,10 @@ class _Job:
         """The shard as it is to be computed.
 
         Raises:
-            ConfigError: none of its rows has a field that is to be kept.
+            ConfigError: none of the first rows has a field that is to be kept.
         """
-        for name in self.config.fields:
-            if not any(name in sample.meta for sample in samples):
+        for name in self.config.fields if not self.state.manifest else ():
+            if shard.number == 0 and not any(name in sample.meta for sample in samples):
                 there = sorted({k for s in samples for k in s.meta if not k.startswith("_")})
                 raise ConfigError(
                     f"no row has a field '{name}'",
