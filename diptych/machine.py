@@ -12,6 +12,9 @@ import torch
 
 from diptych.errors import ConfigError
 
+PILE = 1.5
+"""How many times its usual memory a process may hold before what is free goes back."""
+
 
 def keep_freed_memory() -> bool:
     """Let the C library reuse freed blocks instead of handing them back to the system.
@@ -33,6 +36,39 @@ def keep_freed_memory() -> bool:
         return False
     no_mapping, never_trim, grow_by = (-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)
     return all(mallopt(name, value) == 1 for name, value in (no_mapping, never_trim, grow_by))
+
+
+class KeptMemory:
+    """Freed memory that a loop on a CPU keeps for its next step, and gives back when it piles up.
+
+    Steps of different shapes leave holes that nothing fits into; without a limit a process grows to
+    several times what a step needs.
+    """
+
+    def __init__(self) -> None:
+        self.is_kept = keep_freed_memory()
+        self._usual: int | None = None
+
+    def after_step(self) -> None:
+        """Give free memory back to the system where the process holds half more than it did."""
+        if not self.is_kept:
+            return
+        now = resident_bytes()
+        if self._usual is None:
+            self._usual = now
+        elif now > PILE * self._usual:
+            trim()
+            self._usual = None  # as it is after the next step
+
+
+def trim() -> None:
+    """Give the C library's free blocks back to the system (glibc)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory of this process at this moment."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def memory_bytes() -> int:

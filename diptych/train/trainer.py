@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from diptych.data.ledger import Ledger
 from diptych.errors import ConfigError, Interrupted, LossNotFinite
-from diptych.machine import keep_freed_memory, memory_bytes
+from diptych.machine import KeptMemory, memory_bytes
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
@@ -118,6 +118,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.position = Position()
+        self.memory: KeptMemory | None = None
         self._stopping = False
         self.data = StageData(model, self.accelerator, run, self.cache, seed, self.progress)
         self.journal = Journal(run, self.progress, self.accelerator.is_main_process)
@@ -128,7 +129,7 @@ class Trainer:
         """Run (or resume) every stage; returns the model."""
         torch.manual_seed(self.seed)
         if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
+            self.memory = KeptMemory()
         self.run.mkdir(parents=True, exist_ok=True)
         self.accelerator.init_trackers("diptych", config={})
         self.model.to(self.accelerator.device)
@@ -249,6 +250,8 @@ class Trainer:
                     self.journal.groups(self.model, stage, state.groups, moved)
                     witness = None
                 self.position.step = step + 1
+                if self.memory is not None:
+                    self.memory.after_step()
                 now = time.monotonic()
                 figures["seconds"] = now - last_line
                 figures["tokens_per_second"] = figures["real_tokens"] / max(1e-9, now - last_line)
