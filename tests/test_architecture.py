@@ -19,7 +19,9 @@ LEVELS = (
     {"cli"},
 )
 """Rooms from the ground up; rooms of one level are siblings."""
-GROUND_FLOOR = {("config", "errors"), ("config", "parts"), ("parts", "errors")}
+GROUND_FLOOR = {
+    ("config", "errors"), ("config", "parts"), ("parts", "errors"), ("machine", "errors"),
+}  # fmt: skip
 """The single files on the ground may use one another in this order."""
 NEIGHBOURS = {("families", "recipe"), ("launch", "recipe"), ("studies", "recipe")}
 """What a recipe is stands in one file; presets fill it in, and it finds them by file name."""
