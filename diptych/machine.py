@@ -35,7 +35,10 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     no_mapping, never_trim, grow_by = (-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)
-    return all(mallopt(name, value) == 1 for name, value in (no_mapping, never_trim, grow_by))
+    # Heaps of other threads are small and go back to the system as soon as they are empty.
+    one_heap = (-8, 1)
+    settings = (no_mapping, never_trim, grow_by, one_heap)
+    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 class KeptMemory:
