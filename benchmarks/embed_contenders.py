@@ -81,9 +81,11 @@ def diptych(s: dict[str, Any]) -> dict[str, Any]:
     from diptych.data.index import Index
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, embed
-    from diptych.machine import keep_freed_memory
+    from diptych.machine import keep_freed_memory, share_one_heap
     from diptych.model.checkpoint import load_model
     from diptych.progress import Progress
+
+    share_one_heap()  # as the command does
 
     settings = EmbedConfig.from_dict(
         {**s["settings"], "batch_size": s["batch_size"], "normalize": True}

@@ -87,10 +87,12 @@ def embed(
 
         diptych embed mine items.jsonl --what multimodal --space states --to parquet:vectors --to redis://localhost/items
     """
+    from diptych.machine import chosen_device, share_one_heap
+
+    share_one_heap()  # before anything below starts a thread
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, aware
     from diptych.embed.job import embed as run
-    from diptych.machine import chosen_device
     from diptych.model.checkpoint import load_model
     from diptych.progress import Progress
 
