@@ -221,11 +221,13 @@ def plot(summary: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    ticks: set[int] = set()
     for name, found in summary["models"].items():
         sizes = [int(size) for size in found["batch_sizes"]]
+        ticks |= set(sizes)
         axes.plot(sizes, list(found["batch_sizes"].values()), marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="forward ms a picture")
-    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xticks(sorted(ticks), [str(size) for size in sorted(ticks)])
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=130)
