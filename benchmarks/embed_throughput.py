@@ -166,7 +166,7 @@ def compare(s: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     public = "hf-blip2-retrieval" if name == "blip2" else "hf-clip"
     layout.export(model, public, work / name / "hf")
     del model
-    num = {"clip": s.num, "small": s.num * 4, "blip2": max(8, s.num // 8)}[name]
+    num = {"clip": s.num, "small": s.num * 4, "blip2": max(8, s.num // 4)}[name]
     files = draw(work / name / "pictures", num)
     rows = work / name / "pictures" / "rows.jsonl"
     lines = ({"id": Path(f).stem, "image": Path(f).name, "caption": PERSON} for f in files)
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--prepare", type=Path, help="make sentence-transformers' environment")
     parser.add_argument("--peer", type=Path, help="the environment made so")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--num", type=int, default=256, help="pictures (small: 4x, blip2: 1/8)")
+    parser.add_argument("--num", type=int, default=256, help="pictures (small: 4x, blip2: 1/4)")
     parser.add_argument("--layers", type=int, default=3, help="encoder layers of blip2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
