@@ -28,6 +28,8 @@ PARTS = {
     "eval.metrics": "Metrics",
     "eval.benchmarks": "Benchmarks",
     "convert.layouts": "Checkpoint layouts",
+    "embed.sinks": "Places for vectors",
+    "embed.engines": "Engines of the embedding job",
 }
 
 

@@ -168,7 +168,7 @@ def show(
 @app.command("list")
 @command
 def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
-    """List recipes and parts: connectors, objectives, formats, metrics, benchmarks, layouts.
+    """List recipes and parts: connectors, objectives, formats, metrics, sinks and others.
 
     Example:
 
