@@ -153,6 +153,17 @@ def _in_folder(folder: str) -> list[str]:
     )
 
 
+def is_pictures_alone(path: str) -> bool:
+    """Whether a path is a folder that holds pictures and not a text to any of them."""
+    if not files.is_folder(path):
+        return False
+    try:
+        is_whole = _in_folder(path) == [path]
+    except DataError:
+        return False
+    return is_whole and not any(files.suffix(name) == ".txt" for name in files.walk(path))
+
+
 def read_bytes(image: Image, root: str | None, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """The encoded bytes of a picture.
 

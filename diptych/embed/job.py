@@ -27,6 +27,7 @@ from diptych.data.files import is_url, join
 from diptych.data.format import has_own_id
 from diptych.data.index import Index
 from diptych.data.sample import Image, Sample
+from diptych.data.source import is_pictures_alone
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import FOLDER, Pending, Work
 from diptych.embed.sink import About, Sink, open_sink, refuse_fields, settled, without_secrets
@@ -140,6 +141,8 @@ class _Job:
         self.config = config
         self.state = state
         self.progress = progress
+        if not index.get("format") and embedder.config.what == "image" and is_pictures_alone(data):
+            index = {**index, "format": "pictures"}
         self.index = Index.build(data, state.folder / "data", verify="none", **index)
         self.is_remote = is_url(self.index.root)
         self.about = self._about()

@@ -31,6 +31,15 @@ class DataConfig(Config):
     """`withheld` reads the same rows without their pictures: a language model learns how they are
     worded before it is asked to look."""
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.format == "pictures":
+            raise ValueError(
+                "pictures alone (format: pictures) hold nothing to learn or to measure; use a "
+                "format with texts"
+            )
+        return self
+
 
 class Schedule(Config):
     """How the learning rate moves over a stage."""

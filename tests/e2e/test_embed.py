@@ -84,6 +84,18 @@ def test_every_row_once_with_the_vector_the_model_gives(corpus, tmp_path):
     assert found["event_time"][0].value == WHEN
 
 
+def test_a_folder_of_pictures_alone(corpus, tmp_path):
+    folder = shutil.copytree(corpus / "images", tmp_path / "album" / "deeper").parent
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    summary = run(corpus, tmp_path / "out", folder)
+    assert (summary["rows"], summary["written"], summary["rejected"]) == (61, 60, 1)
+    assert {f"deeper/{n}.png" for n in range(60)} == set(keys(tmp_path / "out"))
+    text = run(corpus, tmp_path / "text", folder, settings={"what": "text"})
+    assert (text["written"], text["rejected"]) == (0, 61)  # as forgotten captions, by name
+    reasons = [json.loads(t) for t in open(next((tmp_path / "text").rglob("rejects/*.jsonl")))]
+    assert "no caption beside 'deeper/0.png'" in json.dumps(reasons)
+
+
 def test_what_is_there_is_skipped_and_new_rows_are_added(corpus, tmp_path):
     out = tmp_path / "out"
     run(corpus, out)

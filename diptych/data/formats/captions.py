@@ -322,7 +322,7 @@ def _read_pair(folder: str, stem: str, names: list[str]) -> Sample:
     if not texts:
         raise FormatError(
             f"there is no caption beside '{pictures[0]}' (a .txt of the same name)",
-            fix="write one; for pictures alone, a CSV of image,caption with their file names does",
+            fix="write one; pictures alone are good for `diptych embed --what image` only",
         )
     where = files.join(folder, texts[0])
     with files.reading(where) as stream:

@@ -62,7 +62,7 @@ def test_any_bytes_give_rows_and_rejects(tmp_path, data):
 
 
 @FEW
-@given(ROWS, st.sampled_from(["llava", "messages", "captions", "vqa"]))
+@given(ROWS, st.sampled_from(["llava", "messages", "captions", "vqa", "pictures"]))
 def test_any_row_is_parsed_or_refused_by_name(row, name):
     part = formats.find(name)
     try:

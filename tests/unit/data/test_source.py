@@ -14,7 +14,7 @@ import pytest
 from diptych.data.index import Index
 from diptych.data.rows import Reject
 from diptych.data.sample import Image, Sample
-from diptych.data.source import locate, read_bytes, rows
+from diptych.data.source import is_pictures_alone, locate, read_bytes, rows
 from diptych.errors import (
     DataError,
     EmptyImage,
@@ -23,6 +23,7 @@ from diptych.errors import (
     NotAnImage,
     UnsafePath,
 )
+from diptych.train.stage import DataConfig
 from tests.e2e.faulty_inputs import (
     folder_with_picture,
     json_lines,
@@ -236,3 +237,23 @@ def test_the_image_folder_is_a_fence(tmp_path):
         read_bytes(Image("x", png()), None, max_bytes=10)
     with pytest.raises(MissingImage):
         read_bytes(Image("good.png"), None)
+
+
+def test_pictures_alone(tmp_path):
+    for name in ("a.png", "deeper/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    assert is_pictures_alone(str(tmp_path))
+    assert [sample.id for sample in good(str(tmp_path), format="pictures")] == [
+        "a.png",
+        "deeper/b.jpg",
+    ]
+    (tmp_path / "deeper/b.txt").write_text("a caption")
+    assert not is_pictures_alone(str(tmp_path))
+    json_lines(tmp_path, [{"id": "7", "image": "a.png", "note": 1}, {"caption": "forgotten"}])
+    assert not is_pictures_alone(str(tmp_path))
+    first, second = rows(str(tmp_path / "data.jsonl"), format="pictures")
+    assert (first.id, first.meta, first.answer) == ("7", {"note": 1}, "")
+    assert isinstance(second, Reject) and "no 'image'" in second.message
+    with pytest.raises(ValueError, match="nothing to learn"):
+        DataConfig(path=str(tmp_path), format="pictures")
