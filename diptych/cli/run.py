@@ -105,14 +105,11 @@ def run_recipe(
     run.mkdir(parents=True, exist_ok=True)
     phases = phases or Phases(run)
     (run / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-    before = {
-        key: (name, run_folder(load_recipe(name), run.parent))
-        for key, name in chained(recipe).items()
-    }
-    for name, folder in before.values():
+    before = _before(recipe, run.parent)
+    for first, folder in before.values():
         if not (folder / "model" / "config.json").is_file():
-            log.info("recipe %s comes first, in %s", name, folder)
-            run_recipe(load_recipe(name), folder, progress=progress, command=command)
+            log.info("recipe %s comes first, in %s", first.name, folder)
+            run_recipe(first, folder, progress=progress, command=command)
     write_json(run / "environment.json", environment(command))
     finished = run / "model" / "config.json"
     measured = _Measured(recipe, run, phases, progress)
@@ -144,15 +141,27 @@ def run_recipe(
     with phases("report"):
         write(run)
     summary["seconds"] = phases.seconds
-    summary["before_it"] = {name: str(folder) for name, folder in before.values()}
+    summary["before_it"] = {first.name: str(folder) for first, folder in before.values()}
     return summary
+
+
+def _before(recipe: Recipe, runs: Path) -> dict[str, tuple[Recipe, Path]]:
+    """Recipes that come first and their folders, by the key of the model that takes their weights.
+
+    Data paths are settled as `diptych train` settles them: the same run has the same folder.
+    """
+    found = {}
+    for key, name in chained(recipe).items():
+        first = load_recipe(name).located(Path.cwd())
+        found[key] = (first, run_folder(first, runs))
+    return found
 
 
 def compose(recipe: Recipe, run: Path) -> Any:
     """The recipe's model before its first step; recipes before it have run beside `run`."""
     weights = [
-        f"model.{key}={run_folder(load_recipe(name), run.parent) / 'model'}"
-        for key, name in chained(recipe).items()
+        f"model.{key}={folder / 'model'}"
+        for key, (_, folder) in _before(recipe, run.parent).items()
     ]
     return build(with_tokenizer(recipe.override(weights), run), seed=recipe.seed)
 

@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from diptych.cli.main import app
 from diptych.cli.run import run_recipe
 from diptych.errors import ConfigError
 from diptych.model.architecture import build
@@ -87,6 +89,16 @@ def test_stage_1_runs_first_and_its_weights_start_stage_2(corpus, tokenizer_fold
     # A second call has nothing left to do and keeps both runs.
     again = run_recipe(recipe, corpus / "runs" / "second", progress=quiet)
     assert again["before_it"] == summary["before_it"]
+
+
+def test_a_first_stage_that_was_trained_by_command_is_taken(corpus, tokenizer_folder):
+    trained = CliRunner().invoke(app, ["train", "blip2-debug-stage1"])
+    assert trained.exit_code == 0, trained.output
+    runs = [run for run in (corpus / "runs").iterdir() if run.is_dir()]
+    summary = run_recipe(
+        second(tokenizer_folder), corpus / "runs" / "second", progress=Progress(quiet=True)
+    )
+    assert summary["before_it"] == {"blip2-debug-stage1": str(runs[0])} and len(runs) == 1
 
 
 def test_stage_1_is_measured_by_retrieval(corpus):
