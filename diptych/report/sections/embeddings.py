@@ -95,7 +95,7 @@ def _figures(tree: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     for key, pair in (extra if isinstance(extra, dict) else {}).items():
         values = [number(v) for v in _listed(pair)]
         if len(values) == 2:
-            shown = [percent(v) if v is not None else "" for v in values]
+            shown = [percent(v, 1) if v is not None else "" for v in values]
             found.append({"title": text(key, 60), "meaning": "", "values": shown})
     return found
 
