@@ -31,9 +31,10 @@ from PIL import Image
 from diptych.cli.run import environment
 
 WIDTH = 768
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def tiny() -> dict[str, Any]:
+def tiny(tokenizer: str) -> dict[str, Any]:
     """A dual encoder of a few thousand weights."""
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2}  # fmt: skip
@@ -46,7 +47,7 @@ def tiny() -> dict[str, Any]:
         },
         "text_encoder": {
             "config": {"model_type": "clip_text_model", **size, "vocab_size": 30522},
-            "tokenizer": "sentence-transformers/all-MiniLM-L6-v2",
+            "tokenizer": tokenizer, "pool": "last",
         },
     }  # fmt: skip
 
@@ -72,7 +73,7 @@ def one_job(folder: str, rows: int) -> None:
                       "seconds": summary["seconds"]}))  # fmt: skip
 
 
-def memory(rows: int, folder: Path) -> dict[str, Any]:
+def memory(rows: int, folder: Path, tokenizer: str) -> dict[str, Any]:
     """Peaks of a tenth of the rows and of all."""
     from diptych.model.architecture import build, config_from_dict
     from diptych.model.checkpoint import save_model
@@ -82,7 +83,7 @@ def memory(rows: int, folder: Path) -> dict[str, Any]:
     for n in range(500):
         pixels = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"images/{n}.png")
-    save_model(build(config_from_dict(tiny()), seed=0), folder / "model")
+    save_model(build(config_from_dict(tiny(tokenizer)), seed=0), folder / "model")
     found = {}
     for count in (rows // 10, rows):
         done = subprocess.run(
@@ -193,6 +194,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--tokenizer", default=MINILM, help="name or folder")
     parser.add_argument("--ids", type=int, default=20_000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -211,7 +213,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as scratch:
         if s.only != "redis":
-            summary["memory"] = memory(s.rows, Path(scratch))
+            summary["memory"] = memory(s.rows, Path(scratch), s.tokenizer)
         if s.only != "memory":
             summary["redis"] = online(Path(scratch), s.ids, s.clients, s.seconds)
     text = json.dumps(summary, indent=2)

@@ -63,7 +63,7 @@ PEERS = {
 }
 
 
-def clip(width: int, layers: int, heads: int, patch: int) -> dict[str, Any]:
+def clip(width: int, layers: int, heads: int, patch: int, tokenizer: str) -> dict[str, Any]:
     """A CLIP with a vision transformer of this size at 224 pixels."""
     size = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers,
             "num_attention_heads": heads}  # fmt: skip
@@ -80,13 +80,13 @@ def clip(width: int, layers: int, heads: int, patch: int) -> dict[str, Any]:
             "config": {"model_type": "clip_text_model", "hidden_size": 64, "intermediate_size": 128,
                        "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30522,
                        "eos_token_id": 102},
-            "tokenizer": MINILM,
+            "tokenizer": tokenizer,
         },
         "dim": 512,
     }  # fmt: skip
 
 
-def blip2(layers: int) -> dict[str, Any]:
+def blip2(layers: int, tokenizer: str) -> dict[str, Any]:
     """BLIP-2's first stage with the paper's widths and few layers of the encoder."""
     return {
         "name": "query_transformer",
@@ -100,7 +100,7 @@ def blip2(layers: int) -> dict[str, Any]:
         "query_former": {
             "config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
                        "num_attention_heads": 12},
-            "tokenizer": MINILM, "num_queries": 32, "norm_eps": 1e-6,
+            "tokenizer": tokenizer, "num_queries": 32, "norm_eps": 1e-6,
         },
         "dim": 256,
     }  # fmt: skip
@@ -157,9 +157,9 @@ def run(name: str, settings: dict[str, Any], work: Path, python: str) -> dict[st
 def compare(s: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
     """All contenders of one model."""
     config = {
-        "clip": clip(768, 12, 12, 16),
-        "small": clip(192, 12, 3, 32),
-        "blip2": blip2(s.layers),
+        "clip": clip(768, 12, 12, 16, s.tokenizer),
+        "small": clip(192, 12, 3, 32, s.tokenizer),
+        "blip2": blip2(s.layers, s.tokenizer),
     }[name]
     model = build(config_from_dict(config), seed=0)
     save_model(model, work / name / "model")
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--num", type=int, default=256, help="pictures (small: 4x, blip2: 1/4)")
     parser.add_argument("--layers", type=int, default=3, help="encoder layers of blip2")
+    parser.add_argument("--tokenizer", default=MINILM, help="name or folder")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

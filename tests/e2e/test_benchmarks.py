@@ -111,8 +111,9 @@ def script(name, *words):
 
 
 @pytest.mark.slow
-def test_embed_throughput_compares_equal_vectors(tmp_path):
+def test_embed_throughput_compares_equal_vectors(tmp_path, tokenizer_folder):
     words = ["--models", "small", "--num", "8", "--repeats", "1", "--json"]
+    words += ["--tokenizer", str(tokenizer_folder)]
     found = script("embed_throughput.py", *words, "--plot", str(tmp_path / "sizes.png"))
     small = found["models"]["small"]
     assert {"diptych", "notebook", "dataloader", "bound"} <= set(small["contenders"])
@@ -122,8 +123,9 @@ def test_embed_throughput_compares_equal_vectors(tmp_path):
 
 
 @pytest.mark.slow
-def test_embed_store_measures_memory_and_reads():
-    found = script("embed_store.py", "--rows", "600", "--ids", "300", "--seconds", "0.3", "--json")
+def test_embed_store_measures_memory_and_reads(tokenizer_folder):
+    words = ["--rows", "600", "--ids", "300", "--seconds", "0.3", "--json"]
+    found = script("embed_store.py", *words, "--tokenizer", str(tokenizer_folder))
     assert found["memory"]["600"]["written"] == 600 and found["memory"]["ratio"] > 0
     reads = found["redis"]
     if "skipped" not in reads:
