@@ -118,7 +118,10 @@ def test_embed_throughput_compares_equal_vectors(tmp_path, tokenizer_folder):
     small = found["models"]["small"]
     assert {"diptych", "notebook", "dataloader", "bound"} <= set(small["contenders"])
     assert small["contenders"]["notebook"]["least_cosine"] > 0.999
-    assert 0 < found["ratio"]["by_model"]["small"]["of_bound"] < 1.5
+    rates = {name: one["per_second"] for name, one in small["contenders"].items()}
+    ratio = found["ratio"]["by_model"]["small"]
+    assert ratio["of_bound"] == pytest.approx(rates["diptych"] / rates["bound"])
+    assert ratio["notebook_loop"] == pytest.approx(rates["diptych"] / rates["notebook"])
     assert (tmp_path / "sizes.png").stat().st_size > 1000
 
 
