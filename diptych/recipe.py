@@ -160,6 +160,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if path in readers:
         raise ConfigError("the recipe is its own base", where=where)
     values = read_file(path)
+    own = values.get("model")
     base = values.pop("base", None)
     if base is not None:
         if not isinstance(base, str):
@@ -170,7 +171,30 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         else:
             below = load(base).to_dict()
         values = _merge(below, values, ())
-    return _absolute(values, path.parent)
+    values = _absolute(values, path.parent)
+    if isinstance(own, dict) and set(own) == {"weights"} and isinstance(own["weights"], str):
+        values["model"] = _whole(values["model"]["weights"])
+    return values
+
+
+def _whole(weights: str) -> dict[str, Any]:
+    """The composition of a model that a recipe goes on from, as what stands under `model`.
+
+    Raises:
+        ConfigError: another recipe is named, which may not have been run yet.
+        WeightsNotFound, CheckpointError: there is no such model.
+    """
+    from diptych.model.checkpoint import composition, model_folder
+
+    if weights.startswith(CHAINED):
+        raise ConfigError(
+            "a recipe has no composition before it has run",
+            where="model.weights",
+            fix="run it first and name its folder; parts alone may name recipes",
+        )
+    whole = composition(model_folder(weights))
+    # Adapters are merged before training goes on.
+    return whole.model_copy(update={"weights": weights, "adapters": {}}).to_dict()
 
 
 def _merge(old: Any, new: Any, keys: tuple[str, ...]) -> Any:

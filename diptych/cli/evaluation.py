@@ -134,6 +134,7 @@ def summarize(
             "after": after.overall.to_dict(),
             "blind": after.blind.to_dict() if after.blind else None,
             "majority": after.majority.to_dict(),
+            "majority_method": after.majority_from,
             "by_kind": _by_kind(before, after),
             "aggregates": after.aggregates,
         }
@@ -144,7 +145,6 @@ def summarize(
             "n": after.n,
             "blind_method": "the same trained model, image withheld" if after.blind else None,
             "names": {"majority": "Chance"} if after.majority_from == "chance" else {},
-            "majority_method": after.majority_from,
             "failures": after.failures,
             "images": _images_folder(config),
             "text": _text(before, after),

@@ -1,4 +1,4 @@
-"""`diptych show RECIPE --plan`: what a run will take, before anything is downloaded.
+"""`diptych show RECIPE --plan`: what a run will take, before any weights are downloaded.
 
 Everything is built on the meta device, so shapes and counts are exact and no memory is used.
 Estimates say what they assume.
@@ -6,98 +6,48 @@ Estimates say what they assume.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from diptych.errors import ConfigError, DiptychError
-from diptych.model import trainable, vision_encoder
-from diptych.model.architectures.vlm import Vlm
-from diptych.model.language_model import LanguageModel, LanguageModelConfig
-from diptych.model.vision_encoder import VisionEncoder, config_from_dict
-from diptych.model.weights import PACKAGES
+from diptych.cli.sketch import meta_model
+from diptych.errors import DiptychError
+from diptych.model import trainable
+from diptych.model.architecture import Model
 from diptych.recipe import Recipe
+from diptych.train.stage import Stage
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-
-
-class _NoTokenizer:
-    """Stands where a tokenizer would be; a plan never encodes text."""
-
-
-def meta_model(recipe: Recipe) -> Vlm:
-    """The recipe's model on the meta device.
-
-    Raises:
-        WeightsNotFound: the config of pretrained weights is neither local nor reachable.
-    """
-    config = recipe.model
-    if config.name != "vlm":
-        raise ConfigError(
-            f"plans are made for vision-language models, this is a {config.name}",
-            where=f"recipe {recipe.name}",
-            fix="leave out --plan, or try a few steps: --set stages.NAME.num_steps=10",
-        )
-    encoder_config, encoder_hf = vision_encoder.resolve(config.vision_encoder)
-    with torch.device("meta"), _quiet():
-        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-        module = vision_encoder.class_of(encoder_hf)._from_config(encoder_hf)
-        encoder = VisionEncoder(encoder_config, encoder_hf, module)
-        text_hf = _text_config(config.language_model)
-        kind = AutoModelForSeq2SeqLM if text_hf.is_encoder_decoder else AutoModelForCausalLM
-        module = kind.from_config(text_hf)
-        language_model = LanguageModel(module, _NoTokenizer())
-        connector = config.connector.build(encoder.dim, language_model.dim)
-    return Vlm(config, encoder, connector, language_model)
-
-
-def _text_config(config: LanguageModelConfig) -> Any:
-    from transformers import AutoConfig
-
-    from diptych.model.weights import locate
-
-    source = config.weights or config.tokenizer
-    known = PACKAGES.get(source or "")
-    if config.config is not None and config.weights is None:
-        values = dict(config.config)
-        if "vocab_size" not in values:
-            # A tokenizer's size decides; a known package says it without a download.
-            if known is not None and known.config:
-                values["vocab_size"] = known.config["vocab_size"]
-            else:
-                from diptych.model.language_model import resolve
-
-                return resolve(config)[0]
-        return config_from_dict(values, "model.language_model.config")
-    if known is not None and known.config:
-        return config_from_dict(known.config, "model.language_model.weights")
-    return AutoConfig.from_pretrained(locate(str(config.weights)))
+_QUESTION = 64
+"""Tokens of text that a sample of a vision-language model is taken to have beside its picture."""
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameters, tokens, steps, memory and floating-point work of every stage.
 
-    Memory: weights, gradients and AdamW moments of what learns, plus activations of one
-    micro-batch (34 bytes per token, width unit and layer without checkpointing, 2 with it),
-    plus the logits of one chunk of targets. Work: 2 operations per parameter and token forward,
-    4 backward through everything above the lowest part that learns.
+    Memory: weights, gradients and AdamW moments of what learns, activations of what is computed
+    at once, and the logits of one chunk of targets. Activations of text: 64 bytes per token, width
+    unit and layer (4 with checkpointing; Korthikanti et al., arXiv:2205.05198, section 4.1, without
+    dropout, scores not kept); of pictures, where the encoder learns: what its forward pass keeps;
+    bf16 halves both. Work: the encoder's operations as counted, three times where it
+    learns; of text 6 per parameter and token, each time that the objective reads it.
+    Copies that an objective keeps of the model (BLIP's momentum) and cached features are left out.
     """
-    model = meta_model(recipe)
+    model = meta_model(recipe).eval()
     names = recipe.model.parts
     parts = {name: sum(p.numel() for p in model.part(name).parameters()) for name in names}
-    dtypes = {
-        "vision_encoder": recipe.model.vision_encoder.dtype,
-        "connector": "float32",
-        "language_model": recipe.model.language_model.dtype,
-    }
-    weight_bytes = sum(parts[n] * _BYTES[dtypes[n]] for n in names)
-    encoder_tokens = math.prod(model.vision_encoder.grid) + model.vision_encoder.num_prefix
-    text = model.language_model.hf_config.get_text_config()
-    width, layers = text.hidden_size, text.num_hidden_layers
+    configs = {name: getattr(recipe.model, name, None) for name in names}
+    weight_bytes = sum(parts[n] * _BYTES[getattr(configs[n], "dtype", "float32")] for n in names)
+    work_of_picture, kept_of_picture = _one_picture(model)
+    reader: Any = model.part(recipe.model.text_part)
+    text = reader.hf_config.get_text_config()
+    if model.tokens_per_image is not None:
+        tokens = model.tokens_per_image + _QUESTION
+    else:
+        tokens = model.context_tokens
     stages = []
     for stage in recipe.stages:
         groups = trainable.apply(model, stage.learn, stage.learning_rate)
@@ -106,20 +56,21 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         steps = stage.num_steps
         if steps is None and num_samples is not None:
             steps = math.ceil(num_samples * (stage.num_epochs or 1) / stage.global_batch_size)
-        row_tokens = stage.tokens_per_row or 2 * (model.tokens_per_image + 128)
-        batch_tokens = row_tokens * stage.rows_per_batch
-        per_token = 2 if stage.gradient_checkpointing else 34
-        halved = 2 if stage.precision == "bf16" else 1
-        activations = batch_tokens * width * layers * per_token // halved
-        logits = 3 * 2048 * text.vocab_size * 4
+        at_once = _at_once(stage, tokens)
+        passes = stage.objective.text_passes
+        texts = at_once * tokens * passes * text.hidden_size * text.num_hidden_layers
+        kept = texts * (4 if stage.gradient_checkpointing else 64)
+        if "vision_encoder" in learning:
+            kept += at_once * kept_of_picture // (16 if stage.gradient_checkpointing else 1)
+        kept = kept // 2 if stage.precision == "bf16" else kept
+        logits = 3 * 2048 * text.vocab_size * 4 if hasattr(reader, "logits") else 0
         optimizer = sum(learning.values()) * (4 + 8)
-        tokens_per_sample = model.tokens_per_image + 64
         work = None
         if steps is not None:
-            samples = steps * stage.global_batch_size
-            text_work = (2 + 4) * (parts["language_model"] + parts["connector"] / 1)
-            image_work = (6 if "vision_encoder" in learning else 2) * parts["vision_encoder"]
-            work = samples * (text_work * tokens_per_sample + image_work * encoder_tokens)
+            pictures = work_of_picture * (3 if "vision_encoder" in learning else 1)
+            others = sum(n for name, n in parts.items() if name != "vision_encoder")
+            read = 6 * others * tokens * passes
+            work = steps * stage.global_batch_size * (pictures + read)
         stages.append(
             {
                 "stage": stage.name,
@@ -127,7 +78,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
                 "trainable": learning,
                 "samples": num_samples,
                 "steps": steps,
-                "memory_bytes": int(weight_bytes + optimizer + activations + logits),
+                "memory_bytes": int(weight_bytes + optimizer + kept + logits),
                 "floating_point_operations": work,
             }
         )
@@ -136,12 +87,40 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "fingerprint": recipe.fingerprint(),
         "parameters": {**parts, "total": sum(parts.values())},
         "tokens_per_image": model.tokens_per_image,
+        "tokens_per_text": model.context_tokens if model.tokens_per_image is None else None,
         "image_grid": list(model.vision_encoder.grid),
         "stages": stages,
     }
 
 
-def _num_samples(stage: Any) -> int | None:
+def _one_picture(model: Model) -> tuple[int, int]:
+    """Of the encoder's forward pass: operations, and bytes (float32) kept for the way back."""
+    weights = {id(p) for p in model.parameters()}
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        if id(tensor if tensor._base is None else tensor._base) not in weights:
+            kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    height, width = model.preprocessing.image_size
+    pixels = torch.zeros(1, 3, height, width, device="meta")
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, FlopCounterMode(display=False) as counter:
+        model.encode_pixels(pixels)
+    return counter.get_total_flops(), kept
+
+
+def _at_once(stage: Stage, tokens: int) -> int:
+    """Samples whose activations are kept at a time."""
+    if stage.objective.packs:
+        row = stage.tokens_per_row or 2 * (tokens + _QUESTION)
+        return max(1, row * stage.rows_per_batch // tokens)
+    return getattr(stage.objective, "chunk_size", None) or stage.global_batch_size
+
+
+def _num_samples(stage: Stage) -> int | None:
     """Rows of the stage's data where they are local; None where they are not there yet."""
     from diptych.data.format import Reject, read
 
@@ -152,16 +131,3 @@ def _num_samples(stage: Any) -> int | None:
         except (DiptychError, OSError):
             return None
     return total
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    import logging
-
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

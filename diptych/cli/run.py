@@ -141,6 +141,7 @@ def run_recipe(
     with phases("report"):
         write(run)
     summary["seconds"] = phases.seconds
+    summary["architecture"] = recipe.model.name
     summary["before_it"] = {first.name: str(folder) for first, folder in before.values()}
     return summary
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diptych.recipe import Recipe
+from diptych.report.wording import short_count
 
 
 def print_tree(recipe: Recipe, console: Console) -> None:
@@ -59,25 +60,35 @@ def plan_table(plan: dict[str, Any]) -> Group:
     for name, count in plan["parameters"].items():
         parameters.add_row(name, f"{count:,}")
     rows, columns = plan["image_grid"]
-    parameters.caption = (
-        f"one picture: {rows} x {columns} patches, {plan['tokens_per_image']} tokens"
-    )
+    about = f"One picture: {rows} x {columns} patches"
+    if plan["tokens_per_image"] is not None:
+        about += f", {plan['tokens_per_image']} tokens."
+    else:
+        about += f"; one text: up to {plan['tokens_per_text']} tokens."
     stages = Table()
-    for title in ("stage", "objective", "learns", "samples", "steps", "memory", "work"):
-        stages.add_column(title, justify="left" if title in ("stage", "objective") else "right")
+    for title in ("stage", "learns", "samples", "steps", "memory", "TFLOP"):
+        left = title in ("stage", "learns")
+        stages.add_column(title, justify="left" if left else "right")
+    unknown = False
     for stage in plan["stages"]:
-        learns = "\n".join(f"{n} {c:,}" for n, c in stage["trainable"].items())
+        learns = "\n".join(f"{n} {short_count(c)}" for n, c in stage["trainable"].items())
         work = stage["floating_point_operations"]
+        unknown = unknown or work is None
         stages.add_row(
-            stage["stage"],
-            stage["objective"],
+            f"{stage['stage']}\n({stage['objective']})",
             learns,
-            "unknown" if stage["samples"] is None else f"{stage['samples']:,}",
-            "unknown" if stage["steps"] is None else f"{stage['steps']:,}",
+            "?" if stage["samples"] is None else f"{stage['samples']:,}",
+            "?" if stage["steps"] is None else f"{stage['steps']:,}",
             f"{stage['memory_bytes'] / 2**30:.1f} GiB",
-            "unknown" if work is None else f"{work / 1e12:,.1f} TFLOP",
+            "?" if work is None else f"{work / 1e12:,.1f}",
         )
-    return Group(parameters, stages)
+    notes = [
+        "Memory: weights, gradients, moments and activations by estimate; the process itself, its "
+        "loaders and evaluation come on top."
+    ]
+    if unknown:
+        notes.insert(0, "?: depends on data that is not there yet.")
+    return Group(parameters, Text(about), stages, *(Text(n, style="dim") for n in notes))
 
 
 def parts_table(found: dict[str, dict[str, str]]) -> Group:

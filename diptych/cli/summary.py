@@ -16,21 +16,21 @@ def show_summary(summary: dict[str, Any]) -> None:
         table = Table(title="held-out questions", title_justify="left")
         for title in ("", "score", "95 % interval", "questions"):
             table.add_column(title, justify="left" if not title else "right")
-        for name in ("before", "after", "blind", "majority"):
-            score = summary.get(name)
-            if score:
-                interval = f"{score['low']:.1%} to {score['high']:.1%}"
-                style = "bold green" if name == "after" else None
-                table.add_row(name, f"{score['score']:.1%}", interval, str(score["n"]), style=style)
+        # Retrieval has chance where others have a majority answer, and nothing blind.
+        guess = "chance" if summary["majority_method"] == "chance" else "majority"
+        names = {"before": "before", "after": "after", "blind": "blind", "majority": guess}
+        names = {name: title for name, title in names.items() if summary.get(name)}
+        for name, title in names.items():
+            score = summary[name]
+            interval = f"{score['low']:.1%} to {score['high']:.1%}"
+            style = "bold green" if name == "after" else None
+            table.add_row(title, f"{score['score']:.1%}", interval, str(score["n"]), style=style)
         out.print(table)
         kinds = Table(title="by kind", title_justify="left")
-        for title in ("kind", "before", "after", "blind", "majority", "questions"):
+        for title in ("kind", *names.values(), "questions"):
             kinds.add_column(title, justify="left" if title == "kind" else "right")
         for kind, entry in sorted(summary["by_kind"].items()):
-            cells = [
-                f"{entry[name]['score']:.0%}" if entry.get(name) else "-"
-                for name in ("before", "after", "blind", "majority")
-            ]
+            cells = [f"{entry[name]['score']:.0%}" if entry.get(name) else "-" for name in names]
             kinds.add_row(escape(kind), *cells, str(entry["after"]["n"]))
         out.print(kinds)
     seconds = summary["seconds"]
@@ -39,4 +39,8 @@ def show_summary(summary: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"report: {summary['run']}/report.html", highlight=False, soft_wrap=True)
-    out.print(f"chat:   diptych chat {summary['run']} PICTURE", highlight=False, soft_wrap=True)
+    use = {"vlm": f"chat:   diptych chat {summary['run']} PICTURE"}
+    ask = f"ask:    diptych eval {summary['run']} --image PICTURE --text WORDS"
+    use |= dict.fromkeys(("dual_encoder", "captioner", "query_transformer"), ask)
+    if summary["architecture"] in use:
+        out.print(use[summary["architecture"]], highlight=False, soft_wrap=True)

@@ -39,7 +39,8 @@ def clip_b32() -> Recipe:
     model = DualEncoderConfig(
         vision_encoder=VisionEncoderConfig(config=vision, image=image),
         text_encoder=TextEncoderConfig(
-            config={"model_type": "clip_text_model"}, tokenizer="openai/clip-vit-base-patch32"
+            config={"model_type": "clip_text_model", "vocab_size": 49408},
+            tokenizer="openai/clip-vit-base-patch32",
         ),
         dim=512,
     )
@@ -63,7 +64,7 @@ def siglip_b16() -> Recipe:
             config=vision, image=Preprocessing(resize="exact", size=(224, 224))
         ),
         text_encoder=TextEncoderConfig(
-            config={"model_type": "siglip_text_model", **_BASE},
+            config={"model_type": "siglip_text_model", **_BASE, "vocab_size": 32000},
             tokenizer="google/siglip-base-patch16-224",
             pad_to_max=True,
         ),

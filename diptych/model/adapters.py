@@ -52,6 +52,12 @@ def add_adapters(model: Model, part: str, lora: LoraConfig) -> None:
     names = target_names(module, lora.targets)
     if not names:
         linear = sorted({n.rsplit(".", 1)[-1] for n in target_names(module, ())})
+        if not linear:
+            raise ConfigError(
+                f"the {part} has no linear layers, and LoRA changes no others",
+                where=f"learn.{part}.how",
+                fix="let it learn in full, or rest",
+            )
         raise ConfigError(
             f"no linear layer of the {part} is called {' or '.join(lora.targets)}",
             where=f"learn.{part}.lora.targets",
@@ -103,6 +109,9 @@ def merge_adapters(model: M) -> M:
                 layer.merge(safe_merge=True)
                 parent, _, leaf = name.rpartition(".")
                 setattr(root.get_submodule(parent), leaf, layer.get_base_layer())
+        for module in root.modules():
+            if hasattr(module, "peft_config"):  # or new adapters would be taken for second ones
+                del module.peft_config
     model.config = model.config.model_copy(update={"adapters": {}})
     return model
 

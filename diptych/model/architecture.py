@@ -43,11 +43,19 @@ class ArchitectureConfig(PartConfig):
 
     vision_encoder: VisionEncoderConfig
     """The image panel."""
+    weights: str | None = None
+    """Model or run folder that training goes on from, whole, its adapters merged. A recipe file
+    gives nothing else of the model, `model: {weights: FOLDER}`: what the folder is composed of is
+    filled in. Null begins each part as it says itself."""
     adapters: dict[str, LoraConfig] = {}
     """LoRA adapters by part; filled in by stages that learn with LoRA."""
 
-    def compose(self) -> Model:
-        """The model, without adapters; what is new is initialised from the global generator."""
+    def compose(self, tokenizer: Any = None) -> Model:
+        """The model, without adapters; what is new is initialised from the global generator.
+
+        Args:
+            tokenizer: takes the place of the one that the text part names.
+        """
         raise NotImplementedError(f"{type(self).__name__} composes nothing")
 
     @property
@@ -190,13 +198,13 @@ class Model(nn.Module):
 
     def complete_config(self) -> ArchitectureConfig:
         """The config with everything written out, so that loading needs no other weights."""
-        complete = {}
+        complete: dict[str, Any] = {"weights": None}
         for name in type(self.config).model_fields:
             inner = getattr(self.config, name)
             if isinstance(inner, Config) and hasattr(inner, "weights"):
                 part: Any = self.part(name)
                 own: Any = getattr(part, "config", inner)  # as settled by its weights
-                update: dict[str, Any] = {"weights": None, "config": _written(part.hf_config)}
+                update: dict[str, Any] = {"weights": None, "config": written(part.hf_config)}
                 if hasattr(inner, "tokenizer"):
                     update["tokenizer"] = "."
                 complete[name] = own.model_copy(update=update)
@@ -227,7 +235,15 @@ def config_from_dict(values: dict[str, Any], where: str | None = None) -> Any:
 
 
 def build(config: ArchitectureConfig, *, seed: int = 0) -> Any:
-    """Compose a model; what learns from scratch is initialised from `seed`."""
+    """Compose a model; what learns from scratch is initialised from `seed`.
+
+    Raises:
+        ConfigError: `weights` names a model that is composed otherwise.
+    """
+    if config.weights is not None:
+        from diptych.model.checkpoint import begin
+
+        return begin(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = config.model_copy(update={"adapters": {}}).compose()
@@ -236,7 +252,8 @@ def build(config: ArchitectureConfig, *, seed: int = 0) -> Any:
     return model.eval()
 
 
-def _written(hf_config: Any) -> dict[str, Any]:
+def written(hf_config: Any) -> dict[str, Any]:
+    """A Hugging Face config as plain data, with its `model_type`."""
     values = json.loads(hf_config.to_json_string(use_diff=True))
     kept = {k: v for k, v in values.items() if k not in ("transformers_version", "dtype")}
     return {"model_type": hf_config.model_type, **kept}

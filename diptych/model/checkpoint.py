@@ -28,8 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych.errors import CheckpointError, UnsafeFile, WeightsNotFound
-from diptych.model.architecture import Model, build, config_from_dict
+from diptych.errors import CheckpointError, ConfigError, UnsafeFile, WeightsNotFound
+from diptych.model.adapters import add_adapters, merge_adapters
+from diptych.model.architecture import ArchitectureConfig, Model, build, config_from_dict
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HASHES = "hashes.json"
@@ -59,6 +60,57 @@ def load_model(name: Path | str) -> Any:
         CheckpointError: the folder is incomplete or does not fit its config.
         UnsafeFile: the weights are a pickle.
     """
+    folder = model_folder(name)
+    config = composition(folder)
+    if not (folder / "model.safetensors").is_file():
+        pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
+        if pickles:
+            raise UnsafeFile(
+                f"{pickles[0]} is a pickle and could execute code; it was not read",
+                where=str(folder),
+                fix="save the model as model.safetensors",
+            )
+        raise CheckpointError("model.safetensors is missing", where=str(folder))
+    known = _known_hashes(folder).get("model.safetensors")
+    if known is not None and file_hash(folder / "model.safetensors") != known:
+        raise CheckpointError(
+            "model.safetensors has another hash than when it was saved",
+            where=str(folder),
+            fix="copy the folder again; after a change on purpose, delete its hashes.json",
+        )
+    model = build(config)
+    load_tensors(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def begin(config: ArchitectureConfig) -> Any:
+    """The model of `config.weights`, as further training begins: adapters merged, new ones added.
+
+    Raises:
+        ConfigError: it is composed otherwise than `config` says.
+    """
+    model = merge_adapters(load_model(str(config.weights)))
+    for name in type(config).model_fields:
+        if name in ("weights", "adapters"):
+            continue
+        if getattr(model.config, name, None) != getattr(config, name):
+            raise ConfigError(
+                f"the model in '{config.weights}' has another {name}",
+                where=f"model.{name}",
+                fix="give nothing but `weights` under `model` of a recipe file; the rest is taken "
+                "from that folder",
+            )
+    for part, lora in config.adapters.items():
+        add_adapters(model, part, lora)
+    return model.eval()
+
+
+def model_folder(name: Path | str) -> Path:
+    """The folder of a model: itself, a run folder's `model/`, or what a hub has by that name.
+
+    Raises:
+        WeightsNotFound: no such folder.
+    """
     from diptych.model.weights import locate
 
     folder = Path(os.path.expanduser(name))
@@ -70,6 +122,15 @@ def load_model(name: Path | str) -> Any:
         if folder.exists() or str(name).startswith((".", "/", "~")):
             raise WeightsNotFound("there is no such model folder", where=str(name))
         folder = locate(str(name))
+    return folder
+
+
+def composition(folder: Path) -> ArchitectureConfig:
+    """What a model folder is composed of, its tokenizer where it lies.
+
+    Raises:
+        CheckpointError: the folder holds no model of ours.
+    """
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             "the folder has no config.json", where=str(folder), fix="name a saved model folder"
@@ -90,29 +151,12 @@ def load_model(name: Path | str) -> Any:
         if isinstance(value, dict) and "tokenizer" in value:
             value["tokenizer"] = str(folder)
     config = config_from_dict(values, where=str(folder / "config.json"))
-    if not (folder / "model.safetensors").is_file():
-        pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
-        if pickles:
-            raise UnsafeFile(
-                f"{pickles[0]} is a pickle and could execute code; it was not read",
-                where=str(folder),
-                fix="save the model as model.safetensors",
-            )
-        raise CheckpointError("model.safetensors is missing", where=str(folder))
-    if any(getattr(getattr(config, n), "weights", None) for n in type(config).model_fields):
+    fields = (getattr(config, name) for name in type(config).model_fields)
+    if config.weights or any(getattr(field, "weights", None) for field in fields):
         raise CheckpointError(
             "the folder's config.json asks for weights from elsewhere", where=str(folder)
         )
-    known = _known_hashes(folder).get("model.safetensors")
-    if known is not None and file_hash(folder / "model.safetensors") != known:
-        raise CheckpointError(
-            "model.safetensors has another hash than when it was saved",
-            where=str(folder),
-            fix="copy the folder again; after a change on purpose, delete its hashes.json",
-        )
-    model = build(config)
-    load_tensors(model, folder / "model.safetensors")
-    return model.eval()
+    return config
 
 
 def _card(model: Model) -> str:

@@ -41,7 +41,7 @@ class LanguageModelConfig(Config):
     """Precision in which the weights are kept; LoRA adapters on them stay float32."""
 
 
-def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
+def resolve(config: LanguageModelConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     """(HF config, tokenizer), no weights read.
 
     Raises:
@@ -49,9 +49,10 @@ def resolve(config: LanguageModelConfig) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig
 
-    tokenizer = load_tokenizer(config.tokenizer or config.weights, "model.language_model")
+    source = config.tokenizer or config.weights
+    tokenizer = tokenizer or load_tokenizer(source, "model.language_model")
     if config.weights is not None:
-        folder = locate(config.weights)
+        folder = locate(config.weights, described=True)
         with reading(folder, "model.language_model.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     elif config.config is not None:
@@ -95,7 +96,8 @@ def load_tokenizer(source: str | None, where: str) -> Any:
         )
     try:
         # Pickled weights beside a tokenizer are nobody's business here.
-        return AutoTokenizer.from_pretrained(locate(source, pickles=True), trust_remote_code=False)
+        folder = locate(source, pickles=True, described=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsNotFound(
             f"'{source}' holds no tokenizer that transformers can read: {error}",
@@ -103,11 +105,11 @@ def load_tokenizer(source: str | None, where: str) -> Any:
         ) from error
 
 
-def build(config: LanguageModelConfig) -> LanguageModel:
-    """The language model with its weights, or newly initialised."""
+def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
+    """The language model with its weights, or newly initialised; `tokenizer` instead of its own."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    hf_config, tokenizer = resolve(config)
+    hf_config, tokenizer = resolve(config, tokenizer)
     kind = AutoModelForSeq2SeqLM if hf_config.is_encoder_decoder else AutoModelForCausalLM
     if config.weights is None:
         try:

@@ -170,8 +170,8 @@ class QueryFormer(nn.Module):
         ).last_hidden_state
 
 
-def build(config: QueryFormerConfig, image_dim: int) -> QueryFormer:
-    """Newly initialised, or with the layers of a BERT.
+def build(config: QueryFormerConfig, image_dim: int, tokenizer: Any = None) -> QueryFormer:
+    """Newly initialised, or with the layers of a BERT; `tokenizer` instead of its own.
 
     Raises:
         ConfigError: neither weights nor config, or no tokenizer.
@@ -179,7 +179,8 @@ def build(config: QueryFormerConfig, image_dim: int) -> QueryFormer:
     """
     from transformers import AutoConfig, Blip2QFormerConfig
 
-    tokenizer = with_marks(load_tokenizer(config.tokenizer or config.weights, WHERE))
+    own = config.tokenizer or config.weights
+    tokenizer = with_marks(tokenizer or load_tokenizer(own, WHERE))
     shared = {
         "encoder_hidden_size": image_dim,
         "cross_attention_frequency": config.cross_attention_every,
@@ -209,17 +210,7 @@ def build(config: QueryFormerConfig, image_dim: int) -> QueryFormer:
     folder = locate(config.weights)
     with reading(folder, f"{WHERE}.weights"):
         bert = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if bert.model_type != "bert":
-        raise CheckpointError(
-            f"a {bert.model_type} has other layers than BERT", where=f"{WHERE}.weights"
-        )
-    names = (
-        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-        *("hidden_act", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
-    )
-    sizes = {name: getattr(bert, name) for name in names}
-    if config.num_layers is not None:
-        sizes["num_hidden_layers"] = min(config.num_layers, bert.num_hidden_layers)
+    sizes = bert_sizes(bert, config.num_layers, f"{WHERE}.weights")
     hf_config = Blip2QFormerConfig(**sizes, **shared, vocab_size=len(tokenizer))
     former = QueryFormer(config, hf_config, tokenizer, image_dim)
     _start_from(former, folder)
@@ -287,6 +278,24 @@ def _with_qformer(config: QueryFormerConfig, tokenizer: Any, image_dim: int) -> 
     if queries is not None:
         take_queries(former, queries)
     return former
+
+
+def bert_sizes(bert: Any, num_layers: int | None, where: str) -> dict[str, Any]:
+    """Sizes of a BERT's layers from its config; at most `num_layers` of them.
+
+    Raises:
+        CheckpointError: the config is not a BERT's.
+    """
+    if bert.model_type != "bert":
+        raise CheckpointError(f"a {bert.model_type} has other layers than BERT", where=where)
+    names = (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+        *("hidden_act", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
+    )
+    sizes = {name: getattr(bert, name) for name in names}
+    if num_layers is not None:
+        sizes["num_hidden_layers"] = min(num_layers, bert.num_hidden_layers)
+    return sizes
 
 
 def with_marks(tokenizer: Any) -> Any:

@@ -104,7 +104,7 @@ class TextEncoder(nn.Module):
         return (states * weights).sum(1) / weights.sum(1)
 
 
-def resolve(config: TextEncoderConfig) -> tuple[Any, Any]:
+def resolve(config: TextEncoderConfig, tokenizer: Any = None) -> tuple[Any, Any]:
     """(HF config, tokenizer), no weights read.
 
     Raises:
@@ -112,9 +112,9 @@ def resolve(config: TextEncoderConfig) -> tuple[Any, Any]:
     """
     from transformers import AutoConfig
 
-    tokenizer = load_tokenizer(config.tokenizer or config.weights, WHERE)
+    tokenizer = tokenizer or load_tokenizer(config.tokenizer or config.weights, WHERE)
     if config.weights is not None:
-        folder = locate(config.weights)
+        folder = locate(config.weights, described=True)
         with reading(folder, f"{WHERE}.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         hf_config = getattr(hf_config, "text_config", hf_config)
@@ -145,9 +145,9 @@ def resolve(config: TextEncoderConfig) -> tuple[Any, Any]:
     return hf_config, tokenizer
 
 
-def build(config: TextEncoderConfig) -> TextEncoder:
-    """The text encoder with its weights, or newly initialised."""
-    hf_config, tokenizer = resolve(config)
+def build(config: TextEncoderConfig, tokenizer: Any = None) -> TextEncoder:
+    """The text encoder with its weights, or newly initialised; `tokenizer` instead of its own."""
+    hf_config, tokenizer = resolve(config, tokenizer)
     kind = class_of(hf_config)
     if config.weights is None:
         module = kind._from_config(hf_config)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.data.plain_text import TextTokens
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import ConfigError
 from diptych.model.language_model import load_tokenizer
-from diptych.model.query_former import DEC, with_marks
+from diptych.model.query_former import DEC, bert_sizes, with_marks
 from diptych.model.weights import load_pretrained, locate, of_a_model, reading
 
 WHERE = "model.text"
@@ -133,8 +133,8 @@ def share(reader: Any, writer: Any) -> None:
     predictions.decoder.bias = predictions.bias
 
 
-def build(config: TextMixtureConfig, image_dim: int) -> TextMixture:
-    """Newly initialised, or with the layers of a BERT.
+def build(config: TextMixtureConfig, image_dim: int, tokenizer: Any = None) -> TextMixture:
+    """Newly initialised, or with the layers of a BERT; `tokenizer` instead of its own.
 
     Raises:
         ConfigError: neither weights nor config, or no tokenizer.
@@ -144,7 +144,8 @@ def build(config: TextMixtureConfig, image_dim: int) -> TextMixture:
 
     if config.weights is not None and of_a_model(config.weights) is not None:
         return _of_captioner(config, image_dim)
-    tokenizer = with_marks(load_tokenizer(config.tokenizer or config.weights, WHERE))
+    own = config.tokenizer or config.weights
+    tokenizer = with_marks(tokenizer or load_tokenizer(own, WHERE))
     if ENC not in tokenizer.get_vocab():
         tokenizer.add_tokens([ENC], special_tokens=True)
     shared = {
@@ -175,17 +176,7 @@ def build(config: TextMixtureConfig, image_dim: int) -> TextMixture:
     folder = locate(config.weights)
     with reading(folder, f"{WHERE}.weights"):
         bert = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if bert.model_type != "bert":
-        raise CheckpointError(
-            f"a {bert.model_type} has other layers than BERT", where=f"{WHERE}.weights"
-        )
-    names = (
-        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
-        *("hidden_act", "max_position_embeddings", "initializer_range", "layer_norm_eps"),
-    )
-    sizes = {name: getattr(bert, name) for name in names}
-    if config.num_layers is not None:
-        sizes["num_hidden_layers"] = min(config.num_layers, bert.num_hidden_layers)
+    sizes = bert_sizes(bert, config.num_layers, f"{WHERE}.weights")
     mixture = TextMixture(
         config, BlipTextConfig(**sizes, **shared, vocab_size=len(tokenizer)), tokenizer
     )

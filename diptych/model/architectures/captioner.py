@@ -39,9 +39,9 @@ class CaptionerConfig(ArchitectureConfig):
     temperature: float = Field(default=0.07, gt=0)
     """Temperature of the contrastive logits to begin with; learned."""
 
-    def compose(self) -> Captioner:
+    def compose(self, tokenizer: Any = None) -> Captioner:
         encoder = vision_encoders.build(self.vision_encoder)
-        text = text_mixtures.build(self.text, encoder.dim)
+        text = text_mixtures.build(self.text, encoder.dim, tokenizer)
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return Captioner(config, encoder, text, Heads(encoder.dim, text.dim, self))
 

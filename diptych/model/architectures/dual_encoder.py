@@ -49,10 +49,10 @@ class DualEncoderConfig(ArchitectureConfig):
     bias: float | None = None
     """Bias of every logit to begin with, learned (SigLIP: -10); null has none (CLIP)."""
 
-    def compose(self) -> DualEncoder:
+    def compose(self, tokenizer: Any = None) -> DualEncoder:
         own = self.image_pool == "model"
         encoder = vision_encoders.build(self.vision_encoder, pooled=own)
-        texts = text_encoders.build(self.text_encoder)
+        texts = text_encoders.build(self.text_encoder, tokenizer)
         space = Space(self, encoder.dim, texts.dim)
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return DualEncoder(config, encoder, texts, space)

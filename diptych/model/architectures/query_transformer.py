@@ -38,9 +38,9 @@ class QueryTransformerConfig(ArchitectureConfig):
     temperature: float = Field(default=0.07, gt=0)
     """Temperature of the contrastive logits to begin with; learned."""
 
-    def compose(self) -> QueryTransformer:
+    def compose(self, tokenizer: Any = None) -> QueryTransformer:
         encoder = vision_encoders.build(self.vision_encoder)
-        former = query_formers.build(self.query_former, encoder.dim)
+        former = query_formers.build(self.query_former, encoder.dim, tokenizer)
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return QueryTransformer(config, encoder, former, Heads(former.dim, self))
 

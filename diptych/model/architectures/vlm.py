@@ -44,11 +44,12 @@ class VlmConfig(ArchitectureConfig):
     language_model: LanguageModelConfig
     """The text panel."""
 
-    def compose(self) -> Vlm:
+    def compose(self, tokenizer: Any = None) -> Vlm:
         encoder = vision_encoders.build(self.vision_encoder)
-        language_model = language_models.build(self.language_model)
+        language_model = language_models.build(self.language_model, tokenizer)
         connector = self.connector.build(encoder.dim, language_model.dim)
-        connector.start_at(float(language_model.embeddings.detach().float().std()))
+        if not language_model.embeddings.is_meta:
+            connector.start_at(float(language_model.embeddings.detach().float().std()))
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return Vlm(config, encoder, connector, language_model)
 

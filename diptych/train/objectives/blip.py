@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ FLOOR = 1e-4
 
 class Config(ObjectiveConfig):
     """ITC with momentum and queue, ITM and LM of a captioner."""
+
+    text_passes: ClassVar[int] = 5  # read, three times checked, written
 
     name: str = "blip"
     """File stem of the part."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from diptych.train.objective import Objective, ObjectiveConfig
 
 class Config(ObjectiveConfig):
     """Predict the assistant's tokens."""
+
+    packs: ClassVar[bool] = True
 
     name: str = "next_token"
     """File stem of the part."""

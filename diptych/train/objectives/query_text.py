@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ from diptych.train.ranks import gather_padded, gather_rows, total
 
 class Config(ObjectiveConfig):
     """ITC, ITM and ITG of a querying transformer."""
+
+    text_passes: ClassVar[int] = 5  # read, three times checked, written
 
     name: str = "query_text"
     """File stem of the part."""

@@ -7,7 +7,7 @@ its attention, which has to be learned too); here every position learns from its
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from diptych.train.objective import Objective, ObjectiveConfig
 
 class Config(ObjectiveConfig):
     """Predict the tokens of the regions at every position of the encoder's grid."""
+
+    text_passes: ClassVar[int] = 0  # words are compared with embeddings alone
 
     name: str = "regions"
     """File stem of the part."""

