@@ -22,6 +22,7 @@ A stopped run goes on where it was: every training run is a folder of `--work`.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -44,14 +45,21 @@ ARMS = ("stage1", "random", "blind")
 
 
 def grey(data: Path, out: Path) -> Path:
-    """The same pairs, every picture the same grey square."""
+    """The same pairs, every picture a grey square.
+
+    Each under the name of the picture that it replaces: samples of one picture come one after the
+    other, and with a single square all would, in the order of the file.
+    """
     if (out / "test.jsonl").is_file():
         return out
-    out.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (128, 128), (127, 127, 127)).save(out / "grey.png")
+    square = io.BytesIO()
+    Image.new("RGB", (128, 128), (127, 127, 127)).save(square, "PNG")
     for split in ("train", "test"):
-        rows = [json.loads(t) for t in (data / f"{split}.jsonl").read_text("utf-8").splitlines()]
-        text = "".join(json.dumps({**row, "image": "grey.png"}) + "\n" for row in rows)
+        text = (data / f"{split}.jsonl").read_text("utf-8")
+        for line in text.splitlines():
+            file = out / json.loads(line)["image"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(square.getvalue())
         staged = out / f".{split}.jsonl"
         staged.write_text(text, encoding="utf-8")
         staged.rename(out / f"{split}.jsonl")
@@ -142,8 +150,6 @@ def main() -> None:
             if s.limit:
                 changes.append(f"evaluation.limit={s.limit}")
             for stage in ("generate", "tune"):
-                # Or the texts of the one grey picture would come in a row.
-                changes.append(f"stages.{stage}.share_images=false")
                 changes += _data(stage, paths["grey" if arm == "blind" else "seen"])
             run = train(second, work / f"{arm}-then-2-{seed}", changes)
             results[arm].append(Result.load(run / "eval" / "after"))
