@@ -4,7 +4,7 @@ On the picture corpus:
 
 - the language model of the recipe blip2-small learns the corpus's wording without pictures, once;
 - `stage1`: queries learn by contrast, matching and captioning (recipe blip2-small-stage1); then
-  stage 2 (recipe blip2-small): queries in front of the frozen language model, then both tuned;
+  stage 2 (recipe blip2-small): queries in front of the frozen language model;
 - `random`: the same stage 2 from a Q-Former of the same sizes with random weights;
 - `blind`: the same as `stage1`, but every picture of stage 2 and of the test is one grey square:
   what the habits of captions alone are worth.
@@ -108,7 +108,6 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="stage1 and what it is held against")
     parser.add_argument("--stage1-epochs", type=float, help="other than the recipe's")
     parser.add_argument("--stage2-epochs", type=float, help="other than the recipe's")
-    parser.add_argument("--tune-epochs", type=float, help="other than the recipe's")
     parser.add_argument("--limit", type=int, help="test pairs, for a quick look")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -145,12 +144,9 @@ def main() -> None:
             changes = [*shared, *connectors[arm], "evaluation.before=false", *speaker]
             if s.stage2_epochs:
                 changes.append(f"stages.generate.num_epochs={s.stage2_epochs}")
-            if s.tune_epochs:
-                changes.append(f"stages.tune.num_epochs={s.tune_epochs}")
             if s.limit:
                 changes.append(f"evaluation.limit={s.limit}")
-            for stage in ("generate", "tune"):
-                changes += _data(stage, paths["grey" if arm == "blind" else "seen"])
+            changes += _data("generate", paths["grey" if arm == "blind" else "seen"])
             run = train(second, work / f"{arm}-then-2-{seed}", changes)
             results[arm].append(Result.load(run / "eval" / "after"))
             figures = results[arm][-1].aggregates
@@ -161,7 +157,6 @@ def main() -> None:
         "settings": {
             "seeds": s.seeds, "stage1_epochs": s.stage1_epochs or first.stages[0].num_epochs,
             "stage2_epochs": s.stage2_epochs or second.stages[0].num_epochs,
-            "tune_epochs": s.tune_epochs or second.stages[1].num_epochs,
             "limit": s.limit,
         },
         "contenders": {arm: _figures(found) for arm, found in results.items()},
