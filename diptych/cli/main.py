@@ -136,7 +136,7 @@ def show(
     recipe: Annotated[str, typer.Argument(help="Recipe name or file.")],
     set: Set = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="What the run will take, before any download.")
+        bool, typer.Option("--plan", help="What the run will take; no weights are fetched.")
     ] = False,
     json: Json = False,
     debug: Debug = False,

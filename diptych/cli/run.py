@@ -141,7 +141,7 @@ def run_recipe(
     with phases("report"):
         write(run)
     summary["seconds"] = phases.seconds
-    summary["architecture"] = recipe.model.name
+    summary["ask"] = model.command and model.command.format(run)
     summary["before_it"] = {first.name: str(folder) for first, folder in before.values()}
     return summary
 
@@ -173,7 +173,7 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     Trained once and kept in the run folder, so that a resumed run reads the same tokens.
     """
     from diptych.data.source import rows
-    from diptych.data.tokenizer import train
+    from diptych.data.tokenizer import VOCAB_SIZE, train
 
     config = recipe.model.text_config
     if config.tokenizer != TRAINED_ON_DATA:
@@ -189,7 +189,7 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
                         # As the template writes them: an answer starts with a blank.
                         texts.append(turn.text if turn.role == "user" else f" {turn.text}")
                     answers[row.answer.strip()] += 1
-        size = (config.config or {}).get("vocab_size", 2048)
+        size = (config.config or {}).get("vocab_size", VOCAB_SIZE)
         train(texts, folder, vocab_size=size, words=_names(answers))
     text = config.model_copy(update={"tokenizer": str(folder.absolute())})
     return recipe.model.model_copy(update={recipe.model.text_part: text})

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diptych.data.tokenizer import VOCAB_SIZE
 from diptych.errors import ConfigError
 from diptych.model import vision_encoder
 from diptych.model.architecture import ArchitectureConfig, Model, config_from_dict, written
@@ -139,7 +140,7 @@ def _tokenizer(sized: Any, named: Any) -> Any:
     source = sized.tokenizer or named.weights
     size = (sized.config or {}).get("vocab_size")
     if source == TRAINED_ON_DATA:
-        return _Counted(size or 2048, True)  # as data.tokenizer.train has it
+        return _Counted(size or VOCAB_SIZE, True)
     known = PACKAGES.get(source or "")
     if known is not None and known.config:
         size = known.config["vocab_size"]

@@ -39,8 +39,5 @@ def show_summary(summary: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"report: {summary['run']}/report.html", highlight=False, soft_wrap=True)
-    use = {"vlm": f"chat:   diptych chat {summary['run']} PICTURE"}
-    ask = f"ask:    diptych eval {summary['run']} --image PICTURE --text WORDS"
-    use |= dict.fromkeys(("dual_encoder", "captioner", "query_transformer"), ask)
-    if summary["architecture"] in use:
-        out.print(use[summary["architecture"]], highlight=False, soft_wrap=True)
+    if summary["ask"]:
+        out.print(f"ask:    {summary['ask']}", highlight=False, soft_wrap=True)

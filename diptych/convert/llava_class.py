@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.errors import CheckpointError, ModelError, UnsafeFile
-from diptych.model.checkpoint import PICKLES
+from diptych.errors import CheckpointError, ModelError
+from diptych.model.checkpoint import refuse_pickles
 
 CLASS_NAME = "transformers.LlavaForConditionalGeneration"
 
@@ -25,13 +25,7 @@ def open_llava(path: Path, dtype: torch.dtype | str) -> Any:
     from transformers import LlavaForConditionalGeneration
 
     if not any(path.glob("*.safetensors")):
-        pickles = [p.name for p in path.iterdir() if p.suffix in PICKLES]
-        if pickles:
-            raise UnsafeFile(
-                f"{pickles[0]} is a pickle and could execute code; it was not read",
-                where=str(path),
-                fix="save the model as safetensors",
-            )
+        refuse_pickles(path)
     try:
         both: Any = LlavaForConditionalGeneration.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -20,8 +20,12 @@ MARKS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
 as a sign to pool at the largest id of a text."""
 
 
+VOCAB_SIZE = 2048
+"""Tokens where nothing else is asked for."""
+
+
 def train(
-    texts: Iterable[str], folder: Path, *, vocab_size: int = 2048, words: Iterable[str] = ()
+    texts: Iterable[str], folder: Path, *, vocab_size: int = VOCAB_SIZE, words: Iterable[str] = ()
 ) -> Path:
     """Train a byte-level BPE tokenizer and save it as a folder that transformers loads.
 

@@ -70,6 +70,7 @@ class Model(nn.Module):
     Attributes:
         config: what it is composed of; grows by adapters.
         card_tag, card_usage: of the model card: pipeline tag, and a few lines of Python.
+        command: asks the model in a terminal, {} for its folder; None where none does.
         tokens_per_image: language-model tokens of one picture, where pictures become such.
         represents: what it has vectors of: image, text, multimodal.
     """
@@ -78,6 +79,7 @@ class Model(nn.Module):
     vision_encoder: VisionEncoder
     card_tag: ClassVar[str]
     card_usage: ClassVar[str]
+    command: ClassVar[str | None] = None
     tokens_per_image: int | None = None
     represents: ClassVar[tuple[str, ...]] = ()
 

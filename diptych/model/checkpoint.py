@@ -63,13 +63,7 @@ def load_model(name: Path | str) -> Any:
     folder = model_folder(name)
     config = composition(folder)
     if not (folder / "model.safetensors").is_file():
-        pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
-        if pickles:
-            raise UnsafeFile(
-                f"{pickles[0]} is a pickle and could execute code; it was not read",
-                where=str(folder),
-                fix="save the model as model.safetensors",
-            )
+        refuse_pickles(folder)
         raise CheckpointError("model.safetensors is missing", where=str(folder))
     known = _known_hashes(folder).get("model.safetensors")
     if known is not None and file_hash(folder / "model.safetensors") != known:
@@ -81,6 +75,21 @@ def load_model(name: Path | str) -> Any:
     model = build(config)
     load_tensors(model, folder / "model.safetensors")
     return model.eval()
+
+
+def refuse_pickles(folder: Path) -> None:
+    """For a folder without safetensors.
+
+    Raises:
+        UnsafeFile: it has pickles instead.
+    """
+    pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
+    if pickles:
+        raise UnsafeFile(
+            f"{pickles[0]} is a pickle and could execute code; it was not read",
+            where=str(folder),
+            fix="save the model as safetensors",
+        )
 
 
 def begin(config: ArchitectureConfig) -> Any:

@@ -82,6 +82,9 @@ def test_a_run_goes_on_where_another_ended(first, squares, tmp_path):
     asked = [rows[r["id"]] for r in before]
     said = end.generate(asked, max_new_tokens=32, images=index.image_bytes)
     assert len(before) == 8 and [r["output"] for r in before] == said
+    # Finished, it says how to ask the model.
+    again = CliRunner().invoke(app, ["train", str(file), "--run", str(folder)])
+    assert f"diptych chat {folder} PICTURE" in again.output.replace("\n", "")
     # The run's own recipe gives the same run again.
     assert load(str(folder)).model == recipe.model
 
@@ -144,7 +147,7 @@ def test_adapters_are_begun_anew(first):
     assert fresh and not any(p.any() for p in fresh)
 
 
-def test_lora_on_a_part_without_linear_layers_says_so(tiny_dual, tiny_model):
+def test_lora_on_a_part_without_linear_layers_says_so(tiny_model):
     from diptych.model.adapters import LoraConfig, add_adapters
 
     model = tiny_model(vision="resnet")

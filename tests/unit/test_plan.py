@@ -116,7 +116,7 @@ def test_a_table_for_people():
         assert words in result.output
 
 
-def test_of_a_model_on_a_hub_only_its_description_is_fetched(tmp_path, tiny_dual, tokenizer_folder):
+def test_of_a_model_on_a_hub_only_its_description_is_fetched(tmp_path, tokenizer_folder):
     """Over a real mirror; and what a plan left in the cache is not taken for the weights."""
     import transformers
 
@@ -150,19 +150,19 @@ def test_of_a_model_on_a_hub_only_its_description_is_fetched(tmp_path, tiny_dual
     (tmp_path / "hub.json").write_text(recipe.to_json())
     with Mirror(repos) as mirror:
         settings = environment(mirror, tmp_path)
-        planned = run("diptych.cli.main", ["show", "hub.json", "--plan", "--json"], settings)
+        planned = run(["diptych", "show", "hub.json", "--plan", "--json"], settings)
         assert not [file for file in mirror.sent if file.endswith(".safetensors")]
         assert "config.json" in mirror.sent
-        composed = run("tests.unit.test_plan", ["hub.json"], settings)
+        composed = run(["tests.unit.test_plan", "hub.json"], settings)
         assert mirror.sent.count("model.safetensors") == 2
     assert planned["parameters"] == composed
 
 
-def run(module: str, words: list[str], settings: dict[str, str]) -> dict:
-    """In a process of its own: the hub's library reads its settings when it is imported."""
+def run(words: list[str], settings: dict[str, str]) -> dict:
+    """A module in a process of its own, as the hub's library reads its settings on import."""
     root = Path(__file__).parents[2]
     settings = {**settings, "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "diptych" if module.startswith("diptych") else module, *words]
+    command = [sys.executable, "-m", *words]
     done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

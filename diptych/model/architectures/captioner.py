@@ -71,6 +71,7 @@ class Captioner(Model):
     text: TextMixture
     heads: Heads
     represents = ("image", "text", "multimodal")
+    command = "diptych eval {} --image PICTURE --text WORDS"
     card_tag = "image-to-text"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\nprint(model.caption(["picture.png"]))'

@@ -106,6 +106,7 @@ class DualEncoder(Model):
     text_encoder: TextEncoder
     space: Space
     represents = ("image", "text")
+    command = "diptych eval {} --image PICTURE --text WORDS"
     card_tag = "zero-shot-image-classification"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\n'

@@ -68,6 +68,7 @@ class QueryTransformer(Model):
     query_former: QueryFormer
     heads: Heads
     represents = ("image", "text", "multimodal")
+    command = "diptych eval {} --image PICTURE --text WORDS"
     card_tag = "image-feature-extraction"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\n'

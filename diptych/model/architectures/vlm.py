@@ -67,6 +67,7 @@ class Vlm(Model):
 
     language_model: LanguageModel
     represents = ("image", "text", "multimodal")
+    command = "diptych chat {} PICTURE"
     card_tag = "image-text-to-text"
     card_usage = (
         'model = diptych.load("path/to/this/folder")\n'
