@@ -87,7 +87,7 @@ def compare_given(
             fix="use a dual encoder, or ask it with `diptych chat`",
         )
     cosines = loaded.similarity([str(p) for p in images], texts)
-    shares = (loaded.space.log_scale.detach().exp() * cosines).softmax(1)
+    shares = (loaded.scale().detach().cpu() * cosines).softmax(1)
     return {
         "images": [str(p) for p in images],
         "texts": list(texts),

@@ -145,3 +145,24 @@ def test_sigterm_saves_and_says_resume_me(recipe_file, tmp_path):
     checkpoints = list((folder / "checkpoints").iterdir())
     assert len(checkpoints) == 1
     assert load(str(folder)).name == "tiny"
+
+
+@pytest.mark.parametrize("kind", ["dual", "captioner", "query"])
+def test_every_model_with_vectors_compares_pictures_and_texts(kind, request, squares, tmp_path):
+    from diptych.model.architecture import build, config_from_dict
+
+    values = request.getfixturevalue("tiny_" + kind)()
+    config = config_from_dict({"name": "dual_encoder", **values})
+    model = build(config, seed=1)
+    model.save(tmp_path / "model")
+    picture = sorted((squares / "images").iterdir())[0]
+    words = ["eval", str(tmp_path / "model"), "--image", str(picture)]
+    words += ["--text", "a red square", "--text", "a blue one", "--json"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    wanted = model.similarity([picture], ["a red square", "a blue one"])
+    assert found["similarity"][0] == pytest.approx(wanted[0].tolist(), abs=1e-6)
+    shares = (wanted * model.scale()).softmax(1)
+    assert found["share"][0] == pytest.approx(shares[0].tolist(), abs=1e-5)
+    assert model.command is not None and model.command.startswith("diptych eval {} --image")

@@ -146,6 +146,10 @@ class Captioner(Model):
         """Cosines float32 [I, n]."""
         return self.compare(self.encode_images(images), self.encode_texts(texts))
 
+    def scale(self) -> Tensor:
+        """Inverse temperature of the contrastive logits, a scalar."""
+        return 1 / self.heads.temperature
+
     @staticmethod
     def compare(images: Tensor, texts: Tensor) -> Tensor:
         """Unit vectors [I, E] and [n, E] -> cosines [I, n]."""

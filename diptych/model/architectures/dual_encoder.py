@@ -155,8 +155,12 @@ class DualEncoder(Model):
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Unit vectors [I, D] and [n, D] -> logits [I, n]: scaled cosines, plus the bias."""
-        logits = self.space.scale() * images @ texts.T
+        logits = self.scale() * images @ texts.T
         return logits if self.space.bias is None else logits + self.space.bias
+
+    def scale(self) -> Tensor:
+        """Inverse temperature of the logits, a scalar."""
+        return self.space.scale()
 
     def represent(
         self, what: str, batch: Batch, *, space: str, layer: int = -1

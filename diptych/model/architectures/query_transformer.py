@@ -178,6 +178,10 @@ class QueryTransformer(Model):
         """Cosines float32 [I, n]: of a text and the query that is closest to it."""
         return self.compare(self.encode_images(images), self.encode_texts(texts))
 
+    def scale(self) -> Tensor:
+        """Inverse temperature of the contrastive logits, a scalar."""
+        return 1 / self.heads.temperature
+
     @staticmethod
     def compare(images: Tensor, texts: Tensor) -> Tensor:
         """Unit vectors [I, Q, E] and [n, E] -> [I, n], the maximum over queries."""
