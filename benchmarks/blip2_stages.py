@@ -9,12 +9,13 @@ On the picture corpus:
 - `blind`: the same as `stage1`, but every picture of stage 2 and of the test is one grey square:
   what the habits of captions alone are worth.
 
-All three see the same captions in the same order for the same number of steps. The score is CIDEr-D
-of captions by beam search on the held-out pairs; differences are paired, with 95 % intervals over
-pictures and seeds drawn anew together.
+All three see the same captions in the same order for the same number of steps. With several
+`--rates`, each arm has the rate of stage 2 that serves it best on the validation pairs with the
+first seed. The score is CIDEr-D of captions by beam search on the held-out pairs; differences are
+paired, with 95 % intervals over pictures and seeds drawn anew together.
 
     diptych data pictures pictures
-    python benchmarks/blip2_stages.py --data pictures --work runs-blip2 --json
+    python benchmarks/blip2_stages.py --data pictures --work runs-blip2 --rates 2e-3,5e-3 --json
 
 A stopped run goes on where it was: every training run is a folder of `--work`.
 """
@@ -34,12 +35,13 @@ from typing import Any
 
 from PIL import Image
 
+from diptych.cli.evaluation import evaluate_data
 from diptych.cli.run import environment, run_recipe
 from diptych.eval import captions
 from diptych.eval.result import Result
 from diptych.model.checkpoint import load_model
 from diptych.progress import Progress
-from diptych.recipe import Recipe, load
+from diptych.recipe import EvaluationConfig, Recipe, load
 
 ARMS = ("stage1", "random", "blind")
 
@@ -54,7 +56,7 @@ def grey(data: Path, out: Path) -> Path:
         return out
     square = io.BytesIO()
     Image.new("RGB", (128, 128), (127, 127, 127)).save(square, "PNG")
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         text = (data / f"{split}.jsonl").read_text("utf-8")
         for line in text.splitlines():
             file = out / json.loads(line)["image"]
@@ -69,7 +71,7 @@ def grey(data: Path, out: Path) -> Path:
 def train(recipe: Recipe, folder: Path, changes: list[str]) -> Path:
     """Run a recipe with these changes, or go on with it; the run's folder."""
     named = recipe.override([*changes, f"name={folder.name}", "trackers=[]"])
-    run_recipe(named, folder, progress=Progress(folder.with_suffix(".log"), quiet=True))
+    run_recipe(named, folder, progress=Progress(folder.with_name(f"{folder.name}.log"), quiet=True))
     return folder
 
 
@@ -96,6 +98,22 @@ def speaking(recipe: Recipe, work: Path, data: Path, encoder: Path) -> list[str]
     ]  # fmt: skip
 
 
+def stage2(recipe: Recipe, folder: Path, changes: list[str], rate: float) -> Path:
+    """Stage 2 at this rate; the run's folder."""
+    return train(recipe, folder, [*changes, f"stages.generate.learning_rate={rate}"])
+
+
+def validated(run: Path, config: EvaluationConfig, pairs: Path) -> float:
+    """CIDEr-D on the validation pairs."""
+    folder = run / "eval" / "validation"
+    if not (folder / "result.json").is_file():
+        data = config.data.model_copy(update={"path": str(pairs)})
+        own = config.model_copy(update={"data": data})
+        result, _ = evaluate_data(load_model(run / "model").eval(), own, run / "data", blind=False)
+        result.save(folder)
+    return float(Result.load(folder).aggregates["CIDEr"])
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -108,6 +126,7 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="stage1 and what it is held against")
     parser.add_argument("--stage1-epochs", type=float, help="other than the recipe's")
     parser.add_argument("--stage2-epochs", type=float, help="other than the recipe's")
+    parser.add_argument("--rates", help="of stage 2, to choose from; the recipe's when left out")
     parser.add_argument("--limit", type=int, help="test pairs, for a quick look")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
@@ -126,6 +145,9 @@ def main() -> None:
     first, second = load("blip2-small-stage1"), load("blip2-small")
     speaker = speaking(second, work, data, encoder)
     second = second.model_copy(update={"stages": second.stages[1:]})
+    rates = [float(r) for r in s.rates.split(",")] if s.rates else [second.stages[0].learning_rate]
+    assert second.evaluation is not None
+    on_validation: dict[str, dict[float, float]] = {arm: {} for arm in arms}
     results: dict[str, list[Result]] = {arm: [] for arm in arms}
     for seed in range(s.seeds):
         shared = [f"seed={seed}", f"model.vision_encoder.weights={encoder.resolve() / 'model'}"]
@@ -146,8 +168,17 @@ def main() -> None:
                 changes.append(f"stages.generate.num_epochs={s.stage2_epochs}")
             if s.limit:
                 changes.append(f"evaluation.limit={s.limit}")
-            changes += _data("generate", paths["grey" if arm == "blind" else "seen"])
-            run = train(second, work / f"{arm}-then-2-{seed}", changes)
+            pairs = paths["grey" if arm == "blind" else "seen"]
+            changes += _data("generate", pairs)
+
+            runs = {r: work / f"{arm}-{r:g}-then-2-{seed}" for r in rates}
+            found = on_validation[arm]
+            if len(rates) > 1 and not found:
+                for rate, folder in runs.items():
+                    run = stage2(second, folder, changes, rate)
+                    found[rate] = validated(run, second.evaluation, pairs / "validation.jsonl")
+            rate = max(found, key=found.__getitem__) if found else rates[0]
+            run = stage2(second, runs[rate], changes, rate)
             results[arm].append(Result.load(run / "eval" / "after"))
             figures = results[arm][-1].aggregates
             print(f"{arm} seed {seed}: {figures}", file=sys.stderr, flush=True)
@@ -157,8 +188,9 @@ def main() -> None:
         "settings": {
             "seeds": s.seeds, "stage1_epochs": s.stage1_epochs or first.stages[0].num_epochs,
             "stage2_epochs": s.stage2_epochs or second.stages[0].num_epochs,
-            "limit": s.limit,
+            "limit": s.limit, "rates": rates,
         },
+        "cider_on_validation_by_rate": on_validation,
         "contenders": {arm: _figures(found) for arm, found in results.items()},
         "differences": {
             f"stage1 - {arm}": paired(results["stage1"], results[arm]) for arm in arms[1:]

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -297,11 +298,14 @@ def _cpu_name() -> str:
 
 def _commit() -> dict[str, Any]:
     folder = Path(diptych.__file__).parent.parent
-    if not (folder / ".git").exists():
-        return {"commit": None, "dirty": None}
+    unknown = {"commit": None, "dirty": None}
+    # A checkout may be copied to where there is no git.
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return unknown
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
         return done.stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain"))} if commit else unknown

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from diptych.cli.run import compose
+from diptych.recipe import load
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -133,3 +136,36 @@ def test_embed_store_measures_memory_and_reads(tokenizer_folder):
     reads = found["redis"]
     if "skipped" not in reads:
         assert reads["as_fast_as_they_can"]["reads"] > 0 and reads["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_blip2_stages_gives_each_arm_the_rate_that_serves_it(squares, tmp_path, monkeypatch):
+    """The real recipes for a step each, behind an encoder that learned nothing."""
+    # No Java: METEOR would take most of the time, and CIDEr-D is what is compared.
+    monkeypatch.setenv("PATH", str(tmp_path))
+    data = tmp_path / "pictures"
+    shutil.copytree(squares / "images", data / "images")
+    rows = json.loads((squares / "captions.json").read_text())
+    for split, own in {"train": rows[:16], "validation": rows[16:19], "test": rows[19:22]}.items():
+        lines = [json.dumps({**r, "image": f"images/{r['image']}"}) + "\n" for r in own]
+        (data / f"{split}.jsonl").write_text("".join(lines))
+    encoder = compose(
+        load("clip-small").override([f"stages.pretrain.data=[{{path: '{data / 'train.jsonl'}'}}]"]),
+        tmp_path / "clip",
+    )
+    encoder.save(tmp_path / "clip" / "model")
+    found = script(
+        "blip2_stages.py", "--data", str(data), "--work", str(tmp_path / "work"), "--encoder",
+        str(tmp_path / "clip"), "--seeds", "2", "--arms", "stage1,random", "--rates", "1e-6,1e-2",
+        "--json",
+    )  # fmt: skip
+    for arm, by_rate in found["cider_on_validation_by_rate"].items():
+        assert set(by_rate) == {"1e-06", "0.01"}
+        chosen = max(by_rate, key=by_rate.get)
+        # Only the first seed is tried at every rate.
+        later = [run.name for run in (tmp_path / "work").glob(f"{arm}-*-then-2-1")]
+        assert later == [f"{arm}-{float(chosen):g}-then-2-1"]
+    means = {arm: found["contenders"][arm]["CIDEr"]["mean"] for arm in ("stage1", "random")}
+    assert found["differences"]["stage1 - random"]["difference"] == pytest.approx(
+        means["stage1"] - means["random"]
+    )
