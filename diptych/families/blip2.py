@@ -70,7 +70,15 @@ def blip2_small_stage1() -> Recipe:
             ),
             dim=256,
         ),
-        stages=(_stage1("pictures", num_epochs=2, global_batch_size=64, learning_rate=3e-4),),
+        stages=(
+            _stage1(
+                "pictures",
+                num_epochs=2,
+                global_batch_size=64,
+                optimizer="muon",
+                learning_rate=2.5e-3,
+            ),
+        ),
         evaluation=EvaluationConfig(data=DataConfig(path="pictures/test.jsonl"), how="retrieval"),
     )
 
