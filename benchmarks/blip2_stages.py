@@ -26,7 +26,6 @@ import argparse
 import io
 import json
 import os
-import random
 import statistics
 import sys
 import time
@@ -38,6 +37,7 @@ from PIL import Image
 from diptych.cli.evaluation import evaluate_data
 from diptych.cli.run import environment, run_recipe
 from diptych.eval import captions
+from diptych.eval.interval import interval_over_seeds
 from diptych.eval.result import Result
 from diptych.model.checkpoint import load_model
 from diptych.progress import Progress
@@ -232,24 +232,15 @@ def cider(result: Result) -> dict[str, float]:
     return dict(zip(written, scores.per_image["CIDEr"], strict=True))
 
 
-def paired(a: list[Result], b: list[Result], draws: int = 2000) -> dict[str, float]:
+def paired(a: list[Result], b: list[Result]) -> dict[str, float]:
     """Mean difference of CIDEr-D by picture, with an interval over seeds and pictures."""
     rows = [
         [own[name] - other[name] for name in own]
         for own, other in zip(map(cider, a), map(cider, b), strict=True)
     ]
-    rng = random.Random(0)
-    means = []
-    for _ in range(draws):
-        chosen = rng.choices(rows, k=len(rows))
-        picked = rng.choices(range(len(rows[0])), k=len(rows[0]))
-        means.append(statistics.fmean(row[i] for row in chosen for i in picked))
-    means.sort()
-    return {
-        "difference": statistics.fmean(v for row in rows for v in row),
-        "low": means[int(0.025 * draws)],
-        "high": means[int(0.975 * draws)],
-    }
+    low, high = interval_over_seeds(rows)
+    mean = statistics.fmean(v for row in rows for v in row)
+    return {"difference": mean, "low": low, "high": high}
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ from blip2_stages import train
 
 from diptych.cli.capfilt import ORIGINAL, SYNTHETIC, capfilt
 from diptych.cli.run import environment
+from diptych.eval.interval import interval_over_seeds
 from diptych.eval.retrieval import ranks
 from diptych.model.checkpoint import load_model
 from diptych.progress import Progress
@@ -182,19 +183,6 @@ def recall(found: list[int], depth: int) -> float:
     return sum(rank < depth for rank in found) / len(found)
 
 
-def interval(by_seed: list[list[float]], draws: int = 2000) -> tuple[float, float]:
-    """95 % of the mean over seeds [S] and queries [S][N], both drawn anew."""
-    rng = random.Random(0)
-    means = []
-    for _ in range(draws):
-        rows = rng.choices(by_seed, k=len(by_seed))
-        # One draw of queries for all seeds: they were asked the same ones.
-        picked = rng.choices(range(len(by_seed[0])), k=len(by_seed[0]))
-        means.append(statistics.fmean(row[i] for row in rows for i in picked))
-    means.sort()
-    return means[int(0.025 * draws)], means[int(0.975 * draws)]
-
-
 def summarize(s: argparse.Namespace, found: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """What `--json` prints."""
     contenders: dict[str, Any] = {}
@@ -203,7 +191,7 @@ def summarize(s: argparse.Namespace, found: list[dict[str, Any]], seconds: float
         figures: dict[str, Any] = {"pairs": [f["pairs"][arm] for f in found]}
         for depth in DEPTHS:
             rows = [[float(r < depth) for r in f["ranks"][arm]] for f in found]
-            low, high = interval(rows)
+            low, high = interval_over_seeds(rows)
             by_seed = [statistics.fmean(row) for row in rows]
             figures[f"recall@{depth}"] = {
                 "mean": statistics.fmean(by_seed), "low": low, "high": high, "by_seed": by_seed,
@@ -213,7 +201,7 @@ def summarize(s: argparse.Namespace, found: list[dict[str, Any]], seconds: float
                 [a - b for a, b in zip(*pair, strict=True)]
                 for pair in zip(rows, noisy, strict=True)
             ]
-            low, high = interval(less)
+            low, high = interval_over_seeds(less)
             mean = statistics.fmean(v for row in less for v in row)
             differences[f"{arm} - noisy, recall@{depth}"] = {
                 "difference": mean, "low": low, "high": high,

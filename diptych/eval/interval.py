@@ -57,6 +57,31 @@ def interval(
     return float(low), float(high)
 
 
+def interval_over_seeds(
+    by_seed: Sequence[Sequence[float]], *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean over training runs that were asked the same things.
+
+    Runs and questions are drawn anew independently, and every drawn run is asked the same drawn
+    questions, as all were: what is hard for one run is hard for the next.
+
+    Args:
+        by_seed: scores, or paired differences, [runs][questions].
+
+    Source: Owen 2007, "The pigeonhole bootstrap".
+    """
+    values = np.asarray(by_seed, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    # How often each run, each question was drawn.
+    runs, questions = (
+        rng.multinomial(size, np.full(size, 1 / size), size=num_resamples) for size in values.shape
+    )
+    means = ((runs @ values) * questions).sum(axis=1) / values.size
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def score_interval(
     scores: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0
 ) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import pytest
 from diptych.eval.interval import (
     bootstrap_p_value,
     interval,
+    interval_over_seeds,
     mcnemar,
     resampled_means,
     score_interval,
@@ -47,6 +48,24 @@ def test_interval_is_seeded_and_near_the_normal_one():
     low, high = interval(scores, groups, seed=1)
     assert low == pytest.approx(0.6 - half, abs=0.02)
     assert high == pytest.approx(0.6 + half, abs=0.02)
+
+
+def test_runs_that_agree_add_no_certainty():
+    scores = [1.0] * 60 + [0.0] * 40
+    three = interval_over_seeds([scores] * 3, seed=1)
+    assert three == pytest.approx(interval(scores, range(100), seed=1), abs=0.015)
+    assert three == interval_over_seeds([scores] * 3, seed=1)
+
+
+def test_runs_that_differ_widen_the_interval():
+    # Of two runs that are all right and all wrong, both draws are the same one half of the time.
+    assert interval_over_seeds([[1.0] * 50, [0.0] * 50]) == (0.0, 1.0)
+    # Differences of runs and of questions add up: Owen 2007, the variance of a crossed mean.
+    rng = np.random.default_rng(0)
+    runs, questions = rng.normal(size=(40, 1)), rng.normal(size=(1, 60))
+    low, high = interval_over_seeds((runs + questions).tolist())
+    spread = math.sqrt(runs.var() / 40 + questions.var() / 60)
+    assert (high - low) / (2 * 1.96) == pytest.approx(spread, rel=0.07)
 
 
 def test_questions_on_one_picture_widen_the_interval():
