@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from diptych import parts
 from diptych.config import Config, inner_error, read_file
 from diptych.errors import ConfigError, PartNotFound
 from diptych.model.architecture import ArchitectureField
+from diptych.model.language_model import TRAINED_ON_DATA
 from diptych.train.stage import DataConfig, Stage
 
 
@@ -36,6 +37,14 @@ class EvaluationConfig(Config):
     templates: tuple[str, ...] = ("{}",)
     """Texts with {} for a class of zero-shot classification, such as "a picture of {}"; the vectors
     of all of them are averaged."""
+
+    @field_validator("templates")
+    @classmethod
+    def _name_the_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if not templates or not all("{}" in t for t in templates):
+            raise ValueError("every template needs {}, where the name of the class goes")
+        return templates
+
     rerank: int | None = Field(default=None, ge=1)
     """Retrieval: put the first so many finds in order again by the matching head."""
     max_new_tokens: int = Field(default=32, ge=1)
@@ -229,8 +238,14 @@ def _absolute(values: Any, folder: Path) -> Any:
             if isinstance(value, str)
             and (
                 key in ("path", "images", "choices")
-                # Weights may be hub names; what is a folder beside the file is meant as one.
-                or (key in ("weights", "tokenizer") and value and (folder / value).is_dir())
+                # Weights may be hub names; what is a folder beside the file is meant as one. But
+                # `tokenizer: data` is always one that is trained, and runs have a folder data.
+                or (key == "weights" and value and (folder / value).is_dir())
+                or (
+                    key == "tokenizer"
+                    and value not in ("", TRAINED_ON_DATA)
+                    and (folder / value).is_dir()
+                )
             )
             else _absolute(value, folder)
             for key, value in values.items()

@@ -148,7 +148,7 @@ def tiny_dual(framing_tokenizer_folder):
         if kind == "clip":
             model["dim"] = 8
         else:
-            model |= {"dim": None, "bias": -10.0, "temperature": 0.1}
+            model |= {"dim": None, "bias": -10.0, "temperature": 0.1, "min_temperature": None}
             model["text_encoder"]["pad_to_max"] = True
         return {**model, **more}
 

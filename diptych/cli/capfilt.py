@@ -8,24 +8,37 @@ in the result. Work is done in parts that appear whole, so a stopped run goes on
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import PIL.Image
+
 from diptych.cli.evaluation import write_json
 from diptych.data.index import Index
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError, DataError
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.checkpoint import (
+    composition,
+    file_hash,
+    load_model,
+    model_folder,
+    save_model,
+)
 from diptych.model.trainable import Learn
 from diptych.progress import Progress
 from diptych.train.stage import DataConfig, Stage
 from diptych.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 128
 ORIGINAL, SYNTHETIC = "original", "synthetic"
@@ -45,14 +58,17 @@ def capfilt(
     learning_rate: float = 1e-4,
     batch_size: int = 64,
     top_p: float = 0.9,
+    max_reject_share: float = 0.5,
     seed: int = 0,
     progress: Progress,
 ) -> dict[str, Any]:
     """Bootstrap a noisy set; returns what `--json` prints.
 
     Writes `captioner/`, `filter/` (models and their runs), `decisions.jsonl` (every text with its
-    score, kept or not), `filtered.jsonl` (originals that fit) and `bootstrapped.jsonl` (these and
-    the synthetic ones that fit). Image paths are those of the noisy set.
+    score, kept or not), `filtered.jsonl` (originals that fit), `bootstrapped.jsonl` (these and
+    the synthetic ones that fit) and `rejects.jsonl` (rows that could not be read, with reasons).
+    Image paths are those of the noisy set; pictures that are no files of their own there (shards,
+    Parquet) are written to `images/`.
 
     Args:
         noisy, clean: pairs of pictures and texts, in any format.
@@ -65,6 +81,8 @@ def capfilt(
             held out of the tuning for that.
         epochs, learning_rate, batch_size: of both tunings.
         top_p: of the nucleus sampling that writes (BLIP: 0.9, more diverse than beams).
+        max_reject_share: of noisy rows that cannot be read (missing pictures, empty captions)
+            before the run stops.
 
     Raises:
         ConfigError: the model is no captioner, or `out` holds another run.
@@ -75,11 +93,20 @@ def capfilt(
         "epochs": epochs,
         "learning_rate": learning_rate, "batch_size": batch_size, "top_p": top_p, "seed": seed,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, settings)
+    model_hashes = _captioner(model)
     index = Index.build(noisy, out / "data", images=images)
-    index.ledger.enforce(0.01)
-    held = _hold_out(clean, clean_images, out, seed)
+    index.ledger.enforce(max_reject_share, allowed_by="with --max-reject-share")
+    clean_index = Index.build(clean, out / "clean", images=clean_images)
+    clean_index.ledger.enforce(0.01, allowed_by="nowhere: what is tuned on has to be clean")
+    contents = {
+        name: {"files": found.files, "images": found.root}
+        for name, found in (("noisy", index), ("clean", clean_index))
+    }
+    _claim(out, settings, contents | {"model": model_hashes})
+    # Rows name pictures beside the noisy set, or in `images/` where those are no files.
+    as_files = all(image.span is None for row in index for image in row.images())
+    root = index.root if as_files else str(out.resolve())
+    held = _hold_out(clean, clean_index, out, seed)
     tuned = {
         name: _tuned(model, name, losses, out, settings, held, progress)
         for name, losses in (("captioner", ["lm"]), ("filter", ["itc", "itm"]))
@@ -95,9 +122,9 @@ def capfilt(
             file = out / "parts" / f"{number:06d}.jsonl"
             if not file.is_file():
                 rows = [index[i] for i in range(start, min(start + PART_ROWS, len(index)))]
-                found = list(
-                    _decide(rows, index, tuned, settings | {"threshold": threshold}, seed + number)
-                )
+                decided = settings | {"threshold": threshold}
+                place = None if as_files else out
+                found = list(_decide(rows, index, tuned, decided, seed + number, place))
                 staged = file.with_suffix(".part")
                 staged.write_text(_lines(found), encoding="utf-8")
                 staged.rename(file)
@@ -112,21 +139,25 @@ def capfilt(
     _write(out / "decisions.jsonl", decisions)
     _write(out / "filtered.jsonl", originals)
     _write(out / "bootstrapped.jsonl", kept)
+    if index.ledger.num_rejected:
+        shutil.copyfile(index.folder / "rejects.jsonl", out / "rejects.jsonl")
     counts = Counter((d["text_from"], d["kept"]) for d in decisions)
     summary = {
         "rows": len(index),
         "original": {"kept": counts[ORIGINAL, True], "dropped": counts[ORIGINAL, False]},
         "synthetic": {"kept": counts[SYNTHETIC, True], "dropped": counts[SYNTHETIC, False]},
-        "images": index.root,
+        "rejected": index.ledger.num_rejected,
+        "images": root,
         "threshold": threshold,
         "calibration": calibration,
         "settings": settings,
     }
     write_json(out / "capfilt.json", summary)
     # What the report needs: where the pictures are, and what it is about.
-    write_json(out / "evaluation.json", {"images": index.root})
+    write_json(out / "evaluation.json", {"images": root})
     dropped = counts[ORIGINAL, False]
-    headline = f"Of {len(index):,} captions {dropped:,} were dropped as not fitting their picture."
+    judged = dropped + counts[ORIGINAL, True]
+    headline = f"Of {judged:,} captions {dropped:,} were dropped as not fitting their picture."
     write_json(out / "page.json", {"kind": "Caption filter", "headline": headline})
     from diptych.report.page import write
 
@@ -134,15 +165,41 @@ def capfilt(
     return summary
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note what the folder is for; parts of another run are not mixed in."""
-    canonical = json.dumps(settings, sort_keys=True).encode()
-    mark = {"fingerprint": hashlib.sha256(canonical).hexdigest()[:12], "settings": settings}
+def _captioner(model: str) -> dict[str, str]:
+    """Hashes of a captioner's weights.
+
+    Raises:
+        ConfigError: it is another kind of model.
+    """
+    folder = model_folder(model)
+    name = composition(folder).name
+    if name != "captioner":
+        raise ConfigError(
+            f"'{model}' is a {name}; captions are written and checked by a captioner",
+            fix="train one with `diptych train blip-small`",
+        )
+    return {file.name: file_hash(file) for file in sorted(folder.glob("*.safetensors"))}
+
+
+def _claim(out: Path, settings: dict[str, Any], contents: dict[str, Any]) -> None:
+    """Note what the folder is for; parts of other settings or data are not mixed in."""
+    mark: dict[str, Any] = {"settings": settings, "contents": contents}
+    canonical = json.dumps(mark, sort_keys=True).encode()
+    mark["fingerprint"] = hashlib.sha256(canonical).hexdigest()[:12]
     file = out / "run.json"
     if file.is_file():
-        if json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != mark["fingerprint"]:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["fingerprint"] != mark["fingerprint"]:
+            changed = [
+                name
+                for part in ("settings", "contents")
+                for name in mark[part]
+                if known.get(part, {}).get(name) != json.loads(json.dumps(mark[part][name]))
+            ]
             raise ConfigError(
-                "the folder holds a run with other settings", where=str(out), fix="name a new one"
+                f"the folder holds a run with other settings or data: {', '.join(changed)}",
+                where=str(out),
+                fix="name a new one",
             )
         return
     write_json(file, mark)
@@ -156,33 +213,34 @@ class _Held:
     images: str
     pairs: tuple[tuple[Image, str], ...]
     index: Index
+    apart: bool
 
 
 MIN_HELD = 16
 MAX_HELD = 512
 
 
-def _hold_out(clean: str, images: str | None, out: Path, seed: int) -> _Held:
+def _hold_out(clean: str, index: Index, out: Path, seed: int) -> _Held:
     """A tenth of the clean pictures for the threshold, the rest for tuning.
 
     Where that is too few, or pictures are not files of their own, all pairs serve for both.
     """
-    index = Index.build(clean, out / "clean", images=images)
-    index.ledger.enforce(0.01)
     samples = [index[i] for i in range(len(index))]
     shown = [next(s.images(), None) for s in samples]
     for sample, image in zip(samples, shown, strict=True):
-        if image is None or not sample.answer.strip():
+        if image is None or not sample.texts:
             raise DataError(f"sample '{sample.id}' is no pair", where=sample.source)
-    pairs = [(i, s.answer.strip()) for i, s in zip(shown, samples, strict=True) if i is not None]
+    pairs = [
+        (i, text) for i, s in zip(shown, samples, strict=True) if i is not None for text in s.texts
+    ]
     names = sorted({image.path for image, _ in pairs})
     count = min(MAX_HELD, len(names) // 10)
     if count < MIN_HELD or any(i.span is not None or i.data is not None for i, _ in pairs):
-        return _Held(clean, index.root, tuple(pairs[:MAX_HELD]), index)
+        return _Held(clean, index.root, tuple(pairs[:MAX_HELD]), index, apart=False)
     held = set(random.Random(seed).sample(names, count))
     rows = [
-        {"id": s.id, "image": i.path, "image_id": i.path, "caption": text}
-        for s, (i, text) in zip(samples, pairs, strict=True)
+        {"id": str(n), "image": i.path, "image_id": i.path, "caption": text}
+        for n, (i, text) in enumerate(pairs)
         if i.path not in held
     ]
     _write(out / "clean_tune.jsonl", rows)
@@ -191,6 +249,7 @@ def _hold_out(clean: str, images: str | None, out: Path, seed: int) -> _Held:
         index.root,
         tuple(pair for pair in pairs if pair[0].path in held),
         index,
+        apart=True,
     )
 
 
@@ -207,15 +266,23 @@ def _calibrated(model: Any, held: _Held, by: str, out: Path, seed: int) -> dict[
     random.Random(seed).shuffle(order)
     images = [held.pairs[i][0] for i in order]
     texts = [held.pairs[i][1] for i in order]
-    # Every picture gets the next text that is another one.
+    # Every picture gets the next text that no pair says of it.
+    said: dict[Image, set[str]] = {}
+    for image, text in held.pairs:
+        said.setdefault(image, set()).add(text)
     others = [
-        next((t for t in (*texts[n + 1 :], *texts[:n]) if t != texts[n]), None)
-        for n in range(len(texts))
+        next((t for t in (*texts[n + 1 :], *texts[:n]) if t not in said[image]), None)
+        for n, image in enumerate(images)
     ]
     if not texts or None in others:
         raise DataError(
             "the clean texts are all alike, so that no threshold can be found",
             fix="give a threshold",
+        )
+    if not held.apart:
+        log.warning(
+            "the clean set is too small, or its pictures are no files, so nothing is held out: "
+            "the threshold is set on pairs that the filter was tuned on"
         )
     data = [held.index.image_bytes(image) for image in images]
     both = [*texts, *(t for t in others if t is not None)]
@@ -231,7 +298,7 @@ def _calibrated(model: Any, held: _Held, by: str, out: Path, seed: int) -> dict[
         "pairs": len(texts),
         "kept_true": _share(true, best),
         "kept_exchanged": _share(wrong, best),
-        "held_out": held.tune.endswith("clean_tune.jsonl"),
+        "held_out": held.apart,
     }
     write_json(file, found)
     return found
@@ -269,11 +336,6 @@ def _tuned(
     if (folder / "model" / "config.json").is_file():
         return load_model(folder / "model")
     tuned = load_model(model)
-    if tuned.config.name != "captioner":
-        raise ConfigError(
-            f"'{model}' is a {tuned.config.name}; captions are written and checked by a captioner",
-            fix="train one with `diptych train blip-small`",
-        )
     heads = () if losses == ["lm"] else ("heads",)
     stage = Stage(
         name="tune",
@@ -294,35 +356,75 @@ def _tuned(
 
 
 def _decide(
-    rows: list[Sample], index: Index, tuned: dict[str, Any], settings: dict[str, Any], seed: int
+    rows: list[Sample],
+    index: Index,
+    tuned: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int,
+    extract_to: Path | None,
 ) -> Iterator[dict[str, Any]]:
-    """Both texts of every row with their scores and whether they are kept."""
+    """All texts of every row, found and written, with their scores and whether they are kept.
+
+    Args:
+        extract_to: pictures are written to `images/` there, and named so.
+    """
     shown = [next(r.images(), None) for r in rows]
     for row, image in zip(rows, shown, strict=True):
-        if image is None or not row.answer.strip():
+        if image is None or not row.texts:
             raise DataError(f"sample '{row.id}' is no pair of picture and text", where=row.source)
     data = [index.image_bytes(image) for image in shown if image is not None]
+    paths = [image.path for image in shown if image is not None]
+    if extract_to is not None:
+        paths = [_extracted(picture, extract_to) for picture in data]
     written = tuned["captioner"].caption(data, top_p=settings["top_p"], seed=seed)
-    texts = [t for row, new in zip(rows, written, strict=True) for t in (row.answer.strip(), new)]
-    pairs = [(i // 2, i) for i in range(len(texts)) if texts[i]]
-    found = _scores(tuned["filter"], data, texts, pairs, settings["by"])
-    scores = dict(zip((t for _, t in pairs), found, strict=True))
-    for i, (row, image) in enumerate(zip(rows, shown, strict=True)):
-        assert image is not None, "checked above"
-        for which, text_from in ((2 * i, ORIGINAL), (2 * i + 1, SYNTHETIC)):
-            score = float(scores[which]) if which in scores else 0.0
-            # Notes of the format it was read from mean nothing in the one it is written to.
-            rest = {k: v for k, v in row.meta.items() if not k.startswith("_")}
-            yield {
-                **rest,
-                "id": f"{row.id}/{text_from}",
-                "image": image.path,
-                "image_id": rest.get("image_id", row.id),
-                "caption": texts[which],
-                "text_from": text_from,
-                "score": score,
-                "kept": bool(texts[which]) and score >= settings["threshold"],
-            }
+    # (number of the row, which of its texts, the text)
+    texts = [
+        entry
+        for i, (row, new) in enumerate(zip(rows, written, strict=True))
+        for entry in (
+            *((i, _named(ORIGINAL, n, row), text) for n, text in enumerate(row.texts)),
+            (i, SYNTHETIC, new),
+        )
+    ]
+    said = [(i, t) for i, _, t in texts if t]
+    scores = iter(
+        _scores(
+            tuned["filter"], data, [t for _, t in said],
+            [(i, n) for n, (i, _) in enumerate(said)], settings["by"],
+        )
+    )  # fmt: skip
+    for i, which, text in texts:
+        score = next(scores) if text else 0.0
+        row = rows[i]
+        # Notes of the format it was read from mean nothing in the one it is written to.
+        rest = {k: v for k, v in row.meta.items() if not k.startswith("_") and k != "answers"}
+        yield {
+            **rest,
+            "id": f"{row.id}/{which}",
+            "image": paths[i],
+            "image_id": rest.get("image_id", row.id),
+            "caption": text,
+            "text_from": SYNTHETIC if which == SYNTHETIC else ORIGINAL,
+            "score": score,
+            "kept": bool(text) and score >= settings["threshold"],
+        }
+
+
+def _named(kind: str, number: int, row: Sample) -> str:
+    return kind if len(row.texts) == 1 else f"{kind}-{number}"
+
+
+def _extracted(picture: bytes, out: Path) -> str:
+    """Write a picture under its content's name; the path below `out`."""
+    with PIL.Image.open(io.BytesIO(picture)) as opened:
+        ending = (opened.format or "img").lower()
+    path = Path("images") / f"{hashlib.sha256(picture).hexdigest()[:32]}.{ending}"
+    if not (out / path).is_file():
+        (out / "images").mkdir(exist_ok=True)
+        staged = out / f"{path}.part"
+        staged.write_bytes(picture)
+        staged.rename(out / path)
+    return path.as_posix()
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

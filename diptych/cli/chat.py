@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.cli.shell import err, out, show_error
-from diptych.errors import DiptychError, MissingImage
+from diptych.errors import ConfigError, DiptychError, MissingImage
 from diptych.model.checkpoint import load_model
 
 _HELP = "/image PATH shows a picture, /reset starts over, /quit leaves"
@@ -26,6 +26,12 @@ def talk(
     if image is not None and not image.is_file():
         raise MissingImage("there is no such picture", where=str(image))
     model = load_model(name)
+    if not hasattr(model, "chat"):
+        raise ConfigError(
+            f"a {model.config.name} does not chat",
+            where=name,
+            fix=f"ask it with `{(model.command or 'diptych eval {} DATA').format(name)}`",
+        )
     session = model.chat(image, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     if question is not None:
         answer = session.ask(question)

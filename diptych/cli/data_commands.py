@@ -152,9 +152,17 @@ def data_capfilt(
         float | None,
         typer.Option(min=0, max=1, help="Least score that is kept; default: found on clean pairs."),
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the clean pairs.")] = 2.0,
-    learning_rate: Annotated[float, typer.Option(help="Of both tunings.")] = 1e-4,
+    epochs: Annotated[
+        float, typer.Option(min=0.01, help="Passes over the clean pairs, of both tunings.")
+    ] = 2.0,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Of both tunings.")] = 1e-4,
     batch_size: Annotated[int, typer.Option(min=2, help="Of both tunings.")] = 64,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Of the sampling that writes captions.")
+    ] = 0.9,
+    max_reject_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of noisy rows that cannot be read, to go on.")
+    ] = 0.5,
     seed: Annotated[int, typer.Option(help="Of order and sampling.")] = 0,
     json: Json = False,
     debug: Debug = False,
@@ -178,12 +186,15 @@ def data_capfilt(
     summary = capfilt(
         noisy, clean, model, output, images=images, clean_images=clean_images, by=by,  # type: ignore[arg-type]
         threshold=threshold, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
-        seed=seed, progress=Progress(output / "capfilt.log"),
+        top_p=top_p, max_reject_share=max_reject_share, seed=seed,
+        progress=Progress(output / "capfilt.log"),
     )  # fmt: skip
     if not json:
         for kind in ("original", "synthetic"):
             counts = summary[kind]
             out.print(f"{kind}: kept {counts['kept']:,}, dropped {counts['dropped']:,}")
+        if summary["rejected"]:
+            out.print(f"rows that could not be read: {summary['rejected']:,} (rejects.jsonl)")
         out.print(f"kept from a score of {summary['threshold']:.3f} on")
         out.print(f"written to {output}; its images are in {summary['images']}", soft_wrap=True)
     return summary

@@ -159,7 +159,26 @@ def result_table(result: Result) -> Group:
         )
     if result.text is not None:
         kinds.caption = f"text-only perplexity {result.text.perplexity:.2f}"
-    return Group(table, kinds)
+    if result.failures:
+        table.caption = f"{result.failures} more could not be answered and do not count"
+    if not result.aggregates or result.how == "retrieval":
+        return Group(table, kinds)
+    # Figures of the whole set, such as BLEU and CIDEr-D.
+    whole = Table(title="the whole set", title_justify="left", show_header=False)
+    whole.add_column()
+    whole.add_column(justify="right")
+    figures = dict(result.aggregates)
+    official = figures.pop("official", None)
+    for name, value in figures.items():
+        whole.add_row(escape(name), f"{value:.3f}")
+    if official is not None:
+        whole.caption = (
+            "words by the COCO evaluation's own tokenizer"
+            if official
+            else "words not by the COCO evaluation's tokenizer: not to be compared with published "
+            "figures"
+        )
+    return Group(table, whole, kinds)
 
 
 def comparison_table(comparison: Comparison) -> Group:

@@ -116,6 +116,14 @@ def run_recipe(
     measured = _Measured(recipe, run, phases, progress)
     if finished.is_file():
         log.info("this run is trained already; its model is %s", run / "model")
+        for file in sorted((run / "data").glob("*/index.json")):
+            index = Index(file.parent)
+            if not index.is_current:
+                log.warning(
+                    "%s has changed since; to train on it as it is now, give another name= or "
+                    "remove the run",
+                    index.files[0][0],
+                )
         model = load_model(run / "model")
     else:
         with phases("compose"):

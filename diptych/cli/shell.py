@@ -8,6 +8,7 @@ user's mistake never shows a traceback unless `--debug` asks for it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -23,6 +24,14 @@ import typer
 from rich.console import Console
 
 from diptych.errors import DiptychError
+
+_NO_ROOM = "make room, then give the same command: it goes on where it was"
+_NOT_ALLOWED = "write elsewhere, or ask for the permission"
+# What an operating system refuses to write; nothing that a report would mend.
+_REFUSALS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _NO_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NOT_ALLOWED),
+}
 
 Format = Annotated[str | None, typer.Option(help="Format by name; detected when left out.")]
 Images = Annotated[
@@ -130,11 +139,11 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
                 raise
             code = 1
             result = {"error": type(error).__name__, "message": str(error)}
-            err.print(
-                f"[bold red]{type(error).__name__}[/]: an error that Diptych did not foresee",
-            )
+            advice = _REFUSALS.get(getattr(error, "errno", None) or 0)
+            foreseen = "" if advice else ": an error that Diptych did not foresee"
+            err.print(f"[bold red]{type(error).__name__}[/]{foreseen}")
             err.print(str(error), markup=False, highlight=False)
-            err.print("what to do: run again with --debug and report the traceback")
+            err.print(f"what to do: {advice or 'run again with --debug and report the traceback'}")
         if as_json and result is not None:
             _answer(result)
         if code:

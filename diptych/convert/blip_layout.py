@@ -23,9 +23,9 @@ from diptych.convert.probes import (
     matched,
     merge_json,
     pixels_of,
+    preprocessing_of,
     read_class,
 )
-from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig, share
@@ -73,7 +73,6 @@ def save_as_blip(theirs: Any, model: Any, out: Path) -> None:
 def parts_of(theirs: Any, path: Path) -> dict[str, Any]:
     """`vision_encoder` and `text` of a config, as a folder in a BLIP layout describes them."""
     text = theirs.config.text_config.to_dict()
-    values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
     tokens = path / "tokenizer_config.json"
     known = json.loads(tokens.read_text(encoding="utf-8")) if tokens.is_file() else {}
     longest = min(
@@ -83,7 +82,7 @@ def parts_of(theirs: Any, path: Path) -> dict[str, Any]:
         "vision_encoder": VisionEncoderConfig(
             config={**theirs.config.vision_config.to_dict(), "model_type": "blip_vision_model"},
             features="full",
-            image=Preprocessing.from_hf(values),
+            image=preprocessing_of(path),
         ),
         "text": TextMixtureConfig(
             config={k: v for k, v in text.items() if k not in _NOT_TEXT},

@@ -141,6 +141,8 @@ class DualLayout:
             text_encoder=TextEncoderConfig(weights=str(path), **self.text),
             dim=theirs.config.projection_dim if self.projects else None,
             bias=None if self.projects else 0.0,
+            # SigLIP's scale has no bound, and what was published may lie beyond CLIP's.
+            min_temperature=0.01 if self.projects else None,
         )
         model = config.compose().eval()
         with torch.no_grad():

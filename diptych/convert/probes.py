@@ -32,6 +32,22 @@ TEXTS = (
 _SIZES = ((40, 60), (64, 64), (90, 30))
 
 
+def preprocessing_of(path: Path) -> Preprocessing:
+    """How a folder of the ecosystem says that pictures become pixels.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    found = Preprocessing.of_folder(path)
+    if found is None:
+        raise CheckpointError(
+            "the folder does not say how pictures become pixels (no preprocessor_config.json)",
+            where=str(path),
+            fix="put the image processor's preprocessor_config.json beside the weights",
+        )
+    return found
+
+
 def read_class(kind: Any, path: Path, name: str) -> Any:
     """The ecosystem's model of a folder, in float32, complete.
 

@@ -5,6 +5,7 @@ Shapes: n pairs, T tokens.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ from diptych.errors import DiptychError, ModelError
 class PairCollator:
     """One picture and one text a sample, no packing: one batch a step.
 
-    The text is the assistant's (a caption, an answer). Samples that lack what is needed, or have
+    The text is the assistant's (a caption, an answer); of a list of captions another one may be
+    drawn at every visit. Samples that lack what is needed, or have
     more than one picture, are rejected.
 
     Args:
@@ -77,7 +79,7 @@ class PairCollator:
         Raises:
             ModelError: it is no pair, or a text that cannot be read as plain text.
         """
-        text = item.sample.answer.strip() if "text" in self.needs else ""
+        text = self._text(item) if "text" in self.needs else ""
         wrong_pictures = "image" in self.needs and num_pictures != 1
         if wrong_pictures or ("text" in self.needs and not text):
             raise ModelError(
@@ -90,6 +92,12 @@ class PairCollator:
         ids, cut = self.texts.ids(text)
         question, more = self.texts.ids(item.sample.question) if self.questions else ([], 0)
         return text, _Read(ids, question, cut + more)
+
+    def _text(self, item: Item) -> str:
+        """The answer; of a list of captions one, drawn by the visit."""
+        if self.questions or len(item.sample.texts) < 2:
+            return item.sample.answer.strip()
+        return random.Random(item.visit).choice(item.sample.texts)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask int64 [n, T]; one column of nothing where no text is read."""

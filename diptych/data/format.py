@@ -141,17 +141,32 @@ def detect(path: str) -> str:
         FormatError: no format, or more than one, claims the rows; lists the formats.
     """
     known = parts.names(FOLDER)
+    seen: dict[str, Any] = {}
     for row in _first_rows(path):
+        seen = seen or row
         claims = [name for name in known if find(name).sniff(row)]
         if len(claims) == 1:
             return claims[0]
         if claims:
             break
+    what = f"they have the fields {', '.join(list(seen)[:12])}" if seen else _first_fault(path)
     raise FormatError(
-        "the format of the file cannot be told from its first rows",
+        f"the format of the file cannot be told from its first rows: {what}",
         where=path,
-        fix=f"name it, one of: {', '.join(known)}; docs/data-formats.md shows a row of each",
+        fix="rename the fields as docs/data-formats.md shows them (pairs have `caption` and "
+        f"`image`), or name the format, one of: {', '.join(known)}",
     )
+
+
+def _first_fault(path: str) -> str:
+    """Why no first row could be read, as far as there is one."""
+    first_path = path.split(",")[0]
+    if files.suffix(first_path) in (".csv", ".tsv"):
+        rows: Iterator[Row | Reject] = read_csv(first_path)
+    else:
+        rows = read_json(first_path)
+    fault = next((row for row in rows if isinstance(row, Reject)), None)
+    return f"{fault.where}: {fault.message}" if fault else "there are none"
 
 
 def _first_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -43,6 +43,7 @@ class Index(Sequence[Sample]):
     Attributes:
         ledger: what became of every row when the index was built.
         root: folder that image paths are relative to.
+        files: what tells the data files from others and from themselves when they change.
         image_keys: uint64 [N], equal for samples whose first picture has equal content; 0
             where there is none or pictures were not looked at.
         lengths: int32 [N, 2], tokens and supervised tokens; -1 where not measured.
@@ -53,6 +54,7 @@ class Index(Sequence[Sample]):
         about = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         self.root: str = about["root"]
         self.format: str | None = about["format"]
+        self.files: list[Any] = about["files"]
         self.ledger = Ledger.load(self.folder / "ledger.json")
         self._open()
 
@@ -64,7 +66,7 @@ class Index(Sequence[Sample]):
         self._rows = os.open(self.folder / "samples.jsonl", os.O_RDONLY | os.O_CLOEXEC)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("folder", "root", "format", "ledger")
+        kept = ("folder", "root", "format", "files", "ledger")
         return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -121,6 +123,14 @@ class Index(Sequence[Sample]):
             ImageError: the picture is no longer what it was.
         """
         return read_bytes(image, self.root)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the data files are still what they were when this was built."""
+        try:
+            return all(files.identity(str(known[0])) == known for known in self.files)
+        except DataError:
+            return False
 
     @classmethod
     def build(

@@ -105,8 +105,13 @@ class Ledger:
                 fix="a sample was lost or counted twice; please report it with the data source",
             )
 
-    def enforce(self, limit: float = 0.01) -> None:
+    def enforce(
+        self, limit: float = 0.01, *, allowed_by: str = "in the recipe with max_reject_share"
+    ) -> None:
         """Stop when more than the share `limit` of all samples was rejected.
+
+        Args:
+            allowed_by: how the user allows more.
 
         Raises:
             TooManyRejects: with the counts by reason and the first examples.
@@ -125,7 +130,7 @@ class Ledger:
             "\n".join(lines),
             where=self._by_count()[0][1].examples[0]["where"],
             fix="see them all with `diptych data check PATH`, drop them with `--fix OUT`, or "
-            "allow them in the recipe with max_reject_share of the stage",
+            f"allow them {allowed_by}",
         )
 
     def _by_count(self) -> list[tuple[str, Fault]]:

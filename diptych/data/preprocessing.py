@@ -6,7 +6,9 @@ that can be compared, hashed and written down.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from diptych.config import Config
 from diptych.data.image import MAX_PIXELS, too_large
-from diptych.errors import ConfigError
+from diptych.errors import CheckpointError, ConfigError
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 _RESAMPLE: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -152,6 +154,28 @@ class Preprocessing(Config):
                 new_width * new_height,
             )
         return image.resize((new_width, new_height), resample=filter, box=box)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Preprocessing | None:
+        """What a model's folder says, in `preprocessor_config.json` or, as newer processors are
+        saved, in `processor_config.json`; None where neither speaks of pictures.
+
+        Raises:
+            CheckpointError: a file is no JSON.
+            ConfigError: see `from_hf`.
+        """
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            file = folder / name
+            if not file.is_file():
+                continue
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise CheckpointError(f"the file is no JSON: {error}", where=str(file)) from None
+            values = values.get("image_processor", values) if isinstance(values, dict) else {}
+            if "image_mean" in values or "image_processor_type" in values:
+                return cls.from_hf(values)
+        return None
 
     @classmethod
     def from_hf(cls, values: dict[str, Any]) -> Preprocessing:

@@ -94,6 +94,14 @@ class Sample:
         return ""
 
     @property
+    def texts(self) -> list[str]:
+        """All texts that are right for it: `meta["answers"]`, else its answer; none is blank."""
+        answers = self.meta.get("answers")
+        listed = answers if isinstance(answers, list) else []
+        said = [t.strip() for t in listed if isinstance(t, str)] or [self.answer.strip()]
+        return [t for t in said if t]
+
+    @property
     def question(self) -> str:
         """What the user says, all turns of it."""
         return " ".join(t.text.strip() for t in self.turns if t.role == "user").strip()

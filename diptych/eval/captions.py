@@ -147,8 +147,9 @@ def official_available() -> bool:
 
 
 def fitting(references: Sequence[str]) -> TokenizerName:
-    """The tokenizer that captions in the language of their references ask for."""
-    if any(_CHINESE.search(text) for text in references):
+    """The tokenizer that captions in the language of half of their references or more ask for."""
+    chinese = sum(bool(_CHINESE.search(text)) for text in references)
+    if references and 2 * chinese >= len(references):
         return "jieba" if find_spec("jieba") else "simple"
     return "ptb" if official_available() else "simple"
 
@@ -160,7 +161,9 @@ def tokenize(texts: Sequence[str], tokenizer: TokenizerName) -> list[list[str]]:
         ConfigError: the tokenizer cannot run here.
         DiptychError: the tokenizer gave another number of lines than it got.
     """
-    lines = [_LINE_ENDS.sub(" ", text) for text in texts]
+    # A surrogate without its other half cannot be written to a file.
+    whole = (text.encode("utf-8", "replace").decode("utf-8") for text in texts)
+    lines = [_LINE_ENDS.sub(" ", text) for text in whole]
     if tokenizer == "ptb":
         return _ptb(lines)
     if tokenizer == "jieba":
@@ -210,11 +213,16 @@ def _package() -> Path:
 
 
 def _java(arguments: Sequence[str], text: str | None = None, folder: Path | None = None) -> str:
-    done = subprocess.run(
-        ["java", "-Dfile.encoding=UTF-8", *arguments],
-        input=text, cwd=folder, capture_output=True, encoding="utf-8", check=False,
-        timeout=JAVA_TIMEOUT_SECONDS,
-    )  # fmt: skip
+    # METEOR reads and writes numbers by the locale; it must be one with decimal points.
+    options = ["-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US"]
+    try:
+        done = subprocess.run(
+            ["java", *options, *arguments],
+            input=text, cwd=folder, capture_output=True, encoding="utf-8", check=False,
+            timeout=JAVA_TIMEOUT_SECONDS,
+        )  # fmt: skip
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise DiptychError(f"Java did not answer: {error}") from None
     if done.returncode:
         raise DiptychError(f"Java stopped with code {done.returncode}: {done.stderr[-500:]}")
     return done.stdout

@@ -5,6 +5,8 @@ docstring that names the variant and its source, because published metrics of on
 It may also have
 
 - `MIN_ANSWERS`: how many accepted answers a question needs for the score to mean something;
+- `BY_PICTURE`: what different samples say of one picture are accepted answers to one question
+  (captions);
 - `aggregate(predictions, answers) -> {name: figure}`: figures over a whole set (precision...);
   `answers` has the accepted answers of each prediction.
 
@@ -32,6 +34,7 @@ class Metric:
         min_answers: accepted answers that a question must have.
         aggregate: (predictions, accepted answers of each) -> figures over the whole set, where
             there are any.
+        by_picture: samples that ask the same of one picture are one question.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Metric:
     description: str
     min_answers: int = 1
     aggregate: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]] | None = None
+    by_picture: bool = False
 
 
 def find(name: str) -> Metric:
@@ -60,4 +64,5 @@ def find(name: str) -> Metric:
         description=(module.__doc__ or "").strip().split("\n", 1)[0],
         min_answers=getattr(module, "MIN_ANSWERS", 1),
         aggregate=getattr(module, "aggregate", None),
+        by_picture=getattr(module, "BY_PICTURE", False),
     )

@@ -82,14 +82,15 @@ def retrieve(
 ) -> tuple[Result, Found]:
     """Recall at 1, 5 and 10, both ways, over all pictures and texts of a data set.
 
-    A picture may have several samples, one a text; each is right for it. A text that stands at two
+    A picture may have several texts, as samples of their own or as a list of captions; each is
+    right for it. A text that stands at two
     pictures is two texts, and as nobody can tell them apart, the tie counts against both.
 
     Args:
         images: reads the encoded bytes of a picture.
         limit: evaluate that many pictures, drawn with `seed`.
         rerank: the first so many of every query are put in order again by the model's matching
-            head, whose probability is added to the similarity.
+            head, whose logit is added to the similarity.
         num_examples: queries of each way that are returned to be looked at.
 
     Raises:
@@ -103,7 +104,12 @@ def retrieve(
     if limit is not None and limit < len(shown):
         shown, texts, owners = _drawn(shown, texts, owners, limit, seed)
     if len(shown) < 2 or len(texts) < 2:
-        raise DataError("retrieval needs at least two pictures and two texts")
+        raise DataError(
+            f"retrieval needs at least two pictures and two texts, here are {len(shown)} and "
+            f"{len(texts)}",
+            where=name,
+            fix="add pairs, or compare single ones with `diptych eval MODEL --image --text`",
+        )
     pictures = model.encode_images(images(image) for image in shown)
     written = model.encode_texts(texts)
     similarity = model.compare(pictures, written)
@@ -161,7 +167,7 @@ def retrieve(
     chance = mean(guess)
     result = Result(
         benchmark=name,
-        metric="recall@1",
+        metric="recall@1" if rerank is None else f"recall@1, the first {rerank} put in order anew",
         how="retrieval",
         overall=Score(mean(hits), low, high, len(hits)),
         blind=None,
@@ -199,7 +205,7 @@ def _reranked(
     *,
     by_text: bool = False,
 ) -> Tensor:
-    """Similarity with the matching probability added to the first `depth` of every query.
+    """Similarity with the matching logit added to the first `depth` of every query.
 
     What was not among the first stays behind them in its old order.
     """
@@ -216,9 +222,11 @@ def _reranked(
     else:
         pairs = [(i, int(t)) for i in range(len(encoded)) for t in first[i]]
     rows, columns = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    scores = model.match_scores(encoded, texts, pairs)
-    again = similarity - 2 * (similarity.max() - similarity.min() + 1)
-    again[rows, columns] = similarity[rows, columns] + scores
+    scores = model.match_scores(encoded, texts, pairs, logits=True)
+    added = similarity[rows, columns] + scores
+    # Below every one of them.
+    again = similarity - similarity.max() + added.min() - 1
+    again[rows, columns] = added
     return again
 
 
@@ -230,7 +238,7 @@ def _pairs(samples: Iterable[Sample]) -> tuple[list[Image], list[str], list[int]
     owners: list[int] = []
     for sample in samples:
         pictures = list(sample.images())
-        if len(pictures) != 1 or not sample.answer.strip():
+        if len(pictures) != 1 or not sample.texts:
             raise DataError(
                 f"a pair needs one picture and one text; sample '{sample.id}' has "
                 f"{len(pictures)} pictures and {len(sample.answer)} characters",
@@ -240,8 +248,8 @@ def _pairs(samples: Iterable[Sample]) -> tuple[list[Image], list[str], list[int]
         if key not in known:
             known[key] = len(shown)
             shown.append(pictures[0])
-        texts.append(sample.answer.strip())
-        owners.append(known[key])
+        texts += sample.texts
+        owners += [known[key]] * len(sample.texts)
     return shown, texts, owners
 
 

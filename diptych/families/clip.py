@@ -71,6 +71,7 @@ def siglip_b16() -> Recipe:
         dim=None,
         temperature=0.1,
         bias=-10.0,
+        min_temperature=None,
     )
     stage = _pretrain(
         {"name": "sigmoid", "chunk_size": 1024},

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -210,7 +211,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         else t
         for n, t in tensors.items()
     }
-    save_file(owned, path, metadata={"format": "pt"})
+    try:
+        save_file(owned, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        refused = re.search(r"os error (\d+)", str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def load_tensors(module: nn.Module, path: Path) -> None:

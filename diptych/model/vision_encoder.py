@@ -131,7 +131,6 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
     Raises:
         ConfigError: neither weights nor config, or a config of no known model type.
     """
-    import json
 
     from transformers import AutoConfig
 
@@ -148,9 +147,8 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
         with reading(folder, "model.vision_encoder.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         hf_config = getattr(hf_config, "vision_config", hf_config)
-        if config.image is None and (folder / "preprocessor_config.json").is_file():
-            values = json.loads((folder / "preprocessor_config.json").read_text())
-            config = config.model_copy(update={"image": Preprocessing.from_hf(values)})
+        if config.image is None:
+            config = config.model_copy(update={"image": Preprocessing.of_folder(folder)})
     elif config.config is not None:
         hf_config = config_from_dict(config.config, "model.vision_encoder.config")
     else:

@@ -191,6 +191,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            start = file.read(2)
+        # A zip archive, or a pickle by its first byte; other files ask for nothing.
+        if start != b"PK" and start[:1] != b"\x80":
+            raise CheckpointError("the file is no PyTorch checkpoint", where=str(path)) from None
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({wanted[1]})" if wanted else ""
         raise UnsafeFile(
@@ -198,8 +203,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             where=str(path),
             fix="get the checkpoint from its authors, or save its tensors as safetensors",
         ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(f"cannot be read: {_first_line(error)}", where=str(path)) from None
+    except Exception as error:
+        # Damaged and crafted pickles make torch's reader fail in every way that Python has.
+        raise CheckpointError(
+            f"cannot be read as a PyTorch checkpoint: {type(error).__name__}: {_first_line(error)}",
+            where=str(path),
+        ) from None
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

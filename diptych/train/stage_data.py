@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from diptych.progress import Progress
 from diptych.train import feature_cache
 from diptych.train.feed import StepData, open_index, sharing_keys
 from diptych.train.stage import DataConfig, Stage
+
+log = logging.getLogger(__name__)
 
 
 class StageData:
@@ -71,6 +74,7 @@ class StageData:
             num_steps = stage.num_steps
         else:
             num_samples = round(mixture.epoch_length * (stage.num_epochs or 1.0))
+            num_samples = self._for_every_rank(num_samples, stage.global_batch_size)
             num_steps = max(1, math.ceil(num_samples / stage.global_batch_size))
         distinct = len({k for ks in keys for k in ks if k is not None}) or 1
         epochs = num_steps * stage.global_batch_size / mixture.epoch_length
@@ -116,8 +120,29 @@ class StageData:
             self.model, **budgets(stage.model_copy(update={"augment": None}), self.model, None)
         )
         return StepData(
-            indexes, mixture, collator, stage.global_batch_size, num_samples=mixture.epoch_length
+            indexes,
+            mixture,
+            collator,
+            stage.global_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self._for_every_rank(mixture.epoch_length, stage.global_batch_size),
         )
+
+    def _for_every_rank(self, num_samples: int, batch_size: int) -> int:
+        """So many samples that the last step has one for every rank at least.
+
+        A rank without any could not take part in what the others gather.
+        """
+        short = num_samples % batch_size
+        if num_samples > batch_size and 0 < short < self.accelerator.num_processes:
+            log.warning(
+                "the last %d samples are left out: a step needs one for each of %d processes",
+                short,
+                self.accelerator.num_processes,
+            )
+            return num_samples - short
+        return num_samples
 
 
 def budgets(stage: Stage, model: Model, features: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.data.ledger import Ledger
-from diptych.errors import ConfigError, Interrupted, LossNotFinite
+from diptych.errors import ConfigError, DataError, Interrupted, LossNotFinite
 from diptych.machine import KeptMemory, memory_bytes
 from diptych.model import trainable
 from diptych.model.architecture import Model
@@ -293,11 +293,22 @@ class Trainer:
             state.ledger.enforce(0.0)
         weights = [objective.weight(b) for b in prepared.batches]
         local = torch.tensor(
-            [sum(weights), sum(b.num_real_tokens for b in prepared.batches)],
+            [
+                sum(weights),
+                sum(b.num_real_tokens for b in prepared.batches),
+                0.0 if prepared.batches else 1.0,
+            ],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        total_weight, real_tokens = accelerator.reduce(local, "sum").tolist()
+        total_weight, real_tokens, num_idle = accelerator.reduce(local, "sum").tolist()
+        if 0 < num_idle < accelerator.num_processes:
+            # Every rank says so; one that waited for the others' gradients would wait for ever.
+            raise DataError(
+                f"{num_idle:.0f} of {accelerator.num_processes} processes have no usable sample "
+                f"at step {step + 1} of stage {stage.name}",
+                fix="use larger batches, or see what is rejected with `diptych data check`",
+            )
         factor = stage.schedule.factor(step, num_steps)
         rate = optimizer.set_rate(state.optimizer, factor)
         sums: dict[str, float] = {}
@@ -371,6 +382,10 @@ class Trainer:
                         losses = state.learner(batch.to(self.model.device))
                     total += sum(v.item() for v in losses.values())
                     weight += objective.weight(batch)
+            sums = torch.tensor(
+                [total, weight], dtype=torch.float64, device=self.accelerator.device
+            )
+            total, weight = self.accelerator.reduce(sums, "sum").tolist()
             loss = total / max(weight, 1.0)
             figures["validation_loss"] = loss
             if self.position.best_loss is None or loss < self.position.best_loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 from diptych.cli import capfilt as module
 from diptych.cli.capfilt import capfilt
 from diptych.cli.run import run_recipe
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, TooManyRejects
 from diptych.progress import Progress
 from diptych.recipe import load
 
@@ -130,6 +131,59 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(corpus, captioner, tmp
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
 
+def test_pictures_in_shards_are_written_out_and_the_result_can_be_read(corpus, captioner, tmp_path):
+    import tarfile
+
+    noisy = lines(corpus / "pictures/noisy.jsonl")[:6]
+    with tarfile.open(tmp_path / "noisy.tar", "w") as tar:
+        for number, row in enumerate(noisy):
+            picture = (corpus / "pictures" / row["image"]).read_bytes()
+            for ending, data in (("png", picture), ("txt", row["caption"].encode())):
+                member = tarfile.TarInfo(f"{number:03d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    out = tmp_path / "out"
+    chosen = settings(corpus, captioner, noisy=str(tmp_path / "noisy.tar"), epochs=1.0)
+    summary = capfilt(out=out, **chosen, threshold=0.0)
+    found = lines(out / "bootstrapped.jsonl")
+    assert summary["rows"] == 6 and summary["images"] == str(out)
+    originals = lines(out / "filtered.jsonl")
+    assert [d["caption"] for d in originals] == [row["caption"] for row in noisy]
+    for row, d in zip(noisy, originals, strict=True):
+        assert (out / d["image"]).read_bytes() == (corpus / "pictures" / row["image"]).read_bytes()
+    from diptych.data.check import check
+
+    report = check(str(out / "bootstrapped.jsonl"), workers=1)
+    assert report.num_samples == len(found) and not report.rejects
+
+
+def test_rows_that_cannot_be_read_are_kept_with_their_reason(corpus, captioner, tmp_path):
+    noisy = lines(corpus / "pictures/noisy.jsonl")[:5]
+    noisy[1]["image"] = "images/gone.png"
+    file = corpus / "pictures" / "gaps.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in noisy))
+    chosen = settings(corpus, captioner, noisy=str(file), epochs=1.0, threshold=0.0)
+    with pytest.raises(TooManyRejects, match="--max-reject-share"):
+        capfilt(out=tmp_path / "strict", **chosen, max_reject_share=0.1)
+    # A refused run leaves no claim on its folder.
+    summary = capfilt(out=tmp_path / "strict", **chosen)
+    assert (summary["rows"], summary["rejected"]) == (4, 1)
+    (reject,) = lines(tmp_path / "strict" / "rejects.jsonl")
+    assert reject["error"] == "MissingImage" and "gone.png" in reject["message"]
+
+
+def test_data_that_changed_is_not_mixed_into_a_run(corpus, captioner, tmp_path):
+    file = corpus / "pictures" / "moving.jsonl"
+    noisy = lines(corpus / "pictures/noisy.jsonl")[:4]
+    file.write_text("".join(json.dumps(r) + "\n" for r in noisy))
+    chosen = settings(corpus, captioner, noisy=str(file), epochs=1.0, threshold=0.0)
+    capfilt(out=tmp_path / "out", **chosen)
+    capfilt(out=tmp_path / "out", **chosen)
+    file.write_text("".join(json.dumps(r) + "\n" for r in noisy[:3]))
+    with pytest.raises(ConfigError, match=r"other settings or data: noisy(\n|$)"):
+        capfilt(out=tmp_path / "out", **chosen)
+
+
 def test_a_folder_of_another_run_is_refused(corpus, captioner, tmp_path):
     (tmp_path / "run.json").write_text('{"fingerprint": "other"}')
     with pytest.raises(ConfigError, match="other settings"):
@@ -140,3 +194,4 @@ def test_another_model_is_named(corpus, captioner, tiny_model, tmp_path):
     tiny_model().save(tmp_path / "vlm")
     with pytest.raises(ConfigError, match="is a vlm"):
         capfilt(out=tmp_path / "out", **settings(corpus, tmp_path / "vlm"))
+    assert not (tmp_path / "out").exists()

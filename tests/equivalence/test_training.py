@@ -269,31 +269,67 @@ def test_two_processes_train_one_captioner(tiny_captioner, squares, tmp_path, fr
     assert_two_equal_one(tiny_captioner(), stage, squares, tmp_path, fresh)
 
 
+def test_the_rest_of_an_epoch_that_two_ranks_cannot_share(tiny_dual, squares, tmp_path, fresh):
+    """47 + 1 samples: the last step has none for one of the ranks, which would wait for ever."""
+    learn = {"vision_encoder": {}, "text_encoder": {}, "space": {}}
+    stage = {
+        **tiny_run.stage(squares, learn=learn, objective="contrastive"),
+        "num_steps": None, "num_epochs": 1, "global_batch_size": 47,
+    }  # fmt: skip
+    two_processes(tiny_dual("clip"), [stage], tmp_path, fresh)
+    assert [loss[1] for loss in losses(tmp_path)] == [1]
+
+
+def test_two_processes_find_the_same_validation_loss(tiny_dual, squares, tmp_path, fresh):
+    """Every rank brings its own pairs; none is its own negative."""
+    learn = {"vision_encoder": {}, "text_encoder": {}, "space": {}}
+    stage = tiny_run.stage(
+        squares, learn=learn, objective="contrastive", num_steps=1, evaluate_every_steps=1,
+        **WELL_CONDITIONED,
+    )  # fmt: skip
+    stage["validation"] = stage["data"]
+    tiny_run.run(tmp_path / "one", tiny_dual("clip"), [stage])
+    two_processes(tiny_dual("clip"), [stage], tmp_path / "two", fresh)
+    found = [
+        [r["validation_loss"] for r in map(json.loads, lines) if "validation_loss" in r]
+        for lines in ((tmp_path / n / "metrics.jsonl").open() for n in ("one", "two"))
+    ]
+    assert len(found[0]) == 1 and found[1] == pytest.approx(found[0], abs=1e-5)
+
+
 def assert_two_equal_one(config, stage, squares, tmp_path, fresh):
     one = tmp_path / "one"
     stages = [tiny_run.stage(squares, **stage, **WELL_CONDITIONED)]
     tiny_run.run(one, config, stages)
+    two = tmp_path / "two"
+    two_processes(config, stages, two, fresh)
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert a[2] == pytest.approx(b[2], abs=1e-5)
+    second = weights(two)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(second[name], tensor, atol=5e-6, rtol=1e-4, msg=name)
+
+
+def two_processes(config, stages, folder, fresh):
+    """Train in `folder` on two ranks."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    two = tmp_path / "two"
     processes = []
     for rank in range(2):
         environment = {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
         }  # fmt: skip
-        process = fresh.Process(target=tiny_run.run, args=(two, config, stages, environment))
+        process = fresh.Process(target=tiny_run.run, args=(folder, config, stages, environment))
         process.start()
         processes.append(process)
     for process in processes:
         process.join(180)
-        assert process.exitcode == 0
-    for a, b in zip(losses(one), losses(two), strict=True):
-        assert a[2] == pytest.approx(b[2], abs=1e-5)
-    second = weights(two)
-    for name, tensor in weights(one).items():
-        torch.testing.assert_close(second[name], tensor, atol=5e-6, rtol=1e-4, msg=name)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0]
 
 
 def test_cached_features_give_the_same_losses(tiny_config, squares, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -197,3 +198,26 @@ def test_zero_shot_is_the_softmax_over_the_classes(tiny_dual):
     classes = torch.nn.functional.normalize(classes, dim=-1)
     logits = model.space.log_scale.detach().exp() * classes @ model.encode_images([data])[0]
     torch.testing.assert_close(torch.tensor(found), logits.log_softmax(0))
+
+
+def test_training_leaves_the_scale_that_siglip_came_with(tiny_dual, tmp_path):
+    """SigLIP has no bound; CLIP's, 100, would change a published model at its first step."""
+    model = build(config_from_dict(tiny_dual("siglip")))
+    with torch.no_grad():
+        model.space.log_scale.fill_(4.9)
+    layout.export(model, "hf_siglip", tmp_path / "out")
+    found, _ = layout.load(tmp_path / "out", "hf_siglip")
+    found.train()
+    assert found.space.scale().item() == pytest.approx(math.exp(4.9))
+    assert found.space.log_scale.item() == pytest.approx(4.9)
+
+
+def test_a_folder_that_a_newer_processor_saved(tiny_dual, tmp_path):
+    model = build(config_from_dict(tiny_dual("clip")))
+    layout.export(model, "hf_clip", tmp_path / "out")
+    old = tmp_path / "out" / "preprocessor_config.json"
+    values = {"image_processor": json.loads(old.read_text()), "processor_class": "CLIPProcessor"}
+    (tmp_path / "out" / "processor_config.json").write_text(json.dumps(values))
+    old.unlink()
+    found, _ = layout.load(tmp_path / "out", "hf_clip")
+    assert found.preprocessing == model.preprocessing

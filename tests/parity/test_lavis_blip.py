@@ -145,7 +145,10 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(checkpoint, tmp_path,
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"nonsense", "cannot be read|asks for more"),
+        (b"nonsense", "no PyTorch checkpoint"),
+        (b"\0" * 64, "no PyTorch checkpoint"),
+        (b"\x80\x02.", "cannot be read as a PyTorch checkpoint"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "cannot be read as a PyTorch"),
         ({"model": {"temp": torch.zeros(())}}, "no image encoder"),
         ({"model": {"lm.weight": torch.zeros(2)}}, "no weight of BLIP"),
         ([torch.zeros(2)], "no weights by name"),
@@ -180,3 +183,23 @@ def test_two_checkpoints_in_a_folder_are_one_too_many(checkpoint):
     shutil.copy(checkpoint / "blip.pth", checkpoint / "other.pth")
     with pytest.raises(CheckpointError, match="2 checkpoints"):
         layout.load(checkpoint, "lavis-blip")
+
+
+def test_a_file_for_questions_is_an_answerer(model, tmp_path):
+    """BLIP-VQA: reader and writer start from one text encoder and go their own ways."""
+    values = {
+        "name": "answerer",
+        "vision_encoder": model.config.to_dict()["vision_encoder"],
+        "text": model.config.to_dict()["text"],
+    }
+    ours = spread(build(config_from_dict(values), seed=5))
+    weights = {lavis_name(n): t for n, t in ours.state_dict().items() if "position_ids" not in n}
+    torch.save({"model": weights}, tmp_path / "vqa.pth")
+    model.tokenizer.save_pretrained(tmp_path)
+    found, report = layout.load(tmp_path / "vqa.pth", "lavis_blip")
+    assert found.config.name == "answerer" and not report.problems
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+    # The tokenizer's start tokens are the same, so the same is answered.
+    data = [next(pictures())]
+    assert found.ask(data, ["What is it?"]) == ours.eval().ask(data, ["What is it?"])

@@ -88,3 +88,19 @@ def test_paths_are_relative_to_the_file(tmp_path, tiny_config, monkeypatch):
     (tmp_path / "again" / "recipe.json").write_text(recipe.to_json())
     assert load(str(tmp_path / "again")) == recipe, "a run folder repeats the run"
     assert recipe.located(tmp_path / "elsewhere") == recipe
+
+
+def test_a_tokenizer_trained_on_the_data_is_not_a_folder_beside_the_recipe(tmp_path, tiny_config):
+    """A run has a folder `data` beside its recipe.json, which can be trained again."""
+    (tmp_path / "data").mkdir()
+    model = tiny_config()
+    model["language_model"]["tokenizer"] = "data"
+    stage = {"name": "a", "learn": {"connector": {}}, "data": [{"path": "x.json"}]}
+    values = {"name": "mine", "model": model, "stages": [stage]}
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    assert load(str(tmp_path)).model.language_model.tokenizer == "data"
+
+
+def test_templates_name_the_class():
+    with pytest.raises(ConfigError, match="every template needs {}"):
+        load("clip-small").override(["evaluation.templates=[a picture]"])

@@ -11,7 +11,6 @@ Shapes: N pictures, T tokens, V vocabulary.
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ from diptych.convert.probes import (
     pictures,
     pixels_of,
     plain_config,
+    preprocessing_of,
     read_class,
 )
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import Encoded
-from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import ConfigError
 from diptych.model import generate as generation
 from diptych.model.architectures.vlm import Vlm, VlmConfig
 from diptych.model.connectors.qformer import Config as QFormerConfig
@@ -125,16 +124,13 @@ def load(path: Path) -> Vlm:
 
     theirs = read_class(Blip2ForConditionalGeneration, path, NAME)
     config = theirs.config
-    file = path / "preprocessor_config.json"
-    if not file.is_file():
-        raise CheckpointError("the folder does not say how pictures become pixels", where=str(file))
     former, vision = config.qformer_config, config.vision_config
     model = VlmConfig(
         vision_encoder=VisionEncoderConfig(
             config={**plain_config(vision), "model_type": "blip_2_vision_model"},
             layer=-1,
             features="full",
-            image=Preprocessing.from_hf(json.loads(file.read_text(encoding="utf-8"))),
+            image=preprocessing_of(path),
         ),
         connector=QFormerConfig(
             config=plain_config(former),

@@ -19,9 +19,9 @@ from diptych.convert.probes import (
     matched,
     merge_json,
     pixels_of,
+    preprocessing_of,
     read_class,
 )
-from diptych.data.preprocessing import Preprocessing
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
@@ -82,7 +82,6 @@ def load(path: Path) -> QueryTransformer:
     """
     theirs = _read(path)
     former = theirs.config.qformer_config
-    values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
     known = json.loads((path / "config.json").read_text(encoding="utf-8"))
     vision = theirs.config.vision_config
     config = QueryTransformerConfig(
@@ -90,7 +89,7 @@ def load(path: Path) -> QueryTransformer:
             config={**vision.to_dict(), "model_type": "blip_2_vision_model"},
             layer=-1,
             features="full",
-            image=Preprocessing.from_hf(values),
+            image=preprocessing_of(path),
         ),
         query_former=QueryFormerConfig(
             config={name: getattr(former, name) for name in _SIZES},

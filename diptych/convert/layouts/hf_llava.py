@@ -25,8 +25,7 @@ from diptych.convert.chat_parts import IMAGE_MARK, for_parts, for_text
 from diptych.convert.comparison import ExportReport
 from diptych.convert.llava_class import LlavaReference, open_llava
 from diptych.convert.llava_projector import to_connector, to_projector
-from diptych.convert.probes import plain_config
-from diptych.data.preprocessing import Preprocessing
+from diptych.convert.probes import plain_config, preprocessing_of
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import Vlm, VlmConfig
@@ -348,7 +347,7 @@ def load(path: Path) -> Vlm:
                 layer=config.vision_feature_layer,
                 features="full" if config.vision_feature_select_strategy == "full" else "patch",
                 dtype=dtype,
-                image=_read_preprocessing(path),
+                image=preprocessing_of(path),
             ),
             connector={"name": connector},
             language_model=LanguageModelConfig(
@@ -372,20 +371,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError("the file holds no mapping", where=str(file))
     return values
-
-
-def _read_preprocessing(path: Path) -> Preprocessing:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (path / name).is_file():
-            values = _read_json(path / name)
-            values = values.get("image_processor", values)
-            if "image_mean" in values or "image_processor_type" in values:
-                return Preprocessing.from_hf(values)
-    raise CheckpointError(
-        "the folder does not say how pictures become pixels (no preprocessor_config.json)",
-        where=str(path),
-        fix="put the image processor's preprocessor_config.json beside the weights",
-    )
 
 
 def _read_template(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from diptych.convert import lavis
 from diptych.convert.comparison import ExportReport
 from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
+from diptych.model.architectures.answerer import Answerer, AnswererConfig
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig, share
 from diptych.model.vision_encoder import VisionEncoderConfig
@@ -73,8 +74,10 @@ def outputs(model: Captioner) -> list[Tensor]:
     return []
 
 
-def load(path: Path) -> Captioner:
+def load(path: Path) -> Captioner | Answerer:
     """The captioner of a .pth file, or of a folder with one and, if it likes, a tokenizer.
+
+    A file for questions (BLIP-VQA), whose reader and writer go their own ways, is an answerer.
 
     Sizes are read from the weights; a head of attention is 64 wide in every published BLIP. What a
     task's checkpoint leaves out (captioning has no reader, retrieval no writer) is started from
@@ -89,7 +92,13 @@ def load(path: Path) -> Captioner:
     patches = tensors.get("vision_encoder.module.embeddings.patch_embedding.weight")
     if patches is None:
         raise CheckpointError("there is no image encoder in it", where=str(file))
-    model = _config(tensors, tokenizer, file).compose().eval()
+    config = _config(tensors, tokenizer, file)
+    if _goes_own_ways(tensors):
+        own = AnswererConfig(vision_encoder=config.vision_encoder, text=config.text)
+        answerer = own.compose().eval()
+        lavis.fill(answerer, tensors, file)
+        return answerer
+    model = config.compose().eval()
     lavis.fill(model, tensors, file)
     with torch.no_grad():
         reader, writer = model.text.reader, model.text.writer.bert
@@ -105,7 +114,18 @@ def load(path: Path) -> Captioner:
     return model
 
 
-def compare(model: Captioner, path: Path) -> ExportReport:
+def _goes_own_ways(tensors: dict[str, Tensor]) -> bool:
+    """Whether reader and writer differ beyond self-attention: they share nothing then."""
+    reader = "text.reader.encoder.layer."
+    return any(
+        not torch.equal(tensor, twin)
+        for name, tensor in tensors.items()
+        if name.startswith(reader) and ".attention." not in name
+        if (twin := tensors.get(name.replace("text.reader.", "text.writer.bert.", 1))) is not None
+    )
+
+
+def compare(model: Captioner | Answerer, path: Path) -> ExportReport:
     """Every weight that the file has is the model's; see `lavis.compare_weights`."""
     return lavis.compare_weights("lavis-blip", model, _read(lavis.places(path)[0]))
 

@@ -6,7 +6,8 @@ Accepted answers are `meta["answers"]` or the sample's own answer, the kind is `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Literal
 
 from diptych.data.sample import Sample
@@ -39,7 +40,20 @@ class Questions(Benchmark):
         self.how = how
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
-        self._samples = samples
+        self._samples = _by_picture(samples) if self.metric.by_picture else samples
 
     def samples(self) -> Iterable[Sample]:
         return self._samples
+
+
+def _by_picture(samples: Iterable[Sample]) -> list[Sample]:
+    """One sample for every picture and question, with the answers of all that ask it."""
+    found: dict[Hashable, Sample] = {}
+    for sample in samples:
+        pictures = tuple((i.path, i.span, i.data) for i in sample.images())
+        key = (pictures, sample.question) if pictures else sample.id
+        if key in found:
+            answers = [*found[key].texts, *sample.texts]
+            sample = replace(found[key], meta={**found[key].meta, "answers": answers})
+        found[key] = sample
+    return list(found.values())

@@ -3,7 +3,7 @@
 Variant: the score of one caption is ROUGE-L over words found without Java, as the other figures say
 nothing of one caption alone. The figures of the set (`aggregate`) use the COCO evaluation's own
 tokenizer where Java and the pycocoevalcap package are found (`official` is 1 then), jieba for
-Chinese. Accepted answers are the references.
+Chinese. Accepted answers are the references: all captions of a picture, in one row or in several.
 
 Source: salaniz/pycocoevalcap 1.2; formulas and papers in diptych/eval/captions.py.
 Parity: tests/conformance/test_caption_metrics.py.
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 from diptych.errors import DiptychError
 from diptych.eval import captions
+
+BY_PICTURE = True
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.data.batch import Batch
 from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Image, Sample
+from diptych.errors import ModelError
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
@@ -163,8 +164,15 @@ class Captioner(Model):
         pairs: Sequence[tuple[int, int]],
         *,
         batch_size: int = 64,
+        logits: bool = False,
     ) -> Tensor:
-        """Probability float32 [P] that picture and text of each pair belong together."""
+        """Probability float32 [P] that picture and text of each pair belong together.
+
+        Args:
+            logits: give the logit of "they do" instead, as LAVIS puts finds in order by.
+        """
+        if not len(pairs):
+            return torch.zeros(0)
         shown = sorted({i for i, _ in pairs})
         place = {i: n for n, i in enumerate(shown)}
         features = torch.cat([self._encoded(c) for c in in_chunks([images[i] for i in shown], 32)])
@@ -172,8 +180,9 @@ class Captioner(Model):
         for chunk in in_chunks(list(pairs), batch_size):
             ids, mask = self.ids_of([texts[t] for _, t in chunk])
             rows = torch.tensor([place[i] for i, _ in chunk], device=features.device)
-            found.append(self.match(ids, mask, features[rows]).float().softmax(1)[:, 1].cpu())
-        return torch.cat(found)
+            found.append(self.match(ids, mask, features[rows]).float().cpu())
+        both = torch.cat(found)
+        return both[:, 1] if logits else both.softmax(1)[:, 1]
 
     def caption(
         self,
@@ -189,12 +198,15 @@ class Captioner(Model):
 
         Args:
             prompts: how each caption begins; it is not repeated in what comes back.
+            max_new_tokens: at most; fewer where the model's positions end.
             num_beams: width of the beam search; 1 is greedy.
             top_p: draw from the likeliest tokens that hold so much probability instead (nucleus
                 sampling); the same `seed` draws the same.
         """
         features = self._encoded(images) if len(images) else None
         prompts = prompts or [""] * len(images)
+        if len(prompts) != len(images):
+            raise ModelError(f"{len(images)} pictures, but {len(prompts)} beginnings of captions")
         return self._written(features, prompts, max_new_tokens, num_beams, top_p, seed)
 
     def generate(
@@ -243,6 +255,14 @@ class Captioner(Model):
             rows = [i for i, s in enumerate(starts) if len(s) == length]
             ids = torch.tensor([[self.text.decoder_start, *starts[i]] for i in rows])
             settings: dict[str, Any] = {"num_beams": num_beams, "do_sample": False}
+            positions = int(self.text.hf_config.max_position_embeddings)
+            room = positions - ids.shape[1]
+            if room < 1:
+                raise ModelError(
+                    f"a caption that begins with {length} tokens has no room left: the model has "
+                    f"{positions} positions",
+                    fix="begin with fewer words",
+                )
             if top_p is not None:
                 torch.manual_seed(seed)
                 settings = {"do_sample": True, "top_p": top_p, "num_beams": 1}
@@ -250,7 +270,7 @@ class Captioner(Model):
                 input_ids=ids.to(self.device),
                 attention_mask=torch.ones_like(ids).to(self.device),
                 encoder_hidden_states=None if features is None else features[rows],
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=min(max_new_tokens, room),
                 eos_token_id=tokenizer.sep_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 **settings,

@@ -44,8 +44,8 @@ class DualEncoderConfig(ArchitectureConfig):
     compares the pooled vectors as they are, which then have one width (SigLIP)."""
     temperature: float = Field(default=0.07, gt=0)
     """Temperature to begin with; learned."""
-    min_temperature: float = Field(default=0.01, gt=0)
-    """Training keeps the temperature from falling below this."""
+    min_temperature: float | None = Field(default=0.01, gt=0)
+    """Training keeps the temperature from falling below this (CLIP); null has no bound (SigLIP)."""
     bias: float | None = None
     """Bias of every logit to begin with, learned (SigLIP: -10); null has none (CLIP)."""
 
@@ -86,11 +86,12 @@ class Space(nn.Module):
         self.bias = None
         if config.bias is not None:
             self.bias = nn.Parameter(torch.tensor(config.bias))
-        self._largest = -math.log(config.min_temperature)
+        lowest = config.min_temperature
+        self._largest = math.inf if lowest is None else -math.log(lowest)
 
     def scale(self) -> Tensor:
         """Inverse temperature, exponentiated; in training never beyond its bound."""
-        if self.training and self.log_scale.requires_grad:
+        if self.training and self.log_scale.requires_grad and self._largest < math.inf:
             with torch.no_grad():
                 # On the parameter itself, so that the bound can be left again.
                 self.log_scale.clamp_(0.0, self._largest)

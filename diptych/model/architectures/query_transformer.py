@@ -195,12 +195,16 @@ class QueryTransformer(Model):
         pairs: Sequence[tuple[int, int]],
         *,
         batch_size: int = 64,
+        logits: bool = False,
     ) -> Tensor:
         """Probability float32 [P] that picture and text of each pair belong together.
 
         Args:
             pairs: (number of a picture, number of a text); each picture is encoded once.
+            logits: give the logit of "they do" instead, as LAVIS puts finds in order by.
         """
+        if not len(pairs):
+            return torch.zeros(0)
         shown = sorted({i for i, _ in pairs})
         place = {i: n for n, i in enumerate(shown)}
         states = torch.cat(
@@ -213,5 +217,6 @@ class QueryTransformer(Model):
         for chunk in in_chunks(pairs, batch_size):
             ids, mask = self.ids_of([texts[t] for _, t in chunk])
             rows = torch.tensor([place[i] for i, _ in chunk], device=states.device)
-            found.append(self.match(ids, mask, states[rows]).float().softmax(1)[:, 1].cpu())
-        return torch.cat(found)
+            found.append(self.match(ids, mask, states[rows]).float().cpu())
+        both = torch.cat(found)
+        return both[:, 1] if logits else both.softmax(1)[:, 1]

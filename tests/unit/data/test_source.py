@@ -18,6 +18,7 @@ from diptych.data.source import is_pictures_alone, locate, read_bytes, rows
 from diptych.errors import (
     DataError,
     EmptyImage,
+    FormatError,
     ImageTooLarge,
     MissingImage,
     NotAnImage,
@@ -257,3 +258,17 @@ def test_pictures_alone(tmp_path):
     assert isinstance(second, Reject) and "no 'image'" in second.message
     with pytest.raises(ValueError, match="nothing to learn"):
         DataConfig(path=str(tmp_path), format="pictures")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.csv", b"captoin,img\na,b.png\n", "they have the fields captoin, img"),
+        ("a.csv", "caption,image\n你好,b.png\n".encode("gbk"), "a.csv:2: the row is not UTF-8"),
+        ("a.json", b"[]", "there are none"),
+    ],
+)
+def test_a_format_that_cannot_be_told_says_what_was_seen(name, data, says, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(FormatError, match=says):
+        list(rows(str(tmp_path / name)))

@@ -6,6 +6,7 @@ import pytest
 from eval_fake_model import question
 
 from diptych import parts
+from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import DataError, PartNotFound
 from diptych.eval import benchmark
 from diptych.eval.benchmarks.questions import Questions
@@ -35,3 +36,16 @@ def test_prompt_answers_and_kind():
     assert questions.kind(question(1, "3", kind="count")) == "count"
     with pytest.raises(DataError, match="data.jsonl:7"):
         questions.answers(question(7, ""))
+
+
+def test_captions_of_one_picture_are_the_references_of_one_question():
+    def said(number, picture, caption):
+        turns = (Turn("user", (Image(picture),)), Turn("assistant", (Text(caption),)))
+        return Sample(str(number), turns)
+
+    rows = [said(0, "a", "one"), said(1, "b", "three"), said(2, "a", "two"), said(3, "a", "one")]
+    grouped = Questions(rows, metric="coco_captions")
+    assert [s.id for s in grouped.samples()] == ["0", "1"]
+    assert [grouped.answers(s) for s in grouped.samples()] == [["one", "two", "one"], ["three"]]
+    # Other metrics ask every row.
+    assert len(list(Questions(rows, metric="exact").samples())) == 4

@@ -31,6 +31,8 @@ def test_chinese_by_words():
     assert captions.tokenize(["一只 red 鸟。"], "simple") == [["一", "只", "red", "鸟", "。"]]
     pytest.importorskip("jieba")
     assert captions.fitting(["a bird", "一只鸟"]) == "jieba"
+    # A name in Chinese among English captions does not make them Chinese.
+    assert captions.fitting(["a bird", "two dogs", "the sign says 鸟"]) != "jieba"
     assert captions.tokenize(["一只红色的鸟。"], "jieba") == [["一只", "红色", "的", "鸟"]]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -88,7 +90,8 @@ class Matching(Fake):
 
     asked: list = []
 
-    def match_scores(self, images, texts, pairs):
+    def match_scores(self, images, texts, pairs, *, logits):
+        assert logits
         self.asked.append(list(pairs))
         return torch.tensor([float(images[i].decode() == texts[t][0]) for i, t in pairs])
 
@@ -119,3 +122,15 @@ def test_a_limit_draws_pictures_with_all_their_texts():
 def test_a_row_that_is_no_pair_is_named(bad):
     with pytest.raises(DataError, match="sample '9'"):
         retrieve(MODEL, [*SAMPLES, bad], images=lambda image: b"a")
+
+
+def test_a_list_of_captions_is_a_text_each():
+    rows = [pair(0, "a", "a1"), pair(1, "b", "b1")]
+    rows = [replace(rows[0], meta={"answers": ["a1", "a2"]}), rows[1]]
+    result, _ = retrieve(MODEL, rows, images=lambda image: image.path.encode())
+    apart, _ = retrieve(
+        MODEL, [pair(0, "a", "a1"), pair(1, "a", "a2"), pair(2, "b", "b1")],
+        images=lambda image: image.path.encode(),
+    )  # fmt: skip
+    assert result.by_kind["text to image, recall@1"].n == 3
+    assert result.by_kind == apart.by_kind and result.aggregates == apart.aggregates
