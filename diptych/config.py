@@ -259,8 +259,8 @@ def _explain(
     shown = "" if isinstance(given, dict | list) else f" (given: {given!r})"
     if first["type"] == _INNER:
         return ConfigError(str(inner["what"]), where=place, fix=inner["fix"])
-    others = len(error.errors()) - 1
-    more = f"; and {others} more" if others else ""
+    others = list(dict.fromkeys(_dotted(values, e["loc"]) for e in error.errors()[1:]))
+    more = f"; wrong as well: {', '.join(others)}" if others else ""
     return ConfigError(f"{message}{shown}{more}", where=place)
 
 

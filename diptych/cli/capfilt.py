@@ -41,6 +41,7 @@ from diptych.train.trainer import Trainer
 log = logging.getLogger(__name__)
 
 PART_ROWS = 128
+_CLEAN = "--clean-images says where the clean pictures are, if not beside the file"
 ORIGINAL, SYNTHETIC = "original", "synthetic"
 
 
@@ -95,9 +96,9 @@ def capfilt(
     }  # fmt: skip
     model_hashes = _captioner(model)
     index = Index.build(noisy, out / "data", images=images)
-    index.ledger.enforce(max_reject_share, allowed_by="with --max-reject-share")
+    index.ledger.enforce(max_reject_share, advice="or allow them with --max-reject-share")
     clean_index = Index.build(clean, out / "clean", images=clean_images)
-    clean_index.ledger.enforce(0.01, allowed_by="nowhere: what is tuned on has to be clean")
+    clean_index.ledger.enforce(0.01, advice=_CLEAN)
     contents = {
         name: {"files": found.files, "images": found.root}
         for name, found in (("noisy", index), ("clean", clean_index))

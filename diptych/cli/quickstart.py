@@ -104,7 +104,7 @@ def split_rows(
     from diptych.data.format import write
 
     index = Index.build(data, runs / "data", images=images)
-    index.ledger.enforce(0.01)
+    index.ledger.enforce(0.01, advice="or allow them in a recipe of your own")
     groups: dict[Any, list[int]] = {}
     for row in range(len(index)):
         sample = index[row]

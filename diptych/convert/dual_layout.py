@@ -5,7 +5,6 @@ Shapes: I pictures, n texts, T tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from diptych.convert.probes import (
     pixels_of,
     read_class,
 )
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import ConfigError
 from diptych.model.architectures.dual_encoder import DualEncoder, DualEncoderConfig
 from diptych.model.text_encoder import TextEncoderConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
@@ -151,13 +150,6 @@ class DualLayout:
         return model
 
     def _read(self, path: Path) -> Any:
-        with reading(path, self.name):
-            found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if found.get("model_type") != self.model_type:
-            raise CheckpointError(
-                f"the folder holds a {found.get('model_type')}, not a {self.model_type}",
-                where=str(path),
-            )
         return read_class(self.find_class(), path, self.name)
 
     # -- comparing --------------------------------------------------------------------------

@@ -55,6 +55,15 @@ def read_class(kind: Any, path: Path, name: str) -> Any:
         CheckpointError: it cannot be read, or a weight is missing or has another shape.
     """
     with reading(path, name):
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    wanted, own = kind.config_class.model_type, found.get("model_type")
+    if own != wanted:
+        raise CheckpointError(
+            f"the folder holds a {own}, not a {wanted}",
+            where=str(path),
+            fix="name another layout; `diptych list` has them all",
+        )
+    with reading(path, name):
         module, about = kind.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )

@@ -106,12 +106,15 @@ class Ledger:
             )
 
     def enforce(
-        self, limit: float = 0.01, *, allowed_by: str = "in the recipe with max_reject_share"
+        self,
+        limit: float = 0.01,
+        *,
+        advice: str = "or allow them in the recipe with max_reject_share",
     ) -> None:
         """Stop when more than the share `limit` of all samples was rejected.
 
         Args:
-            allowed_by: how the user allows more.
+            advice: what else the user can do.
 
         Raises:
             TooManyRejects: with the counts by reason and the first examples.
@@ -129,8 +132,8 @@ class Ledger:
         raise TooManyRejects(
             "\n".join(lines),
             where=self._by_count()[0][1].examples[0]["where"],
-            fix="see them all with `diptych data check PATH`, drop them with `--fix OUT`, or "
-            f"allow them {allowed_by}",
+            fix="see them all with `diptych data check PATH`, drop them with `--fix OUT`; "
+            + advice,
         )
 
     def _by_count(self) -> list[tuple[str, Fault]]:

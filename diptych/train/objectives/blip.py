@@ -35,7 +35,7 @@ class Config(ObjectiveConfig):
     name: str = "blip"
     """File stem of the part."""
     queue_size: int = Field(default=57_600, ge=1)
-    """Pairs of earlier steps that serve as negatives; a multiple of the batch."""
+    """Pairs of earlier steps that serve as negatives (LAVIS: a multiple of the batch)."""
     momentum: float = Field(default=0.995, gt=0, lt=1)
     """Share of the slow copy that a step keeps."""
     alpha: float = Field(default=0.4, ge=0, le=1)

@@ -109,7 +109,10 @@ class Contrastive(Objective):
         images = self.projection(self.reduce(features).flatten(1))
         images = F.normalize(images.float(), dim=-1)
         texts = F.normalize(self.texts(batch.texts).float(), dim=-1).to(images.device)
-        scale = self.log_scale.clamp(max=math.log(100.0)).exp()
+        with torch.no_grad():
+            # On the parameter itself: a clamped expression has no gradient that leads back.
+            self.log_scale.clamp_(max=math.log(100.0))
+        scale = self.log_scale.exp()
         return {"contrastive": clip_loss(images, texts, scale)}
 
     def weight(self, batch: Batch) -> float:
