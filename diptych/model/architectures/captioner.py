@@ -20,7 +20,7 @@ from diptych.data.sample import Image, Sample
 from diptych.errors import ModelError
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
+from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
 from diptych.model.text_mixture import TextMixture, TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -163,7 +163,7 @@ class Captioner(Model):
         texts: Sequence[str],
         pairs: Sequence[tuple[int, int]],
         *,
-        batch_size: int = 64,
+        batch_size: int = 32,
         logits: bool = False,
     ) -> Tensor:
         """Probability float32 [P] that picture and text of each pair belong together.
@@ -171,17 +171,7 @@ class Captioner(Model):
         Args:
             logits: give the logit of "they do" instead, as LAVIS puts finds in order by.
         """
-        if not len(pairs):
-            return torch.zeros(0)
-        shown = sorted({i for i, _ in pairs})
-        place = {i: n for n, i in enumerate(shown)}
-        features = torch.cat([self._encoded(c) for c in in_chunks([images[i] for i in shown], 32)])
-        found = []
-        for chunk in in_chunks(list(pairs), batch_size):
-            ids, mask = self.ids_of([texts[t] for _, t in chunk])
-            rows = torch.tensor([place[i] for i, _ in chunk], device=features.device)
-            found.append(self.match(ids, mask, features[rows]).float().cpu())
-        both = torch.cat(found)
+        both = match_logits(self, self._encoded, images, texts, pairs, batch_size)
         return both[:, 1] if logits else both.softmax(1)[:, 1]
 
     def caption(

@@ -18,7 +18,7 @@ from diptych.data.batch import Batch
 from diptych.data.plain_text import TextTokens
 from diptych.model import query_former as query_formers
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
+from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
 from diptych.model.query_former import QueryFormer, QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -194,7 +194,7 @@ class QueryTransformer(Model):
         texts: Sequence[str],
         pairs: Sequence[tuple[int, int]],
         *,
-        batch_size: int = 64,
+        batch_size: int = 32,
         logits: bool = False,
     ) -> Tensor:
         """Probability float32 [P] that picture and text of each pair belong together.
@@ -203,20 +203,9 @@ class QueryTransformer(Model):
             pairs: (number of a picture, number of a text); each picture is encoded once.
             logits: give the logit of "they do" instead, as LAVIS puts finds in order by.
         """
-        if not len(pairs):
-            return torch.zeros(0)
-        shown = sorted({i for i, _ in pairs})
-        place = {i: n for n, i in enumerate(shown)}
-        states = torch.cat(
-            [
-                self.query_former.image_states(self.encode_pixels(self.pixels_of(chunk)))
-                for chunk in in_chunks([images[i] for i in shown], 32)
-            ]
-        )
-        found = []
-        for chunk in in_chunks(pairs, batch_size):
-            ids, mask = self.ids_of([texts[t] for _, t in chunk])
-            rows = torch.tensor([place[i] for i, _ in chunk], device=states.device)
-            found.append(self.match(ids, mask, states[rows]).float().cpu())
-        both = torch.cat(found)
+        both = match_logits(self, self._seen, images, texts, pairs, batch_size)
         return both[:, 1] if logits else both.softmax(1)[:, 1]
+
+    def _seen(self, images: Iterable[Any]) -> Tensor:
+        """Pictures -> what the queries look at [I, N, C]."""
+        return self.query_former.image_states(self.encode_pixels(self.pixels_of(images)))
