@@ -198,6 +198,8 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
                         # As the template writes them: an answer starts with a blank.
                         texts.append(turn.text if turn.role == "user" else f" {turn.text}")
                     answers[row.answer.strip()] += 1
+                    if not row.question:  # of a list of captions, the others
+                        texts += [f" {text}" for text in row.texts[1:]]
         size = (config.config or {}).get("vocab_size", VOCAB_SIZE)
         train(texts, folder, vocab_size=size, words=_names(answers))
     text = config.model_copy(update={"tokenizer": str(folder.absolute())})

@@ -22,20 +22,21 @@ from diptych.errors import DiptychError, ModelError
 class PairCollator:
     """One picture and one text a sample, no packing: one batch a step.
 
-    The text is the assistant's (a caption, an answer); of a list of captions another one may be
-    drawn at every visit. Samples that lack what is needed, or have
+    The text is the assistant's (a caption, an answer). Samples that lack what is needed, or have
     more than one picture, are rejected.
 
     Args:
         texts: turns texts into ids for the model's own text encoder; None leaves them as text.
         questions: the user's text is read, too, as `encoder_ids`; needs `texts`.
         needs: what a sample must have, and what is read of it.
+        draws: of a list of captions take one by the visit, not the first (training).
     """
 
     pictures: Pictures
     texts: TextTokens | None = None
     questions: bool = False
     needs: tuple[str, ...] = ("image", "text")
+    draws: bool = False
 
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
@@ -95,7 +96,7 @@ class PairCollator:
 
     def _text(self, item: Item) -> str:
         """The answer; of a list of captions one, drawn by the visit."""
-        if self.questions or len(item.sample.texts) < 2:
+        if not self.draws or len(item.sample.texts) < 2:
             return item.sample.answer.strip()
         return random.Random(item.visit).choice(item.sample.texts)
 

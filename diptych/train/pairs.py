@@ -40,9 +40,8 @@ class Pairs(Objective):
         self.chunk_size = chunk_size
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
-        return PairCollator(
-            budgets.get("pictures") or Pictures(model.preprocessing), model.text_tokens
-        )
+        pictures = budgets.get("pictures") or Pictures(model.preprocessing)
+        return PairCollator(pictures, model.text_tokens, draws=True)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         size, total = self.chunk_size, len(batch.sample_ids)

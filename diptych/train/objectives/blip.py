@@ -108,7 +108,7 @@ class Blip(Objective):
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
         pictures = budgets.get("pictures") or Pictures(model.preprocessing)
-        return PairCollator(pictures, model.text_tokens)
+        return PairCollator(pictures, model.text_tokens, draws=True)
 
     def weight(self, batch: Batch) -> float:
         return float(len(batch.sample_ids))

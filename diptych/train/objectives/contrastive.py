@@ -99,7 +99,8 @@ class Contrastive(Objective):
         self.texts.prepare(texts, cache, progress)
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
-        return PairCollator(budgets.get("pictures") or Pictures(model.vision_encoder.preprocessing))
+        pictures = budgets.get("pictures") or Pictures(model.vision_encoder.preprocessing)
+        return PairCollator(pictures, draws=True)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         if batch.features is not None:

@@ -80,7 +80,7 @@ class QueryText(Objective):
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
         pictures = budgets.get("pictures") or Pictures(model.preprocessing)
-        return PairCollator(pictures, model.text_tokens)
+        return PairCollator(pictures, model.text_tokens, draws=True)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         former = model.query_former

@@ -8,6 +8,7 @@ import torch
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import ChatEncoder
 from diptych.data.collate import Item, Pictures, TokenCollator, split_answer
+from diptych.data.collate_pairs import PairCollator
 from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import MissingImage
@@ -133,3 +134,17 @@ def test_an_encoder_decoder_reads_the_prompt_and_writes_the_answer(make):
         assert batch.input_ids[row, : len(answer)].tolist() == [7, *answer[:-1]]
         own = batch.target_ids[batch.target_samples == row]
         assert torch.equal(own, torch.tensor(answer))
+
+
+def test_of_a_list_of_captions_training_draws_one_a_visit(make):
+    texts = ["one", "two", "three"]
+    turns = (Turn("user", ()), Turn("assistant", (Text("one"),)))
+    sample = Sample("1", turns, meta={"answers": texts})
+    items = [Item(sample, lambda image: b"", visit) for visit in range(40)]
+    pictures = Pictures(Preprocessing(resize="exact", size=(8, 8)))
+    drawn = PairCollator(pictures, needs=("text",), draws=True)
+    first = drawn(items).batches[0].texts
+    assert set(first) == set(texts) and drawn(items).batches[0].texts == first
+    # What is embedded or asked has its first caption.
+    alone = PairCollator(pictures, needs=("text",))(items).batches[0].texts
+    assert set(alone) == {"one"}
