@@ -50,7 +50,8 @@ def blip_base() -> Recipe:
         global_batch_size=2880,
         learning_rate=3e-4,
     )
-    return _recipe("blip-base", model, stage, "pairs")
+    # The paper re-ranks 256 on COCO.
+    return _recipe("blip-base", model, stage, "pairs", rerank=256)
 
 
 def blip_vqa() -> Recipe:
@@ -142,6 +143,7 @@ def blip_small() -> Recipe:
         learning_rate=3e-4,
         learn={**EVERYTHING, "vision_encoder": Learn(learning_rate=1e-4)},
     )
+    # No re-ranking: matching has learned too little in minutes to know better than likeness.
     return _recipe("blip-small", model, stage, "pictures")
 
 
@@ -158,7 +160,7 @@ def blip_debug() -> Recipe:
         precision="float32",
         augment=None,
     )
-    return _recipe("blip-debug", model, stage, "pictures")
+    return _recipe("blip-debug", model, stage, "pictures", rerank=16)
 
 
 def _pretrain(folder: str, objective: dict[str, Any], **settings: Any) -> Stage:
@@ -179,7 +181,9 @@ def _pretrain(folder: str, objective: dict[str, Any], **settings: Any) -> Stage:
     )
 
 
-def _recipe(name: str, model: CaptionerConfig, stage: Stage, folder: str) -> Recipe:
+def _recipe(
+    name: str, model: CaptionerConfig, stage: Stage, folder: str, rerank: int | None = None
+) -> Recipe:
     data = DataConfig(path=f"{folder}/test.jsonl")
-    evaluation = EvaluationConfig(data=data, how="retrieval", rerank=16)
+    evaluation = EvaluationConfig(data=data, how="retrieval", rerank=rerank)
     return Recipe(name=name, model=model, stages=(stage,), evaluation=evaluation)
