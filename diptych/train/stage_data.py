@@ -99,16 +99,7 @@ class StageData:
                     progress=self.progress,
                 )
         collator = objective.collator(self.model, **budgets(stage, self.model, features))
-        data = StepData(
-            indexes,
-            mixture,
-            collator,
-            stage.global_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            num_samples,
-        )
-        return data, num_steps
+        return self._share(stage, indexes, mixture, collator, num_samples), num_steps
 
     def validation(self, stage: Stage, objective: Any) -> StepData | None:
         """The held-out data of a stage in file order, or None."""
@@ -119,6 +110,18 @@ class StageData:
         collator = objective.collator(
             self.model, **budgets(stage.model_copy(update={"augment": None}), self.model, None)
         )
+        num_samples = self._for_every_rank(mixture.epoch_length, stage.global_batch_size)
+        return self._share(stage, indexes, mixture, collator, num_samples)
+
+    def _share(
+        self,
+        stage: Stage,
+        indexes: Sequence[Index],
+        mixture: Mixture,
+        collator: Any,
+        num_samples: int | None,
+    ) -> StepData:
+        """This rank's part of every step."""
         return StepData(
             indexes,
             mixture,
@@ -126,7 +129,7 @@ class StageData:
             stage.global_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
-            self._for_every_rank(mixture.epoch_length, stage.global_batch_size),
+            num_samples,
         )
 
     def _for_every_rank(self, num_samples: int, batch_size: int) -> int:
