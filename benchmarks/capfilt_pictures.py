@@ -78,10 +78,15 @@ def deal(rows: list[Row], clean_share: float, noise: float, seed: int) -> tuple[
 
 
 def write(path: Path, rows: list[Row]) -> Path:
-    """Rows as JSON lines; their pictures stay where they are."""
+    """Rows as JSON lines; their pictures stay where they are.
+
+    A file that has them is left alone: written anew it would count as changed, and a stopped run
+    on it could not go on.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(r) + "\n" for r in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
     return path
 
 

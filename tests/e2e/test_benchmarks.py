@@ -196,3 +196,32 @@ def test_blip2_stages_gives_each_arm_the_rate_that_serves_it(
     assert found["differences"]["stage1 - random"]["difference"] == pytest.approx(
         means["stage1"] - means["random"]
     )
+
+
+def test_capfilt_pictures_goes_on_where_it_was(squares, tiny_minilm, tmp_path, monkeypatch):
+    """The real recipes for a step each; the second call finds every run finished."""
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tiny_minilm))
+    data = tmp_path / "pictures"
+    shutil.copytree(squares / "images", data / "images")
+    rows = json.loads((squares / "captions.json").read_text())
+    for split, own in {"train": rows[:20], "test": rows[20:24]}.items():
+        told = [
+            {
+                "image": f"images/{r['image']}",
+                "caption": f"{r['caption']}, number {n}",
+                "concept": str(n // 2),
+            }
+            for n, r in enumerate(own)
+        ]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in told))
+    command = (
+        "capfilt_pictures.py", "--data", str(data), "--work", str(tmp_path / "work"),
+        "--seeds", "1", "--clip-epochs", "13", "--blip-epochs", "1", "--tune-epochs", "1", "--json",
+    )  # fmt: skip
+    found = script(*command)
+    assert set(found["contenders"]) == {"noisy", "filtered", "bootstrapped", "dealt_out"}
+    assert found["filter"]["precision_of_keeping_all"]["mean"] == pytest.approx(0.7, abs=0.05)
+    weights = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*.safetensors")}
+    again = script(*command)
+    assert {p: p.stat().st_mtime_ns for p in weights} == weights
+    assert again["contenders"] == found["contenders"] and again["filter"] == found["filter"]
