@@ -433,6 +433,11 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a file as a whole; one that says the same stays, as runs that learn from it would
+    take it for changed."""
+    text = _lines(rows)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
     staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_text(_lines(rows), encoding="utf-8")
+    staged.write_text(text, encoding="utf-8")
     staged.rename(path)

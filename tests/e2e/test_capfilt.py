@@ -129,6 +129,12 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(corpus, captioner, tmp
     capfilt(out=stopped, **arguments)
     for name in ("decisions.jsonl", "filtered.jsonl", "bootstrapped.jsonl"):
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+    # Called once more there is nothing to do, and nothing counts as changed.
+    times = {
+        p: p.stat().st_mtime_ns for p in (*whole.glob("*.jsonl"), *whole.rglob("*.safetensors"))
+    }
+    capfilt(out=whole, **arguments)
+    assert {p: p.stat().st_mtime_ns for p in times} == times
 
 
 def test_pictures_in_shards_are_written_out_and_the_result_can_be_read(corpus, captioner, tmp_path):
