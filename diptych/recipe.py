@@ -49,6 +49,9 @@ class EvaluationConfig(Config):
     """Retrieval: put the first so many finds in order again by the matching head."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest answer."""
+    answer_after: str | None = None
+    """What stands between a model's working and its answer, such as " = "; the text after the last
+    one is scored. Null scores all of it."""
     num_beams: int = Field(default=1, ge=1)
     """Width of the beam search for an answer; 1 takes the likeliest token each time (greedy)."""
     batch_size: int = Field(default=32, ge=1)

@@ -84,7 +84,7 @@ def draw_charts(
             fix="name the endpoint and the model it serves, or neither",
         )
     start = time.monotonic()
-    with Progress().task("draw charts", num) as task:
+    with Progress().task("draw charts", num + options.get("pages", 0)) as task:
         done = 0
 
         def progress(now: int, wanted: int) -> None:

@@ -76,6 +76,12 @@ def data_charts(
     side: Annotated[
         int, typer.Option(min=160, max=2048, help="Nominal side of a picture in pixels.")
     ] = 224,
+    working: Annotated[
+        bool, typer.Option("--working", help="Training answers show what is looked up for them.")
+    ] = False,
+    pages: Annotated[
+        int, typer.Option(min=0, help="Pictures full of words besides, to learn reading by.")
+    ] = 0,
     writer: Annotated[
         str | None, typer.Option(help="OpenAI-style endpoint that writes topics and questions.")
     ] = None,
@@ -89,11 +95,16 @@ def data_charts(
 
         diptych data charts charts --num 2000 --seed 0
 
+        diptych data charts charts --num 2000 --working --pages 500
+
         diptych data charts charts --writer http://localhost:8000/v1 --model mine
     """
     from diptych.cli.data import draw_charts
 
-    return draw_charts(output, num, seed, writer, model, show=not json, side_pixels=side)
+    return draw_charts(
+        output, num, seed, writer, model,
+        show=not json, side_pixels=side, working=working, pages=pages,
+    )  # fmt: skip
 
 
 @data_app.command("pictures")

@@ -71,6 +71,7 @@ def evaluate_data(
         how=config.how,
         max_new_tokens=config.max_new_tokens,
         num_beams=config.num_beams,
+        answer_after=config.answer_after,
         name=Path(config.data.path).stem,
     )
     if config.templates != ("{}",):

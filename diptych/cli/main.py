@@ -225,6 +225,9 @@ def eval_(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1 is greedy.")] = 1,
+    answer_after: Annotated[
+        str | None, typer.Option(help='Score what follows this, such as " = " behind working.')
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
     choices: Annotated[
         str | None, typer.Option(help="MMLU-style CSV for text-only ability.")
@@ -259,6 +262,7 @@ def eval_(
         model, data, images=images, format=format, metric=metric, train=train, limit=limit,
         how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
         save=save, seed=seed, templates=tuple(template or ()), rerank=rerank, num_beams=num_beams,
+        answer_after=answer_after,
     )  # fmt: skip
     if not json:
         out.print(result_table(result))

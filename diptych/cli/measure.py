@@ -41,6 +41,7 @@ def measure(
     templates: tuple[str, ...] = (),
     rerank: int | None = None,
     num_beams: int = 1,
+    answer_after: str | None = None,
 ) -> Result:
     """Evaluate a model on a data set; the index is temporary."""
     if how not in ("generate", "likelihood", "retrieval"):
@@ -51,6 +52,7 @@ def measure(
         how=how,  # type: ignore[arg-type]
         max_new_tokens=max_new_tokens,
         num_beams=num_beams,
+        answer_after=answer_after,
         batch_size=batch_size,
         limit=limit,
         templates=templates or ("{}",),

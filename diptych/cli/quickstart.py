@@ -16,7 +16,9 @@ from diptych.families import quickstart as family
 from diptych.progress import Progress
 from diptych.train.stage import DataConfig
 
-NUM_CHARTS = 11_000
+NUM_CHARTS = 6_900
+PAGES_PER_CHART = 1 / 8
+"""Pages of words to learn reading by."""
 SIDE_PIXELS = 176
 """Somewhat less than the encoder's 192, so that no text is scaled down below what it can read."""
 TEST_SHARE = 0.15
@@ -44,6 +46,7 @@ def run_quickstart(
             "quickstart",
             train=_data(folder / "train.json", folder / "images"),
             captions=_data(folder / "captions_train.json", folder / "images"),
+            pages=_data(folder / "pages.json", folder / "images"),
             test=_data(folder / "test.json", folder / "images"),
             seed=seed,
         )
@@ -81,6 +84,7 @@ def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:
     shutil.rmtree(staged, ignore_errors=True)
     summary = draw_charts(
         staged, num, seed, None, None, show=False, side_pixels=SIDE_PIXELS,
+        working=True, pages=max(12, round(num * PAGES_PER_CHART)),
         test_fraction=max(CHART_TEST_SHARE, min(TEST_SHARE, MIN_TEST_CHARTS / num)),
         validation_fraction=0.02,
     )  # fmt: skip

@@ -43,7 +43,7 @@ from diptych.train.feed import open_index
 from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
-_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
+_NAME = re.compile(r"[\u3400-\u9fff]+|(19|20)\d\d")
 
 
 class Phases:
@@ -198,6 +198,9 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
                         # As the template writes them: an answer starts with a blank.
                         texts.append(turn.text if turn.role == "user" else f" {turn.text}")
                     answers[row.answer.strip()] += 1
+                    for told, written in _told(row):
+                        texts.append(f" {told}")
+                        answers[written] += 1
                     if not row.question:  # of a list of captions, the others
                         texts += [f" {text}" for text in row.texts[1:]]
         size = (config.config or {}).get("vocab_size", VOCAB_SIZE)
@@ -206,9 +209,23 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     return recipe.model.model_copy(update={recipe.model.text_part: text})
 
 
+def _told(row: Sample) -> list[tuple[str, str]]:
+    """What the regions of a row tell, and what of it is written there."""
+    regions = row.meta.get("regions")
+    if not isinstance(regions, list):
+        return []
+    return [
+        (str(region[0]), str(region[-1] if len(region) > 5 else region[0]))
+        for region in regions
+        if isinstance(region, list) and region
+    ]
+
+
 def _names(answers: Counter[str]) -> list[str]:
-    """Words in a script without blanks that are often the whole answer."""
-    return [a for a, n in answers.items() if n >= 5 and len(a) <= 8 and _CHINESE.fullmatch(a)]
+    """Years, and words in a script without blanks, that often are the whole of an answer or of
+    what is written in one place.
+    """
+    return [a for a, n in answers.items() if n >= 5 and len(a) <= 8 and _NAME.fullmatch(a)]
 
 
 class _Measured:

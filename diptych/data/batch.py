@@ -36,6 +36,10 @@ class Batch:
             leave the same position with different targets.
         target_ids: int64 [P]; the token to predict.
         target_samples: int64 [P]; which sample (index into `sample_ids`) a target belongs to.
+        target_shares: float32 [P]; share of a target among those of its position, or None.
+        letters: float32 [L, 4]; picture, x and y (fractions from the upper left corner) and code
+            point of every single letter, or None.
+        centres: int64 [M]; positions under the centre of a region, or None.
         pixel_values: float32 [V, 3, H, W], pictures in reading order, or None.
         features: [V, K, C] cached encoder features instead of pixels, or None.
         image_keys: content hash of each picture.
@@ -59,6 +63,9 @@ class Batch:
     sample_ids: tuple[str, ...] = field(default=())
     encoder_ids: Tensor | None = None
     encoder_mask: Tensor | None = None
+    target_shares: Tensor | None = None
+    letters: Tensor | None = None
+    centres: Tensor | None = None
 
     @property
     def num_real_tokens(self) -> int:

@@ -1,8 +1,9 @@
 """Regions: which text stands where in a picture, and what each position of a grid shows.
 
 A row may say so in `regions`, a list of `[text, left, top, right, bottom]` in fractions of the
-picture's width and height from the upper left corner, as OCR and grounding sets give it. Every
-format keeps the key in a sample's `meta`.
+picture's width and height from the upper left corner, as OCR and grounding sets give it. A sixth
+entry says what of it is written there, letter by letter (`["Wed third", ..., "Wed"]`; empty for a
+shape); without it all of the text is. Every format keeps the key in a sample's `meta`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ MIN_OVERLAP = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A text and the box it stands in, in fractions of width and height."""
+    """What is told of a box, in fractions of width and height.
+
+    Attributes:
+        written: the part of `text` that is written there; None for all of it.
+    """
 
     text: str
     left: float
     top: float
     right: float
     bottom: float
+    written: str | None = None
 
 
 def regions_of(sample: Sample) -> list[Region]:
@@ -54,9 +60,12 @@ def regions_of(sample: Sample) -> list[Region]:
 
 
 def _region(row: Any, where: str) -> Region:
-    if not isinstance(row, list) or len(row) != 5 or not isinstance(row[0], str):
+    if not isinstance(row, list) or len(row) not in (5, 6) or not isinstance(row[0], str):
         raise FormatError("a region is [text, left, top, right, bottom]", where=where)
-    text, *box = row
+    text, *box = row[:5]
+    written = row[5] if len(row) == 6 else None
+    if written is not None and not isinstance(written, str):
+        raise FormatError("a region's sixth entry is the text written there", where=where)
     numbers = all(isinstance(at, int | float) and not isinstance(at, bool) for at in box)
     if not numbers or not all(0 <= at <= 1 for at in box):
         raise FormatError(
@@ -68,7 +77,8 @@ def _region(row: Any, where: str) -> Region:
         raise FormatError(f"the box {box} is empty: left < right and top < bottom", where=where)
     if not text.strip():
         raise FormatError("the region's text is empty", where=where)
-    return Region(text, *map(float, box))
+    left, top, right, bottom = map(float, box)
+    return Region(text, left, top, right, bottom, written)
 
 
 def cells(region: Region, grid: tuple[int, int]) -> list[int]:
@@ -79,6 +89,42 @@ def cells(region: Region, grid: tuple[int, int]) -> list[int]:
     area = (region.right - region.left) * columns * (region.bottom - region.top) * rows
     needed = MIN_OVERLAP * min(1.0, area)
     return [r * columns + c for r, y in down for c, x in across if x * y >= needed]
+
+
+def centre(region: Region, grid: tuple[int, int]) -> int:
+    """Position (row * columns + column) of a grid under the centre of a region."""
+    rows, columns = grid
+    row = int((region.top + region.bottom) / 2 * rows)
+    column = int((region.left + region.right) / 2 * columns)
+    return min(row, rows - 1) * columns + min(column, columns - 1)
+
+
+def letters(region: Region) -> list[tuple[str, float, float]]:
+    """The letters written in a region, each with its centre (x, y) in fractions.
+
+    Advances are taken as equal but for wide characters (Chinese, Japanese, Korean). In a box higher
+    than wide, text is taken to run upwards; in one that is large both ways from the lower left to
+    the upper right, as turned labels of an axis do.
+    """
+    text = "".join((region.text if region.written is None else region.written).split())
+    widths = [2.0 if ord(character) > 0x2E7F else 1.0 for character in text]
+    width, height = region.right - region.left, region.bottom - region.top
+    advance = max(width, height) / sum(widths) if widths else 0.0
+    across = upwards = False
+    if len(text) > 1 and height > 1.3 * width:
+        upwards = True
+    elif len(text) > 2 and height > 2.5 * advance:
+        across = upwards = True
+    else:
+        across = True
+    found, at = [], 0.0
+    for character, own in zip(text, widths, strict=True):
+        share = (at + own / 2) / sum(widths)
+        at += own
+        x = region.left + (share if across else 0.5) * width
+        y = region.bottom - (share if upwards else 0.5) * height
+        found.append((character, x, y))
+    return found
 
 
 def _overlap(start: float, end: float, number: int) -> list[tuple[int, float]]:
@@ -112,7 +158,7 @@ class RegionCollator:
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
         keys, arrays, errors = self.pictures.load(items)
-        good: list[tuple[str, str, list[tuple[int, int]]]] = []
+        good: list[tuple[str, str, list[Region]]] = []
         for number, item in enumerate(items):
             try:
                 if number in errors:
@@ -122,7 +168,7 @@ class RegionCollator:
                         f"regions need one picture, this sample has {len(keys[number])}",
                         where=item.sample.source,
                     )
-                good.append((item.sample.id, keys[number][0], self._targets(item.sample)))
+                good.append((item.sample.id, keys[number][0], regions_of(item.sample)))
             except DiptychError as error:
                 prepared.rejected.append((item.sample.id, error.to_dict()))
         prepared.used = [sample_id for sample_id, _, _ in good]
@@ -131,17 +177,33 @@ class RegionCollator:
             prepared.batches.append(self._batch(chunk, arrays))
         return prepared
 
-    def _targets(self, sample: Sample) -> list[tuple[int, int]]:
-        """(position, token), each once."""
-        found = {
-            (self.num_prefix + cell, token)
-            for region in regions_of(sample)
-            for token in self._tokens(region.text)
-            for cell in cells(region, self.grid)
-        }
-        return sorted(found)
+    def _targets(self, regions: Sequence[Region]) -> list[tuple[int, int, float]]:
+        """(position, token, share of the position), each token of a position once.
+
+        What is written at a position and what is told of it share it evenly.
+        """
+        read: dict[int, set[int]] = {}
+        told: dict[int, set[int]] = {}
+        for region in regions:
+            tokens = self._tokens(region.text)
+            own = set(tokens if region.written is None else self._tokens(region.written))
+            for cell in cells(region, self.grid):
+                read.setdefault(cell, set()).update(own)
+                told.setdefault(cell, set()).update(set(tokens) - own)
+        found = []
+        for cell in sorted(read):
+            # A word that one region tells and another shows is read.
+            halves = [half for half in (read[cell], told[cell] - read[cell]) if half]
+            found += [
+                (self.num_prefix + cell, token, 1 / len(half) / len(halves))
+                for half in halves
+                for token in sorted(half)
+            ]
+        return found
 
     def _tokens(self, text: str) -> list[int]:
+        if not text.strip():
+            return []
         if text not in self._known:
             encode = self.tokenizer.encode
             blank = encode(" ", add_special_tokens=False)
@@ -151,23 +213,37 @@ class RegionCollator:
         return self._known[text]
 
     def _batch(
-        self, chunk: list[tuple[str, str, list[tuple[int, int]]]], arrays: dict[str, np.ndarray]
+        self, chunk: list[tuple[str, str, list[Region]]], arrays: dict[str, np.ndarray]
     ) -> Batch:
         positions = self.num_prefix + self.grid[0] * self.grid[1]
         targets = [
-            (number * positions + at, token, number)
+            (number * positions + at, token, number, share)
             for number, (_, _, own) in enumerate(chunk)
-            for at, token in own
+            for at, token, share in self._targets(own)
         ]
-        where, what, whose = (
-            torch.tensor(column, dtype=torch.int64)
-            for column in (zip(*targets, strict=True) if targets else ((), (), ()))
-        )
+        where, what, whose, shares = ([target[column] for target in targets] for column in range(4))
+        written = [
+            (number, x, y, ord(letter))
+            for number, (_, _, own) in enumerate(chunk)
+            for region in own
+            for letter, x, y in letters(region)
+        ]
+        centres = [
+            number * positions + self.num_prefix + centre(region, self.grid)
+            for number, (_, _, own) in enumerate(chunk)
+            for region in own
+        ]
         empty = torch.zeros(len(chunk), 0, dtype=torch.int64)
         batch = Batch(
-            empty, empty, empty, empty, where, what, whose,
+            empty, empty, empty, empty,
+            target_positions=torch.tensor(where, dtype=torch.int64),
+            target_ids=torch.tensor(what, dtype=torch.int64),
+            target_samples=torch.tensor(whose, dtype=torch.int64),
             image_keys=tuple(key for _, key, _ in chunk),
             sample_ids=tuple(sample_id for sample_id, _, _ in chunk),
+            target_shares=torch.tensor(shares, dtype=torch.float32),
+            letters=torch.tensor(written, dtype=torch.float32).reshape(-1, 4),
+            centres=torch.tensor(centres, dtype=torch.int64).unique(),
         )  # fmt: skip
         attach(batch, arrays, self.pictures.features is not None)
         return batch

@@ -33,6 +33,7 @@ class Benchmark(ABC):
             text is given to the language model as it stands (published text benchmarks).
         max_new_tokens: bound on a generated answer.
         num_beams: width of the search for an answer; 1 is greedy.
+        answer_after: what stands between working and answer; None where there is no working.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Benchmark(ABC):
     chat: bool = True
     max_new_tokens: int = 32
     num_beams: int = 1
+    answer_after: str | None = None
 
     @abstractmethod
     def samples(self) -> Iterable[Sample]:
@@ -58,7 +60,7 @@ class Benchmark(ABC):
         """
         answers = list(sample.meta.get("answers") or [])
         if not answers and sample.answer:
-            answers = [sample.answer]
+            answers = [self.final(sample.answer)]
         if len(answers) < self.metric.min_answers:
             raise DataError(
                 f"sample '{sample.id}' has {len(answers)} accepted answers; the metric "
@@ -89,7 +91,11 @@ class Benchmark(ABC):
 
     def score(self, output: str, sample: Sample) -> float:
         """How right `output` is, 0 to 1."""
-        return self.metric.score(output, self.answers(sample))
+        return self.metric.score(self.final(output), self.answers(sample))
+
+    def final(self, text: str) -> str:
+        """The answer, without the working before it."""
+        return text if self.answer_after is None else text.rsplit(self.answer_after, 1)[-1]
 
 
 def find(name: str) -> type[Benchmark]:

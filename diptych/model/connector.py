@@ -32,6 +32,10 @@ class ConnectorConfig(PartConfig):
         """Language-model tokens of one image with that grid and `num_prefix` class tokens."""
         raise NotImplementedError(f"{type(self).__name__} counts nothing")
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        """Rows and columns of tokens where each stands for a place in the picture, else None."""
+        return None
+
 
 class Connector(nn.Module):
     """features [B, N, C] and their grid -> tokens [B, K, D]."""
@@ -41,6 +45,11 @@ class Connector(nn.Module):
 
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         raise NotImplementedError
+
+    def places(self, features_BNC: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:  # noqa: N803
+        """Tokens of every place of the `token_grid`, and [B, places] scores where only some of
+        them are passed on, else None."""
+        return self(features_BNC, grid), None
 
 
 ConnectorField: Any = part_field("model.connectors", ConnectorConfig)

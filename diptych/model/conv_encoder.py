@@ -15,9 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithNoAttention
+
+from diptych.model.positions import grid_positions
 
 
 class ConvEncoderConfig(PreTrainedConfig):
@@ -27,12 +30,17 @@ class ConvEncoderConfig(PreTrainedConfig):
         fold: side of the block of pixels that becomes channels; it divides height and width.
         hidden_sizes: channels of each stage.
         depths: 3x3 convolutions of each stage.
+        attention_layers: transformer layers over all positions behind the last stage, for what no
+            neighbourhood shows: which bar is the largest, which mark a name belongs to.
+        num_attention_heads: of those layers.
     """
 
     model_type = "diptych_conv"
     fold: int = 2
     hidden_sizes: tuple[int, ...] | list[int] = (48, 96, 160, 192)
     depths: tuple[int, ...] | list[int] = (1, 1, 1, 1)
+    attention_layers: int = 0
+    num_attention_heads: int = 6
     num_channels: int = 3
     initializer_range: float = 0.02
 
@@ -61,6 +69,9 @@ class ConvEncoderModel(PreTrainedModel):
             _Stage(sizes[n], sizes[n + 1], depth, pooled=n < last)
             for n, depth in enumerate(config.depths)
         )
+        self.context = None
+        if config.attention_layers:
+            self.context = _Context(sizes[-1], config.num_attention_heads, config.attention_layers)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -70,6 +81,14 @@ class ConvEncoderModel(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
             module.reset_running_stats()
+        elif isinstance(module, nn.Linear):
+            if isinstance(module, _Added):
+                nn.init.zeros_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool = False, **_: Any
@@ -81,10 +100,53 @@ class ConvEncoderModel(PreTrainedModel):
         for stage in self.stages:
             states = stage(states)
             every += (states,)
+        if self.context is not None:
+            states = self.context(states)
+            every = (*every[:-1], states)
         return BaseModelOutputWithNoAttention(
             last_hidden_state=states,  # type: ignore[arg-type]
             hidden_states=every if output_hidden_states else None,
         )
+
+
+class _Context(nn.Module):
+    """Transformer layers over the positions of a grid: [B, C, H, W] -> [B, C, H, W]."""
+
+    def __init__(self, dim: int, heads: int, layers: int):
+        super().__init__()
+        self.layers = nn.ModuleList(_Attention(dim, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        rows, columns = states.shape[2:]
+        tokens = states.flatten(2).transpose(1, 2)
+        places = grid_positions((rows, columns), tokens.shape[2], tokens.device, base=100.0)
+        tokens = tokens + places.to(tokens)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.norm(tokens).transpose(1, 2).unflatten(2, (rows, columns))
+
+
+class _Added(nn.Linear):
+    """Begins by adding nothing to the residual stream, so that convolutions learn first."""
+
+
+class _Attention(nn.Module):
+    """Attention and a perceptron of twice the width, each behind its LayerNorm."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.fused, self.out = nn.Linear(dim, 3 * dim), _Added(dim, dim)
+        self.up, self.down = nn.Linear(dim, 2 * dim), _Added(2 * dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        fused = self.fused(self.before(tokens)).unflatten(2, (3, self.heads, -1))
+        query, key, value = fused.permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        tokens = tokens + self.out(seen)
+        return tokens + self.down(F.gelu(self.up(self.between(tokens))))
 
 
 class _Stage(nn.Sequential):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.errors import ConfigError, WeightsNotFound
+from diptych.model.look_up import look_up
 from diptych.model.vision_encoder import config_from_dict
 from diptych.model.weights import cast, load_pretrained, locate, reading
 
@@ -35,6 +36,9 @@ class LanguageModelConfig(Config):
     trains a small one on the run's training data, with `vocab_size` of `config` tokens."""
     template: str | None = None
     """Chat template: plain, chatml, vicuna, qa, a Jinja text, or null for the tokenizer's."""
+    start: Literal["look_up"] | None = None
+    """How a model from scratch begins: look_up lets half of its heads begin by looking for words
+    in the picture (model/look_up.py); null is as the config says."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation of transformers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -120,6 +124,8 @@ def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
                 where="model.language_model",
                 fix="if it is about attention, set attention to eager; else check the config",
             ) from error
+        if config.start == "look_up":
+            look_up(module)
     else:
         module = load_pretrained(
             kind,

@@ -85,6 +85,11 @@ class VisionEncoder(nn.Module):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return select(self.module, self.config, pixel_values, self.num_prefix)
 
+    def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """[B, C, H, W] of every stage of a convolutional encoder, the last as in `forward`."""
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        return self.module(pixel_values=pixel_values, output_hidden_states=True).hidden_states
+
     def pooled(self, pixel_values: Tensor, pool: str) -> Tensor:
         """Pictures [B, 3, H, W] -> one vector each [B, C]; `pool` as in DualEncoderConfig.
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from diptych.data.charts import invent, plot, questions, style
 from diptych.data.charts import kind as kinds
-from diptych.data.charts.canvas import Box, Canvas
+from diptych.data.charts.canvas import Canvas, Drawn
 from diptych.data.charts.describe import describe
-from diptych.data.charts.operations import Unanswerable, answer
+from diptych.data.charts.operations import Unanswerable, answer, row
 from diptych.data.charts.questions import Question
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Lists, lists
+from diptych.data.charts.working import cell, extreme, named, places, rank
 from diptych.data.charts.writer import Writer
 
-Region = tuple[str, float, float, float, float]
+Region = tuple[str, float, float, float, float, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +29,9 @@ class Chart:
 
     Attributes:
         png: the encoded picture.
-        regions: (text, left, top, right, bottom) of every word in the picture and of every shape
-            that carries data, in fractions of width and height from the upper left corner; see
-            `regions`.
+        regions: (words, left, top, right, bottom, text) of every word in the picture and of every
+            shape that carries data, in fractions of width and height from the upper left corner;
+            see `regions`.
         discarded: what a writer wrote and the table did not bear out, counted by reason.
     """
 
@@ -86,73 +89,83 @@ def picture(table: Table, looks: style.Style) -> Canvas:
     return canvas
 
 
-EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大", "min": "最小"}}
-
-
 def regions(canvas: Canvas, table: Table, looks: style.Style) -> list[Region]:
     """What stands where: every word, every name and every shape with data.
 
-    A name or a shape is told with what it is looked up for: its colour, its place in the row
-    ("2" is the second from the left or top), whether it is the largest or smallest; all in one
-    place, as far as the picture shows it.
+    A name or a shape is told with what it is, and with what it is looked up for as far as the
+    picture shows it: its colour, its place in the row, its rank, whether it is the largest or
+    smallest. `working` has the words; all of a region's words hold in all of its box.
     """
     shown = style.COLOUR_NAMES[table.language]
     fills = {looks.shades[name]: shown[name] for name in table.colours}
     about = _names(table, shown)
-    found: list[Region] = []
-    for line, group in groupby(canvas.drawn, key=lambda drawn: drawn.line):
-        parts = list(group)
+    found: list[Region | None] = []
+    for line, parts in lines(canvas):
         if line in about:
-            box = Box(
-                min(d.box.left for d in parts), min(d.box.bottom for d in parts),
-                max(d.box.right for d in parts), max(d.box.top for d in parts),
-            )  # fmt: skip
-            told = [([line, *about[line]], box)]
+            found.append(region(canvas, [line, *about[line]], line, parts))
         elif line:
-            told = [([drawn.word], drawn.box) for drawn in parts]
+            found += [region(canvas, [part.word], part.word, [part]) for part in parts]
         else:
-            told = [
-                ([fills[d.fill], *(_about(table, *d.mark) if d.mark else ())], d.box)
-                for d in parts
-                if d.fill in fills
-            ]
-        found += [_region(canvas, words, box) for words, box in told]
-    # What reaches out of the picture is told up to its edge, and not at all beyond.
-    return [r for r in found if r[1] < r[3] and r[2] < r[4]]
+            for part in parts:
+                if part.fill in fills:
+                    told = _mark(table, *part.mark) if part.mark else []
+                    found.append(region(canvas, [fills[part.fill], "isMark", *told], "", [part]))
+    return [r for r in found if r is not None]
 
 
-def _region(canvas: Canvas, words: list[str], box: Box) -> Region:
-    left, right = (min(max(at / canvas.width, 0.0), 1.0) for at in (box.left, box.right))
-    top, bottom = (min(max(1 - at / canvas.height, 0.0), 1.0) for at in (box.top, box.bottom))
-    return (" ".join(words), round(left, 3), round(top, 3), round(right, 3), round(bottom, 3))
+def lines(canvas: Canvas) -> Iterator[tuple[str, list[Drawn]]]:
+    """What was drawn one after the other: the words of a line of text, or shapes (`""`)."""
+    for line, parts in groupby(canvas.drawn, key=lambda drawn: drawn.line):
+        yield line, list(parts)
+
+
+def region(canvas: Canvas, words: list[str], text: str, parts: list[Drawn]) -> Region | None:
+    """Words told of a place, and the text that is written there; None outside of the picture.
+
+    What reaches out of the picture is told up to its edge.
+    """
+    left, right = min(d.box.left for d in parts), max(d.box.right for d in parts)
+    bottom, top = min(d.box.bottom for d in parts), max(d.box.top for d in parts)
+    left, right = (round(min(max(at / canvas.width, 0.0), 1.0), 3) for at in (left, right))
+    top, bottom = (round(min(max(1 - at / canvas.height, 0.0), 1.0), 3) for at in (top, bottom))
+    return (
+        (" ".join(words), left, top, right, bottom, text) if left < right and top < bottom else None
+    )
 
 
 def _names(table: Table, shown: dict[str, str]) -> dict[str, list[str]]:
     """Categories and series with what is known of them."""
-    about: dict[str, list[str]] = {name: [] for name in (*table.categories, *table.series)}
+    about: dict[str, list[str]] = {name: ["isSeries"] for name in table.series}
+    about |= {name: ["isName"] for name in table.categories}
     if table.colour_of in ("category", "series"):
         names = table.categories if table.colour_of == "category" else table.series
-        for name, colour in zip(names, table.colours, strict=True):
-            about[name].append(shown[colour])
+        for number, (name, colour) in enumerate(zip(names, table.colours, strict=True)):
+            about[name] += [shown[colour], named(table, number)]
     for number, name in enumerate(table.categories):
-        about[name] += _about(table, 0, number) if len(table.series) == 1 else _place(table, number)
+        about[name] += places(table, number)
     return about
 
 
-def _place(table: Table, category: int) -> list[str]:
-    """The number of a category in its row, where the kind has rows."""
-    return [str(category + 1)] if kinds.find(table.kind).ALONG else []
+def _mark(table: Table, series: int, category: int) -> list[str]:
+    """A shape with data: its place, which of several series it belongs to, and its standing."""
+    if table.kind == "scatter":  # stands for a value on either axis
+        return []
+    words = list(places(table, category))
+    if len(table.series) > 1 and table.colour_of == "series":
+        words.append(cell(table, series, category))
+    return [*words, *_standing(table, series, category)]
 
 
-def _about(table: Table, series: int, category: int) -> list[str]:
-    """Place of a mark, and `largest` or `smallest` where it is that beyond doubt in its series."""
-    words = _place(table, category)
-    if table.order != "stages":
-        which = {"series": table.series[series]} if len(table.series) > 1 else {}
-        for op, word in EXTREMES[table.language].items():
-            try:
-                if answer(table, {"op": op, **which}) == table.categories[category]:
-                    words.append(word)
-            except Unanswerable:  # too close to call: neither word is true of it
-                continue
+def _standing(table: Table, series: int, category: int) -> list[str]:
+    """Rank of a mark in its series; `largest` or `smallest` where it is that beyond doubt."""
+    if table.order == "stages":  # values fall from each stage to the next
+        return []
+    words = []
+    which = {"series": table.series[series]} if len(table.series) > 1 else {}
+    with suppress(Unanswerable):
+        words.append(rank(row(table, series), category))
+    for op in ("max", "min"):
+        with suppress(Unanswerable):  # too close to call: neither word is true of it
+            if answer(table, {"op": op, **which}) == table.categories[category]:
+                words.append(extreme(table, series, op))
     return words

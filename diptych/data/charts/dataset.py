@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.charts import kind as kinds
+from diptych.data.charts import page
 from diptych.data.charts.chart import Chart, make
 from diptych.data.charts.topics import Lists
+from diptych.data.charts.working import MARK
+from diptych.data.charts.working import working as lookups
 from diptych.data.charts.writer import Writer
 from diptych.errors import ConfigError, DataError
 
@@ -34,14 +37,17 @@ def draw(
     validation_fraction: float = 0.05,
     languages: Sequence[str] = LANGUAGES,
     side_pixels: int = 224,
+    working: bool = False,
+    pages: int = 0,
     writer: Writer | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw `num` charts into the folder `out`.
 
     Writes `images/`, `tables/`, `train.json`, `validation.json`, `test.json` (LLaVA rows, one
-    per question), `captions_<split>.json` and `charts.json` (what is returned). Without a
-    writer the same arguments give the same bytes, with any number of workers.
+    per question), `captions_<split>.json` and `charts.json` (what is returned); with pages also
+    `pages.json` (caption rows). Without a writer the same arguments give the same bytes, with any
+    number of workers.
 
     Args:
         num: charts, not questions; every chart has about seven to ten.
@@ -49,6 +55,9 @@ def draw(
         test_fraction, validation_fraction: shares of the charts.
         languages: of `en` and `zh`, taken in turns.
         side_pixels: nominal side of a picture; each varies by about a quarter.
+        working: training answers begin with what is looked up for them (see working.py); the
+            answers to be tested on stay short.
+        pages: pictures full of words to draw besides, to learn reading by (see page.py).
         writer: a language model that writes topics, descriptions and questions instead.
         progress: called with (charts done, charts wanted).
 
@@ -74,7 +83,7 @@ def draw(
     digests: dict[str, int] = {}
     pictures: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
-    for index, chart in enumerate(_charts(one, seed, num, workers or os.cpu_count() or 1)):
+    for index, chart in enumerate(_drawn(partial(_first, one), seed, num, workers)):
         attempt = 0
         while chart.table.digest() in digests or hashlib.sha256(chart.png).hexdigest() in pictures:
             attempt += 1
@@ -87,12 +96,22 @@ def draw(
         discarded.update(chart.discarded)
         rows.append(_store(out, index, chart))
         if progress:
-            progress(index + 1, num)
+            progress(index + 1, num + pages)
+    page_rows = []
+    draw_page = partial(page.make, side_pixels=side_pixels, languages=tuple(languages))
+    for index, (png, regions) in enumerate(_drawn(draw_page, seed, pages, workers)):
+        page_rows.append(_store_page(out, index, png, regions))
+        if progress:
+            progress(num + index + 1, num + pages)
+    if pages:
+        _write(out / "pages.json", page_rows)
 
     splits = _split(list(digests), test_fraction, validation_fraction)
     for split in SPLITS:
         members = [row for row, name in zip(rows, splits, strict=True) if name == split]
-        _write(out / f"{split}.json", [question for row in members for question in row["rows"]])
+        shown = working and split == "train"
+        questions = [_row(question, shown) for row in members for question in row["rows"]]
+        _write(out / f"{split}.json", questions)
         _write(out / f"captions_{split}.json", [row["caption"] for row in members])
     summary = {
         "settings": {
@@ -102,6 +121,8 @@ def draw(
             "validation_fraction": validation_fraction,
             "languages": list(languages),
             "side_pixels": side_pixels,
+            "working": working,
+            "pages": pages,
             "writer": {"url": writer.url, "model": writer.model} if writer else None,
         },
         "charts": {split: splits.count(split) for split in SPLITS},
@@ -144,20 +165,23 @@ def _check(num: int, test: float, validation: float, languages: Sequence[str], s
         raise ConfigError(f"{side} pixels", where="side_pixels", fix="choose 160 to 2048")
 
 
-def _charts(one: partial[Chart], seed: int, num: int, workers: int) -> Iterator[Chart]:
+def _first(one: partial[Chart], seed: int, index: int) -> Chart:
+    return one(seed, index, 0)
+
+
+def _drawn(
+    one: Callable[[int, int], Any], seed: int, num: int, workers: int | None
+) -> Iterator[Any]:
+    """one(seed, 0), one(seed, 1), ... in this order, by all workers."""
+    workers = workers or os.cpu_count() or 1
+    task = partial(one, seed)
     if workers == 1 or num < 8:
-        for index in range(num):
-            yield one(seed, index, 0)
+        yield from map(task, range(num))
         return
     # Forked workers start at once and need no importable main module; elsewhere that is unsafe.
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        task = partial(_numbered, one, seed)
         yield from pool.map(task, range(num), chunksize=max(1, min(16, num // (workers * 4))))
-
-
-def _numbered(one: partial[Chart], seed: int, index: int) -> Chart:
-    return one(seed, index, 0)
 
 
 def _store(out: Path, index: int, chart: Chart) -> dict[str, Any]:
@@ -175,6 +199,7 @@ def _store(out: Path, index: int, chart: Chart) -> dict[str, Any]:
                 {"from": "gpt", "value": question.answer},
             ],
             "kind": question.kind,
+            "working": lookups(table, question.text, question.operation, question.answer),
             "chart": table.kind,
             "language": table.language,
         }
@@ -187,6 +212,23 @@ def _store(out: Path, index: int, chart: Chart) -> dict[str, Any]:
         "regions": chart.regions,
     }
     return {"rows": rows, "caption": caption, "kind": table.kind, "language": table.language}
+
+
+def _row(question: dict[str, Any], shown: bool) -> dict[str, Any]:
+    """A question's row, its answer with the working where that is to be shown."""
+    row = dict(question)
+    steps = row.pop("working")
+    if not (shown and steps):
+        return row
+    asked, answered = row["conversations"]
+    value = f"{steps}{MARK}{answered['value']}"
+    return {**row, "conversations": [asked, {**answered, "value": value}]}
+
+
+def _store_page(out: Path, index: int, png: bytes, regions: Sequence[Any]) -> dict[str, Any]:
+    name = f"page-{index:06d}.png"
+    (out / "images" / name).write_bytes(png)
+    return {"caption": "A page of words.", "image": name, "image_id": index, "regions": regions}
 
 
 def _split(digests: list[str], test: float, validation: float) -> list[str]:

@@ -33,6 +33,7 @@ class Questions(Benchmark):
         how: Literal["generate", "likelihood"] = "generate",
         max_new_tokens: int = 32,
         num_beams: int = 1,
+        answer_after: str | None = None,
         name: str = "questions",
     ):
         self.name = name
@@ -40,6 +41,7 @@ class Questions(Benchmark):
         self.how = how
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
+        self.answer_after = answer_after
         self._samples = _by_picture(samples) if self.metric.by_picture else samples
 
     def samples(self) -> Iterable[Sample]:

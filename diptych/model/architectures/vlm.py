@@ -26,7 +26,7 @@ from diptych.errors import ConfigError, ImageTokenMismatch, ModelError
 from diptych.model import language_model as language_models
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model
-from diptych.model.connector import ConnectorField
+from diptych.model.connector import Connector, ConnectorField
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -78,7 +78,7 @@ class Vlm(Model):
         self,
         config: VlmConfig,
         vision_encoder: VisionEncoder,
-        connector: nn.Module,
+        connector: Connector,
         language_model: LanguageModel,
     ):
         super().__init__()
@@ -110,6 +110,11 @@ class Vlm(Model):
         """Encoder features [V, N, C] -> language-model tokens [V, K, D]."""
         weight = next(self.connector.parameters())
         return self.connector(features.to(weight.dtype), self.vision_encoder.grid)
+
+    def place_tokens(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens of every place, and scores where the connector passes on only some of them."""
+        weight = next(self.connector.parameters())
+        return self.connector.places(features.to(weight.dtype), self.vision_encoder.grid)
 
     def embed(self, ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         """Token ids [R, T] -> embeddings [R, T, D] with image tokens spliced in.

@@ -30,6 +30,9 @@ class Config(ConnectorConfig):
             )
         return -(-grid[0] // self.factor) * -(-grid[1] // self.factor)
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return -(-grid[0] // self.factor), -(-grid[1] // self.factor)
+
 
 def merge_patches(features_BNC: Tensor, grid: Grid, factor: int) -> Tensor:  # noqa: N803
     """Concatenate the channels of each `factor` x `factor` block of patches.

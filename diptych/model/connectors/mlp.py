@@ -19,6 +19,9 @@ class Config(ConnectorConfig):
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:
         return grid[0] * grid[1] + num_prefix
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        return grid
+
 
 class Mlp(Connector):
     """Every patch becomes one token by a two-layer perceptron of the language model's width.

@@ -35,6 +35,10 @@ class Config(ConnectorConfig):
             )
         return (grid[0] // factor) * (grid[1] // factor)
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        factor = round(1 / self.scale)
+        return grid[0] // factor, grid[1] // factor
+
 
 def pixel_shuffle(images_BHWC: Tensor, factor: int, order: str = "v2") -> Tensor:  # noqa: N803
     """Fold space into channels.

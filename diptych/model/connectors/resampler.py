@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.model.connector import Connector, ConnectorConfig, Grid
+from diptych.model.positions import grid_positions
 
 
 class Config(ConnectorConfig):
@@ -35,29 +36,6 @@ class Config(ConnectorConfig):
 
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:
         return self.num_queries
-
-
-def grid_positions(grid: Grid, dim: int, device: torch.device) -> Tensor:
-    """Fixed two-dimensional sine and cosine positions.
-
-    Half of the channels code the row, half the column. Computed for any grid, so the same
-    weights serve any resolution.
-
-    Shapes: -> float32 [rows * columns, dim].
-    """
-    quarter = dim // 4
-    rates = 10_000.0 ** (-torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
-    rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in grid)
-    row_angles, column_angles = rows[:, None] * rates, columns[:, None] * rates
-    by_row = torch.cat([row_angles.sin(), row_angles.cos()], -1)
-    by_column = torch.cat([column_angles.sin(), column_angles.cos()], -1)
-    return torch.cat(
-        [
-            by_row[:, None].expand(-1, grid[1], -1),
-            by_column[None].expand(grid[0], -1, -1),
-        ],
-        -1,
-    ).flatten(0, 1)
 
 
 class Resampler(Connector):

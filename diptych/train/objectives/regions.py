@@ -1,17 +1,20 @@
-"""What stands where: every position of the picture tells the words it shows.
+"""What stands where: every token of the picture tells the words it shows.
 
-Teaches a new encoder to read and to tell colours before anything must be said about them. A
-language model's answers are a thin signal for that (some ten tokens a picture, all through
-its attention, which has to be learned too); here every position learns from its own place.
+Teaches a new encoder to read and to tell colours before anything must be said about them, and
+gives the tokens that the language model will receive the meaning of its own words. A language
+model's answers are a thin signal for that (some ten tokens a picture, all through its attention,
+which has to be learned too); here every place of the picture learns for itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diptych.data.batch import Batch
 from diptych.data.collate import Collator, Pictures
@@ -19,33 +22,48 @@ from diptych.data.regions import RegionCollator
 from diptych.errors import ConfigError
 from diptych.train.objective import Objective, ObjectiveConfig
 
+SCALE = 8.0
+"""Of the scores at the start: tokens about as large as words then tell them apart."""
+CHOICE = 0.5
+"""Weight of scoring a place that a connector shall pass on or leave out."""
+CLASSES = 1021
+"""Letters are told by code point modulo this prime: enough for the few hundred of a data set to be
+told apart, with no list of them to keep."""
+
 
 class Config(ObjectiveConfig):
-    """Predict the tokens of the regions at every position of the encoder's grid."""
+    """Predict the words of the regions at every token of the picture."""
 
     text_passes: ClassVar[int] = 0  # words are compared with embeddings alone
 
     name: str = "regions"
     """File stem of the part."""
     empty_weight: float = Field(default=0.1, ge=0)
-    """Weight of positions that show nothing; there are many of them."""
+    """Weight of places that show nothing; there are many of them."""
+    letters_weight: float = Field(default=0.0, ge=0)
+    """Weight of telling single letters at the encoder's two stages before the last, for
+    convolutional encoders: a few hundred letters are learned sooner than thousands of words, and
+    words are made of them."""
 
     def build(self, model: nn.Module) -> Objective:
         return Regions(self, model)
 
 
 class Regions(Objective):
-    """Cross-entropy at every position with the tokens it shows, in equal shares.
+    """Cross-entropy at every token of the picture with the words it shows.
 
-    Words are scored by the language model's own embeddings, so that what the encoder says of a
-    place and what the language model reads and writes share one space from the start; they learn
-    in this stage when it lets the language model learn. Positions that no region covers learn a
-    class of their own, "nothing". The weight is the number of covered positions plus
+    The connector's output is compared with the language model's own embeddings, so that what a
+    picture's token says and what the language model reads and writes share one space from the
+    start; the embeddings learn in this stage when it lets the language model learn. At one place,
+    what is written and what else is told of it count half each. Places that no region covers learn
+    a class of their own, "nothing". A connector that passes on only some places learns to pass on
+    the one under the centre of every region. The weight is the number of covered places plus
     `empty_weight` times that of the others.
 
-    Shapes: features [V, N, C] -> logits [V * N, vocabulary + 1].
+    Shapes: features [V, N, C] -> tokens [V, K, D] -> logits [V * K, vocabulary + 1].
     Source: reading all text as pre-training is Donut's (arXiv:2111.15664, section 3.2); telling
-    it at its place, by a linear layer on every position, instead of in one long sequence is ours.
+    it at its place, instead of in one long sequence, is ours. Letters at earlier stages are deep
+    supervision (Lee et al., arXiv:1409.5185).
     """
 
     def __init__(self, config: Config, model: Any):
@@ -58,38 +76,93 @@ class Regions(Objective):
                 where="model.vision_encoder.image",
                 fix="use resize: exact without crop or pad_to_square for this objective",
             )
+        connector = model.config.connector
+        grid = connector.token_grid(encoder.grid)
+        if grid is None:
+            raise ConfigError(
+                f"the tokens of the connector {connector.name} stand for no place in the picture",
+                where="model.connector",
+                fix="use linear, mlp, downsample or pixel_shuffle with this objective",
+            )
+        self.grid: tuple[int, int] = grid
+        # A connector that passes on only some places has no tokens besides.
+        num_tokens = connector.num_tokens(encoder.grid, encoder.num_prefix)
+        self.num_prefix = max(0, num_tokens - grid[0] * grid[1])
         self.empty_weight = config.empty_weight
-        self.num_positions = encoder.num_prefix + encoder.grid[0] * encoder.grid[1]
+        self.letters_weight = config.letters_weight
         table = model.language_model.embeddings
         self.nothing = len(table)
-        self.projection = nn.Linear(encoder.dim, table.shape[1])
         self.empty = nn.Parameter(torch.zeros(table.shape[1]))
         self.bias = nn.Parameter(torch.zeros(self.nothing + 1))
+        self.scale = nn.Parameter(torch.tensor(SCALE))
+        self.spellers = nn.ModuleList()
+        if self.letters_weight:
+            if not encoder.is_convolutional:
+                raise ConfigError(
+                    "single letters are told at the stages of a convolutional encoder",
+                    where="objective.letters_weight",
+                    fix="set it to 0 for vision transformers",
+                )
+            widths = encoder.hf_config.hidden_sizes[-3:-1]
+            self.spellers.extend(nn.Linear(width, CLASSES + 1) for width in widths)
 
     def collator(self, model: Any, **budgets: Any) -> Collator:
         encoder = model.vision_encoder
         return RegionCollator(
             model.tokenizer,
-            encoder.grid,
-            encoder.num_prefix,
+            self.grid,
+            self.num_prefix,
             budgets.get("pictures") or Pictures(encoder.preprocessing),
         )
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        losses = {}
         if batch.features is not None:
             features = batch.features
+        elif self.spellers:
+            *earlier, last = model.vision_encoder.stages(batch.pixel_values)
+            features = last.flatten(2).transpose(1, 2)
+            losses["letters"] = self.letters_weight * self._letters(earlier[-2:], batch)
         else:
             features = model.encode_pixels(batch.pixel_values)
-        words = torch.cat([model.language_model.embeddings, self.empty[None]])
-        scores = self.projection(features).flatten(0, 1) @ words.to(features).T + self.bias
+        # What all words share tells none of them; a picture's tokens shall not learn it, because
+        # it is how heads that look up tell text from picture.
+        table = model.language_model.embeddings
+        words = torch.cat([table - table.mean(0), self.empty[None]])
+        tokens, kept = model.place_tokens(features)
+        if kept is not None:
+            assert batch.centres is not None
+            wanted = torch.zeros_like(kept).flatten().index_fill_(0, batch.centres, 1.0)
+            losses["kept"] = CHOICE * functional.binary_cross_entropy_with_logits(
+                kept.flatten().float(), wanted.float(), reduction="sum"
+            )
+        tokens = tokens.flatten(0, 1)
+        scores = tokens @ words.to(tokens).T * self.scale + self.bias
         scores = scores.float().log_softmax(-1)
         shown = torch.bincount(batch.target_positions, minlength=len(scores))
         picked = scores[batch.target_positions, batch.target_ids]
-        told = -(picked / shown[batch.target_positions]).sum()
+        told = -(picked * batch.target_shares).sum()
         nothing = -scores[shown == 0, self.nothing].sum()
-        return {"regions": told + self.empty_weight * nothing}
+        return {"regions": told + self.empty_weight * nothing, **losses}
+
+    def _letters(self, stages: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Sum over stages and places of -log p of the letters there, in equal shares."""
+        assert batch.letters is not None
+        total = torch.zeros((), device=batch.letters.device)
+        for stage, speller in zip(stages, self.spellers, strict=True):
+            rows, columns = stage.shape[2:]
+            scores = speller(stage.flatten(2).transpose(1, 2)).flatten(0, 1)
+            scores = scores.float().log_softmax(-1)
+            picture, x, y, code = batch.letters.unbind(1)
+            place = (picture * rows + (y * rows).clamp(0, rows - 1).floor()) * columns
+            place = (place + (x * columns).clamp(0, columns - 1).floor()).long()
+            shown = torch.bincount(place, minlength=len(scores))
+            told = -(scores[place, code.long() % CLASSES] / shown[place]).sum()
+            nothing = -scores[shown == 0, CLASSES].sum()
+            total = total + told + self.empty_weight * nothing
+        return total
 
     def weight(self, batch: Batch) -> float:
         covered = len(batch.target_positions.unique())
-        empty = len(batch.image_keys) * self.num_positions - covered
+        empty = len(batch.image_keys) * (self.num_prefix + self.grid[0] * self.grid[1]) - covered
         return covered + self.empty_weight * empty

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from diptych.data.charts.operations import QUESTION_KIND, Unanswerable, answer
 from diptych.data.charts.style import COLOUR_NAMES
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Scale, lists
+from diptych.data.charts.working import working
 from diptych.errors import ConfigError, DataError
 
 KINDS = {
@@ -136,27 +138,38 @@ def test_regions_say_what_stands_where():
     for index in range(120):
         chart = make(11, index, 0, 160 if index < 60 else 224, ("en", "zh"))
         table = chart.table
-        words = [text for text, *_ in chart.regions]
-        joined = "".join(words)
-        for name in (*table.categories, table.title.replace(" ", "")):
-            assert name.replace(" ", "") in joined, (name, words)
-        for _, left, top, right, bottom in chart.regions:
+        words = [told for told, *_ in chart.regions]
+        joined = "".join(text for *_, text in chart.regions)
+        for name in (*table.categories, table.title):
+            assert name.replace(" ", "") in joined.replace(" ", ""), (name, joined)
+        for told, left, top, right, bottom, text in chart.regions:
             assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+            assert told.startswith(text) and ("isMark" in told) == (text == "")
         colours = COLOUR_NAMES[table.language]
         if table.colour_of == "category":
             for name, colour in zip(table.categories, table.colours, strict=True):
-                about = [text for text in words if text.startswith(f"{name} {colours[colour]}")]
-                assert about or name not in words, (name, words)
-        marks = [text for text in words if text.split()[0] in colours.values()]
-        if len(table.series) == 1:
-            extreme = {"en": "largest", "zh": "最大"}[table.language]
-            named = {text for text in words if text.split()[-1] == extreme} - set(marks)
-            for text in named:
-                assert text.startswith(answer(table, {"op": "max"})), (text, words)
-            if table.colour_of == "category" and table.kind != "scatter":
-                shades = {text.split()[0] for text in marks if text.split()[-1] == extreme}
-                largest = [text for text in named if text.split()[0] != extreme]
-                assert all(any(shade in text for text in largest) for shade in shades if largest)
+                about = [
+                    told for told in words if told.startswith(f"{name} isName {colours[colour]}")
+                ]
+                assert about or f"{name} isName" not in " ".join(words), (name, words)
+        # How a mark compares is told at the mark alone, where it can be seen.
+        standing = re.compile(r"rank[A-Z]$|largest$|smallest$|最大$|最小$|\w+(Most|Least)$")
+        for told, *_, text in chart.regions:
+            assert not text or not any(standing.match(w) for w in told[len(text) :].split()), told
+
+
+def test_marks_are_told_with_their_place_cell_and_rank():
+    table = make(11, 3, 0, 224, ("en",)).table
+    chart = make(11, 3, 0, 224, ("en",))
+    assert table.kind == "grouped_bar"
+    told = [t for t, *_ in chart.regions if "isMark" in t and " at" in t]
+    assert len(told) == len(table.series) * len(table.categories)
+    for s, colour in enumerate(table.colours):
+        for c in range(len(table.categories)):
+            larger = sum(v > table.values[s][c] for v in table.values[s])
+            letter = "ABCDEFG"[c]
+            [mark] = [t for t in told if f"{colour}{letter}" in t.split()]
+            assert f"at{letter}" in mark and f"rank{'ABCDEFG'[larger]}" in mark
 
 
 def test_boxes_of_words_lie_on_ink():
@@ -164,14 +177,63 @@ def test_boxes_of_words_lie_on_ink():
     for index in range(20):
         chart = make(12, index, 0, 224, ("en", "zh"))
         picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
-        marks = set(COLOUR_NAMES[chart.table.language].values())
-        for text, left, top, right, bottom in chart.regions:
+        for _, left, top, right, bottom, text in chart.regions:
             box = (left * picture.width, top * picture.height,
                    right * picture.width, bottom * picture.height)  # fmt: skip
             part = picture.crop(tuple(round(at) for at in box))
             if text.strip("-—·.,()（）/") and min(part.size) > 1:
-                plain = text.split()[0] in marks  # a filled shape, not a word
-                assert len(part.getcolors(1 << 16)) > 1 or plain, (index, text, box)
+                assert len(part.getcolors(1 << 16)) > 1, (index, text, box)
+
+
+def test_working_leads_to_the_answer():
+    """What is looked up is told somewhere in the picture, and decides between larger and smaller."""
+    seen = Counter()
+    for index in range(120):
+        chart = make(13, index, 0, 224, ("en", "zh"))
+        told = {word for text, *_ in chart.regions for word in text.split()}
+        for question in chart.questions:
+            steps = working(chart.table, question.text, question.operation, question.answer)
+            op = question.operation["op"]
+            seen[op, bool(steps)] += 1
+            codes = re.findall(
+                r"\b(?:at|end|rank|[a-z]+)[A-Z]\b|\b[a-z]+(?:Most|Least|Name)\b", steps
+            )
+            assert set(codes) <= told, (question, steps, told)
+            ranks = re.findall(r"rank([A-Z])", steps)
+            if op == "compare":
+                first = (
+                    (ranks[0] < ranks[1]) == (question.operation["want"] == "larger")
+                    if ranks
+                    else 0
+                )
+                name = question.operation["categories"][0 if first else 1]
+                how = {k: v for k, v in question.operation.items() if k in ("as", "series")}
+                if ranks and "as" not in how:
+                    assert question.answer == name
+            if op == "count_above" and ranks:
+                assert question.answer == str("ABCDEFGHIJ".index(ranks[0]))
+    assert all(
+        seen[op, True] > 5 for op in ("compare", "greater", "max", "min", "colour", "is_max")
+    )
+    assert not seen["chart_type", True] and not seen["exists", False]
+
+
+def test_training_answers_show_their_working_and_pages_are_drawn(tmp_path):
+    out = tmp_path / "set"
+    draw(out, num=20, seed=3, workers=1, working=True, pages=8)
+    plain = tmp_path / "plain"
+    draw(plain, num=20, seed=3, workers=2)
+    for split in ("train", "validation", "test"):
+        for row, short in zip(_rows(out, split), _rows(plain, split), strict=True):
+            answer_text = row["conversations"][1]["value"]
+            *_, last = answer_text.rsplit(" = ", 1)
+            assert last == short["conversations"][1]["value"]
+            assert split == "train" or " = " not in answer_text
+    assert any(" = " in r["conversations"][1]["value"] for r in _rows(out, "train"))
+    pages = _rows(out, "pages")
+    assert len(pages) == 8 and all(len(row["regions"]) > 10 for row in pages)
+    draw(tmp_path / "again", num=20, seed=3, workers=2, working=True, pages=8)
+    assert _files(tmp_path / "again") == _files(out)
 
 
 def test_yes_and_no_are_even_and_order_of_names_tells_nothing():

@@ -38,6 +38,18 @@ def test_prompt_answers_and_kind():
         questions.answers(question(7, ""))
 
 
+def test_working_before_the_answer_is_not_scored():
+    asked = Questions([question(1, "3")], answer_after=" = ")
+    assert asked.score("Mon atA ; Tue atB = 3", question(1, "3")) == 1.0
+    assert asked.score("a = b = 3", question(1, "3")) == 1.0
+    assert asked.score("3", question(1, "3")) == 1.0
+    assert asked.score("3 = 4", question(1, "3")) == 0.0
+    # The data may show working too.
+    assert asked.answers(question(1, "Mon atA = 3")) == ["3"]
+    plain = Questions([question(1, "3")])
+    assert plain.score("Mon = 3", question(1, "3")) == 0.0
+
+
 def test_captions_of_one_picture_are_the_references_of_one_question():
     def said(number, picture, caption):
         turns = (Turn("user", (Image(picture),)), Turn("assistant", (Text(caption),)))

@@ -28,6 +28,7 @@ def region_batch(model, targets, pictures):
         empty, empty, empty, empty, torch.tensor(positions), torch.tensor(ids),
         torch.zeros(len(ids), dtype=torch.int64), image_keys=("k",) * pictures,
         pixel_values=torch.rand(pictures, 3, 28, 28, generator=generator),
+        target_shares=torch.tensor([0.5, 0.5, 1.0]),
     )  # fmt: skip
 
 
@@ -36,9 +37,9 @@ def test_regions_is_the_mean_over_positions_and_their_tokens(tiny_model):
     objective = regions.Config(empty_weight=0.5).build(model)
     batch = region_batch(model, [(3, 7), (3, 9), (20, 7)], pictures=2)
     with torch.no_grad():
-        features = model.encode_pixels(batch.pixel_values)
+        tokens = model.image_tokens(model.encode_pixels(batch.pixel_values))
         table = model.language_model.embeddings
-        scores = objective.projection(features).reshape(32, -1) @ table.T
+        scores = tokens.reshape(32, -1) @ (table - table.mean(0)).T * regions.SCALE
         scores = torch.cat([scores, torch.zeros(32, 1)], 1).log_softmax(-1)
     covered = (scores[3, 7] + scores[3, 9]) / 2 + scores[20, 7]
     others = [i for i in range(32) if i not in (3, 20)]
@@ -66,6 +67,65 @@ def test_regions_learns_where_the_square_is(tiny_config, squares, tmp_path):
     trainer.train()
     lines = [json.loads(t) for t in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+
+
+def test_letters_are_told_at_the_stages_before_the_last(tiny_config):
+    config = tiny_config(connector="linear")
+    config["vision_encoder"] = {
+        "config": {
+            "model_type": "diptych_conv", "hidden_sizes": [8, 12, 16], "depths": [1, 1, 1],
+        },
+        "image": {"resize": "exact", "size": [32, 32]},
+    }  # fmt: skip
+    model = build(VlmConfig.from_dict(config), seed=0).eval()
+    objective = regions.Config(letters_weight=2.0, empty_weight=0.5).build(model)
+    batch = Batch(
+        *(torch.zeros(1, 0, dtype=torch.int64),) * 4,
+        torch.tensor([3]), torch.tensor([7]), torch.tensor([0]), image_keys=("k",),
+        pixel_values=torch.rand(1, 3, 32, 32), target_shares=torch.tensor([1.0]),
+        letters=torch.tensor([[0.0, 0.99, 0.0, 65.0], [0.0, 1.0, 0.01, 1021 + 66.0]]),
+    )  # fmt: skip
+    with torch.no_grad():
+        first, second, _ = model.vision_encoder.stages(batch.pixel_values)
+        expected = 0.0
+        for stage, speller in zip((first, second), objective.spellers, strict=True):
+            side = stage.shape[2]
+            scores = speller(stage.flatten(2).transpose(1, 2))[0].log_softmax(-1)
+            corner = side - 1  # both stand in the upper right
+            empty = [i for i in range(side * side) if i != corner]
+            expected -= (scores[corner, 65] + scores[corner, 66]) / 2
+            expected -= 0.5 * scores[empty, regions.CLASSES].sum()
+        losses = objective(model, batch)
+    assert losses["letters"].item() == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_a_connector_that_selects_learns_the_places_under_centres(tiny_model):
+    model = tiny_model(connector={"name": "select", "num_kept": 3}).eval()
+    objective = regions.Config().build(model)
+    batch = region_batch(model, [(3, 7), (3, 9), (20, 7)], pictures=2)
+    batch.centres = torch.tensor([3, 20])
+    losses = objective(model, batch)
+    with torch.no_grad():
+        _, scores = model.place_tokens(model.encode_pixels(batch.pixel_values))
+        right = scores.flatten().sigmoid()
+        wrong = 1 - right
+        wanted = [3, 20]
+        others = [i for i in range(32) if i not in wanted]
+        expected = -right[wanted].log().sum() - wrong[others].log().sum()
+    assert losses["kept"].item() == pytest.approx(regions.CHOICE * expected.item(), rel=1e-4)
+    losses["kept"].backward()
+    assert model.connector.score.weight.grad.abs().sum() > 0
+
+
+def test_regions_need_tokens_that_stand_somewhere(tiny_config):
+    config = tiny_config(connector={"name": "resampler", "num_queries": 4})
+    with pytest.raises(ConfigError, match="stand for no place"):
+        regions.Config().build(build(VlmConfig.from_dict(config), seed=0))
+
+
+def test_letters_need_a_convolutional_encoder(tiny_model):
+    with pytest.raises(ConfigError, match="convolutional"):
+        regions.Config(letters_weight=1.0).build(tiny_model())
 
 
 def test_regions_need_the_whole_picture(tiny_config):

@@ -1,0 +1,227 @@
+"""Working: what is looked up in a picture on the way to an answer, step by step.
+
+A model that answers "which is larger, Wed or Thu?" at once has to find two bars and compare
+them inside one token. Written down, every step is small: find the one, find the other, say which
+of their ranks is asked for, find whose it is: `Wed rankC ; Thu rankD ; rankC = Wed`.
+The words are those in which `chart.regions` tells what stands where, so that every step is
+either read off one place of the picture or follows from the steps before it:
+
+    atC, endB    third from the left or top, second from the right or bottom
+    rankA        largest of its series, by letters from there
+    redC         the mark of the red series at place C
+    redMost, redLeast   the largest and the smallest mark of the red series
+    redName      the name that the colour red stands for
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+from diptych.data.charts import kind as kinds
+from diptych.data.charts.operations import row
+from diptych.data.charts.style import COLOUR_NAMES
+from diptych.data.charts.table import Table
+
+MARK = " = "
+"""Stands between the working and the answer."""
+EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大", "min": "最小"}}
+TYPES = ("isName", "isSeries", "isMark", "isValue")
+"""What a region is: name of a category, name of a series, shape with data, number of a mark."""
+_LETTERS = string.ascii_uppercase
+
+
+def places(table: Table, category: int) -> tuple[str, ...]:
+    """A category's place from both ends, where the kind has a row of them."""
+    if not kinds.find(table.kind).ALONG:
+        return ()
+    last = len(table.categories) - 1
+    return (f"at{_LETTERS[category]}", f"end{_LETTERS[last - category]}")
+
+
+def rank(values: tuple[float, ...], category: int) -> str:
+    """How many values are larger, as a letter from A."""
+    return f"rank{_LETTERS[sum(value > values[category] for value in values)]}"
+
+
+def cell(table: Table, series: int, category: int) -> str:
+    """The mark of a series at a place, where the series carry the colours."""
+    return f"{table.colours[series]}{_LETTERS[category]}"
+
+
+def named(table: Table, index: int) -> str:
+    """The name of the category or series that a colour stands for."""
+    return f"{table.colours[index]}Name"
+
+
+def extreme(table: Table, series: int, op: str) -> str:
+    """The word of the largest or smallest mark (`op`: max or min) of a series."""
+    if len(table.series) == 1:
+        return EXTREMES[table.language][op]
+    return table.colours[series] + {"max": "Most", "min": "Least"}[op]
+
+
+def shade(table: Table, index: int) -> str:
+    """The colour of a category or series, in the table's language."""
+    return COLOUR_NAMES[table.language][table.colours[index]]
+
+
+def working(table: Table, text: str, operation: dict[str, Any], answer: str) -> str:
+    """What to look up before the answer of a question; empty where it is seen at once.
+
+    Args:
+        text: the question, which tells a name from a place or a colour that is pointed at.
+    """
+    steps = _STEPS.get(operation["op"])
+    return " ; ".join(steps(_Asked(table, text, operation, answer))) if steps else ""
+
+
+class _Asked:
+    """A question about a table, with what its steps are made of."""
+
+    def __init__(self, table: Table, text: str, operation: dict[str, Any], answer: str):
+        self.table, self.text, self.operation, self.answer = table, text, operation, answer
+        name = operation.get("series")
+        self.single = len(table.series) == 1
+        self.series: int | None = 0 if self.single else None
+        if isinstance(name, str) and name in table.series:
+            self.series = table.series.index(name)
+        # A table and a cloud of points have no marks with ranks; those of several series are told
+        # apart by colour.
+        self.told = table.kind not in ("table", "scatter") and (
+            self.single or (self.series is not None and table.colour_of == "series")
+        )
+
+    def head(self) -> list[str]:
+        """A series that is named, with its colour."""
+        if self.single or self.series is None:
+            return []
+        name = self.table.series[self.series]
+        return [f"{name} {shade(self.table, self.series)}"] if name in self.text else []
+
+    def pointed(self, name: str) -> tuple[int, list[str]]:
+        """Index of a category, and the word that the question has for it."""
+        index = self.table.categories.index(name)
+        if name in self.text:
+            return index, [name]
+        if self.table.colour_of == "category" and shade(self.table, index) in self.text:
+            return index, [shade(self.table, index)]
+        last = len(self.table.categories) - 1
+        return index, list(
+            places(self.table, index)[:1] if index <= last / 2 else places(self.table, index)[1:]
+        )
+
+    def key(self, index: int) -> list[str]:
+        """What a category's name and its mark have in common: the place, or else the colour."""
+        if where := places(self.table, index):
+            return [where[0]]
+        return [shade(self.table, index)] if self.table.colour_of == "category" else []
+
+    def path(self, name: str) -> tuple[int, list[str]] | None:
+        """Words that lead from the question to one mark; None where they do not."""
+        index, words = self.pointed(name)
+        key = self.key(index)
+        if not self.told or not words or not key:
+            return None
+        if words[0] != key[0]:
+            words += key
+        if not self.single:
+            assert self.series is not None
+            words.append(cell(self.table, self.series, index))
+        return index, words
+
+    def ranked(self, *names: str) -> list[str]:
+        """Every category with its rank; of two, the rank that is asked for once more."""
+        found, ranks = [], []
+        for name in names:
+            path = self.path(name)
+            if path is None:
+                return []
+            index, words = path
+            ranks.append(rank(row(self.table, self.series), index))
+            found.append(" ".join([*words, ranks[-1]]))
+        if len(ranks) == 2:
+            found.append(max(ranks) if self.operation.get("want") == "smaller" else min(ranks))
+        return [*self.head(), *found]
+
+
+def _colour(asked: _Asked) -> list[str]:
+    name = asked.operation.get("name")
+    if name is None:
+        return []
+    if name not in asked.table.categories:
+        return [f"{name} {asked.answer}"]
+    # A name beside a row of marks does not show its colour, the mark at its place does.
+    index, words = asked.pointed(name)
+    words += [where for where in asked.key(index) if where not in (*words, asked.answer)]
+    return [" ".join([*words, asked.answer])]
+
+
+def _of_colour(asked: _Asked) -> list[str]:
+    colour = asked.operation["colour"]
+    where: list[str] = []
+    table = asked.table
+    names = table.categories if table.colour_of == "category" else table.series
+    if asked.answer in names:
+        index = names.index(asked.answer)
+        along = table.colour_of == "category" and places(table, index)[:1]
+        where = list(along or [named(table, index)])
+    return [" ".join([colour, *where, asked.answer])]
+
+
+def _count(asked: _Asked) -> list[str]:
+    last = places(asked.table, len(asked.table.categories) - 1)
+    if asked.operation["of"] != "categories" or not last:
+        return []
+    return [f"endA {last[0]}"]
+
+
+def _extreme(asked: _Asked) -> list[str]:
+    if "category" in asked.operation or not asked.told:
+        return []
+    assert asked.series is not None
+    op = asked.operation["op"]
+    values = row(asked.table, asked.series)
+    best = values.index((max if op == "max" else min)(values))
+    words = [extreme(asked.table, asked.series, op), *asked.key(best), asked.answer]
+    if asked.table.order == "stages":  # the first is the largest, no mark has to tell it
+        del words[0]
+    return [*asked.head(), " ".join(dict.fromkeys(words))]
+
+
+def _found(asked: _Asked, word: str, there: bool) -> list[str]:
+    return [f"{word} {'here' if there else 'none'}"]
+
+
+def _exists(asked: _Asked) -> list[str]:
+    name = asked.operation["name"]
+    return _found(asked, name, name in asked.table.categories)
+
+
+def _has_colour(asked: _Asked) -> list[str]:
+    colours = {shade(asked.table, i) for i in range(len(asked.table.colours))}
+    return _found(asked, asked.operation["colour"], asked.operation["colour"] in colours)
+
+
+def _trend(asked: _Asked) -> list[str]:
+    if asked.single or not asked.told:
+        return []
+    return asked.head()
+
+
+_STEPS: dict[str, Callable[[_Asked], list[str]]] = {
+    "is_type": lambda asked: [kinds.find(asked.table.kind).NAME[asked.table.language]],
+    "exists": _exists,
+    "has_colour": _has_colour,
+    "colour": _colour,
+    "of_colour": _of_colour,
+    "count": _count,
+    "max": _extreme,
+    "min": _extreme,
+    "compare": lambda asked: asked.ranked(*asked.operation["categories"]),
+    "greater": lambda asked: asked.ranked(*asked.operation["categories"]),
+    "is_max": lambda asked: asked.ranked(asked.operation["category"]),
+    "count_above": lambda asked: asked.ranked(asked.operation["category"]),
+    "trend": _trend,
+}  # fmt: skip

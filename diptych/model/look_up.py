@@ -1,0 +1,90 @@
+"""A start for new language models: some heads begin by looking up in the picture.
+
+To answer "what colour is Solar?" a head has to go from the word to the place in the picture
+that tells of it. A language model that begins with random weights finds this late: after
+38,000 drills of nothing else it answered 28 %, with this start 97 % after half of them
+(docs/quickstart.md).
+
+A head whose queries and keys begin as one projection attends to what is alike. That alone
+does nothing, because a word is most like itself. So all words of the vocabulary share one
+direction, which what stands in a picture does not have, and the queries of these heads begin
+with a bias against it: they look past the text, to the place in the picture most like the
+word, and bring what stands there into the text as it is, so that the words told of that place
+begin likelier than others to be said next. For that the picture's tokens must speak the
+language of the words; the objective `regions` teaches it. What all words share changes no
+probability of a next token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from diptych.errors import ConfigError
+
+SHARED = 2.0
+"""Length of what all words share, in lengths of a word. Words about double while a picture's tokens
+are taught to speak them."""
+SHARPNESS = 3.0
+"""Size of the shared projection: with the quickstart's encoder seven tenths of the attention begin
+on the name that is asked for."""
+AVERSION = 30.0
+"""Length of the bias against text: with much less a word looks at itself, with much more the
+bias drowns the likeness."""
+COPY = 0.3
+"""Size of what is brought along from there: about two words' length."""
+
+
+@torch.no_grad()
+def look_up(module: Any, seed: int = 0) -> None:
+    """Change a newly built GPT-NeoX: half of the heads of every layer, of three one, look up.
+
+    Only dimensions without rotary positions take part: what is looked for stands anywhere. Few
+    wide heads look up better than many narrow ones: of the names asked for, the best place is the
+    right one for 64 % with one head of 48 such dimensions, for 81 % with one of 144.
+
+    Raises:
+        ConfigError: another architecture, or one without biases or with rotary positions in every
+            dimension.
+    """
+    config = module.config
+    if config.model_type != "gpt_neox" or not config.attention_bias:
+        raise ConfigError(
+            f"heads that look up are written for gpt_neox with attention_bias, "
+            f"not for {config.model_type}",
+            where="model.language_model.start",
+            fix="leave start out, or choose model_type: gpt_neox",
+        )
+    layers = module.gpt_neox.layers
+    attention = layers[0].attention
+    size, rotary = attention.head_size, attention.rotary_ndims
+    if rotary >= size:
+        raise ConfigError(
+            "every dimension of the heads carries rotary positions, none is left to look up by",
+            where="model.language_model.config",
+            fix="set rope_parameters.partial_rotary_factor below 1",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    words = module.get_input_embeddings().weight
+    dim = words.shape[1]
+    shared = torch.randn(dim, generator=generator)
+    shared *= SHARED * words.norm(dim=1).mean() / shared.norm()
+    words += shared
+    for layer in layers:
+        fused = layer.attention.query_key_value
+        # [heads, query | key | value, size, dim], as the layer reads it
+        weight = fused.weight.view(-1, 3, size, dim)
+        bias = fused.bias.view(-1, 3, size)
+        dense = layer.attention.dense.weight.view(dim, -1, size)
+        for head in range(max(1, len(weight) // 2)):
+            brought = torch.linalg.qr(torch.randn(dim, size, generator=generator))[0].T
+            weight[head, 2] = brought
+            dense[:, head] = COPY * brought.T
+            noise = torch.randn(dim, size - rotary, generator=generator)
+            directions = torch.linalg.qr(noise)[0].T * SHARPNESS
+            weight[head, 0, rotary:] = directions
+            weight[head, 1, rotary:] = directions
+            weight[head, :2, :rotary] = 0.0
+            along = directions @ shared
+            bias[head, 0, rotary:] = -AVERSION * along / along.norm()
