@@ -210,6 +210,13 @@ def test_working_leads_to_the_answer():
                 how = {k: v for k, v in question.operation.items() if k in ("as", "series")}
                 if ranks and "as" not in how:
                     assert question.answer == name
+            if op in ("compare", "greater") and ranks:  # the rank that is asked for, once more
+                smaller = question.operation.get("want") == "smaller"
+                assert ranks[2:] == [(max if smaller else min)(ranks[:2])], steps
+            if op == "of_colour" and "Name" in steps:
+                word = next(w for w in steps.split() if w.endswith("Name"))
+                holders = {text for *_, text in (r for r in chart.regions if word in r[0].split())}
+                assert holders <= {question.answer}, (holders, question)
             if op == "count_above" and ranks:
                 assert question.answer == str("ABCDEFGHIJ".index(ranks[0]))
     assert all(
