@@ -43,7 +43,7 @@ from diptych.train.feed import open_index
 from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"[\u3400-\u9fff]+|(19|20)\d\d")
+_NAME = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|(19|20)\d\d")
 
 
 class Phases:
