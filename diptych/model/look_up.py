@@ -26,7 +26,7 @@ SHARED = 2.0
 """Length of what all words share, in lengths of a word. Words about double while a picture's tokens
 are taught to speak them."""
 SHARPNESS = 3.0
-"""Size of the shared projection: most of the attention shall begin on the name that is asked for."""
+"""Size of the shared projection: most of the attention shall begin on the name asked for."""
 AVERSION = 30.0
 """Length of the bias against text: with much less a word looks at itself, with much more the
 bias drowns the likeness."""
