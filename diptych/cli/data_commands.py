@@ -82,6 +82,9 @@ def data_charts(
     pages: Annotated[
         int, typer.Option(min=0, help="Pictures full of words besides, to learn reading by.")
     ] = 0,
+    practice: Annotated[
+        bool, typer.Option("--practice", help="Training charts have drills of single look-ups too.")
+    ] = False,
     writer: Annotated[
         str | None, typer.Option(help="OpenAI-style endpoint that writes topics and questions.")
     ] = None,
@@ -95,7 +98,7 @@ def data_charts(
 
         diptych data charts charts --num 2000 --seed 0
 
-        diptych data charts charts --num 2000 --working --pages 500
+        diptych data charts charts --num 2000 --working --practice --pages 500
 
         diptych data charts charts --writer http://localhost:8000/v1 --model mine
     """
@@ -103,7 +106,7 @@ def data_charts(
 
     return draw_charts(
         output, num, seed, writer, model,
-        show=not json, side_pixels=side, working=working, pages=pages,
+        show=not json, side_pixels=side, working=working, practice=practice, pages=pages,
     )  # fmt: skip
 
 

@@ -226,7 +226,7 @@ def eval_(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1 is greedy.")] = 1,
     answer_after: Annotated[
-        str | None, typer.Option(help='Score what follows this, such as " = " behind working.')
+        str | None, typer.Option(help='Score what follows this, such as " =" behind working.')
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
     choices: Annotated[

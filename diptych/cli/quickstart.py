@@ -47,6 +47,7 @@ def run_quickstart(
             train=_data(folder / "train.json", folder / "images"),
             captions=_data(folder / "captions_train.json", folder / "images"),
             pages=_data(folder / "pages.json", folder / "images"),
+            drills=_data(folder / "drills.json", folder / "images"),
             test=_data(folder / "test.json", folder / "images"),
             seed=seed,
         )
@@ -84,7 +85,7 @@ def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:
     shutil.rmtree(staged, ignore_errors=True)
     summary = draw_charts(
         staged, num, seed, None, None, show=False, side_pixels=SIDE_PIXELS,
-        working=True, pages=max(12, round(num * PAGES_PER_CHART)),
+        working=True, practice=True, pages=max(12, round(num * PAGES_PER_CHART)),
         test_fraction=max(CHART_TEST_SHARE, min(TEST_SHARE, MIN_TEST_CHARTS / num)),
         validation_fraction=0.02,
     )  # fmt: skip

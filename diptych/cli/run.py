@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|(19|20)\d\d")
+_WORD = re.compile(r"\D*[^\W\d_]\D*|\d{1,2}[\u4e00-\u9fff]")
+"""A word that is no number; also a month in Chinese."""
+READ_ROWS = 20_000
+"""Most rows of a data set that its tokenizer is trained on: the first."""
 
 
 class Phases:
@@ -190,9 +195,10 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     folder = run / "tokenizer"
 
     if not (folder / "tokenizer.json").is_file():
-        texts, answers = [], Counter[str]()
-        for data in dict.fromkeys(d for stage in recipe.stages for d in stage.data):
-            for row in rows(data.path, data.format, data.images):
+        texts, answers, words = [], Counter[str](), Counter[str]()
+        every = [data for stage in recipe.stages for data in stage.data]
+        for data in {(d.path, d.format, d.images): d for d in every}.values():
+            for row in islice(rows(data.path, data.format, data.images), READ_ROWS):
                 if isinstance(row, Sample):
                     for turn in row.turns:
                         # As the template writes them: an answer starts with a blank.
@@ -201,10 +207,11 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
                     for told, written in _told(row):
                         texts.append(f" {told}")
                         answers[written] += 1
+                        words.update(told.split())
                     if not row.question:  # of a list of captions, the others
                         texts += [f" {text}" for text in row.texts[1:]]
         size = (config.config or {}).get("vocab_size", VOCAB_SIZE)
-        train(texts, folder, vocab_size=size, words=_names(answers))
+        train(texts, folder, vocab_size=size, words=_names(answers), whole=_whole(words))
     text = config.model_copy(update={"tokenizer": str(folder.absolute())})
     return recipe.model.model_copy(update={recipe.model.text_part: text})
 
@@ -226,6 +233,12 @@ def _names(answers: Counter[str]) -> list[str]:
     what is written in one place.
     """
     return [a for a, n in answers.items() if n >= 5 and len(a) <= 8 and _NAME.fullmatch(a)]
+
+
+def _whole(words: Counter[str]) -> list[str]:
+    """Words that regions often tell, the most frequent first; numbers are spelled."""
+    often = [(word, n) for word, n in words.items() if n >= 6 and _WORD.fullmatch(word)]
+    return [word for word, _ in sorted(often, key=lambda pair: (-pair[1], pair[0]))]
 
 
 class _Measured:

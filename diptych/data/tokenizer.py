@@ -10,7 +10,7 @@ small model learns to copy it from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from diptych.data.chat import TEMPLATES
@@ -24,8 +24,17 @@ VOCAB_SIZE = 2048
 """Tokens where nothing else is asked for."""
 
 
+MAX_WHOLE = 400
+"""Most words that are made one token each whatever their pieces."""
+
+
 def train(
-    texts: Iterable[str], folder: Path, *, vocab_size: int = VOCAB_SIZE, words: Iterable[str] = ()
+    texts: Iterable[str],
+    folder: Path,
+    *,
+    vocab_size: int = VOCAB_SIZE,
+    words: Iterable[str] = (),
+    whole: Sequence[str] = (),
 ) -> Path:
     """Train a byte-level BPE tokenizer and save it as a folder that transformers loads.
 
@@ -34,33 +43,40 @@ def train(
         vocab_size: tokens, the 256 bytes and the three ChatML marks included.
         words: never split off from within and never merged with what stands around them, such as
             names in Chinese, which no blanks set apart; frequent ones become one token each.
+        whole: words that shall be one token each, the most important first; the last
+            `MAX_WHOLE` tokens are for those of them that would otherwise be several. Byte-pair
+            merges spend the vocabulary on the pieces of long words and never finish rare ones.
 
     Returns:
         `folder`; the same texts give the same files.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    whole = "|".join(re.escape(word) for word in sorted(words, key=lambda w: (-len(w), w)))
+    names = "|".join(re.escape(word) for word in sorted(words, key=lambda w: (-len(w), w)))
     alone = "[\\d\u3400-\u4dbf\u4e00-\u9fff]"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(
-                Regex(f"{whole}|{alone}" if whole else alone), behavior="isolated"
+                Regex(f"{names}|{alone}" if names else alone), behavior="isolated"
             ),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - (MAX_WHOLE if whole else 0),
         special_tokens=list(MARKS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     # The marks of a conversation are always written; so are the roles between them.
     tokenizer.train_from_iterator([*texts, "system\n", "user\n", "assistant\n"], trainer)
+    # As they stand in a text: behind a blank, but in scripts that have none.
+    written = [f" {word}" if word.isascii() and not word[0].isdigit() else word for word in whole]
+    written = [text for text in written if len(tokenizer.encode(text).ids) > 1]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in written[:MAX_WHOLE]])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -95,7 +95,9 @@ class Benchmark(ABC):
 
     def final(self, text: str) -> str:
         """The answer, without the working before it."""
-        return text if self.answer_after is None else text.rsplit(self.answer_after, 1)[-1]
+        if self.answer_after is None:
+            return text
+        return text.rsplit(self.answer_after, 1)[-1].strip()
 
 
 def find(name: str) -> type[Benchmark]:

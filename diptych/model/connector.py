@@ -11,7 +11,7 @@ Shapes: B images, N patches (= grid height x grid width, plus a class token wher
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -38,7 +38,12 @@ class ConnectorConfig(PartConfig):
 
 
 class Connector(nn.Module):
-    """features [B, N, C] and their grid -> tokens [B, K, D]."""
+    """features [B, N, C] and their grid -> tokens [B, K, D].
+
+    One that `tells_words` is also given the language model's embeddings [W, D].
+    """
+
+    tells_words: ClassVar[bool] = False
 
     def start_at(self, deviation: float) -> None:
         """Told once, when newly composed, how large the language model's embeddings are."""
@@ -46,10 +51,10 @@ class Connector(nn.Module):
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         raise NotImplementedError
 
-    def places(self, features_BNC: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None]:  # noqa: N803
-        """Tokens of every place of the `token_grid`, and [B, places] scores where only some of
-        them are passed on, else None."""
-        return self(features_BNC, grid), None
+    def told(self, features_BNC: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: N803
+        """Where `tells_words`: scores [B, places, W + 1] of the words and of "nothing" at every
+        place of the `token_grid`, and [B, places] of the places themselves."""
+        raise NotImplementedError(f"{type(self).__name__} tells no words")
 
 
 ConnectorField: Any = part_field("model.connectors", ConnectorConfig)

@@ -30,6 +30,10 @@ SHARPNESS = 3.0
 AVERSION = 30.0
 """Length of the bias against text: with much less a word looks at itself, with much more the
 bias drowns the likeness."""
+NOTE = 1.0
+"""Size of what a head writes down of the word before."""
+STEP = 14.0
+"""Size of the bias that looks at the word before: nine tenths of the attention begin there."""
 COPY = 0.3
 """Size of what is brought along from there: about two words' length."""
 
@@ -85,3 +89,42 @@ def look_up(module: Any, seed: int = 0) -> None:
             weight[head, :2, :rotary] = 0.0
             along = directions @ shared
             bias[head, 0, rotary:] = -AVERSION * along / along.norm()
+    _repeat(layers[:2], shared, generator)
+
+
+def _repeat(layers: Any, shared: torch.Tensor, generator: torch.Generator) -> None:
+    """Let the last head of the first two layers begin by going on as the text went on before.
+
+    In the first it looks at the word before, by a bias in the rotary dimensions whose score peaks
+    at distance 1, and writes it down in directions of its own. In the second it looks for a place
+    where the same word came before, and brings the word that stands there: an induction head
+    (Olsson et al., arXiv:2209.11895), which otherwise forms late.
+    """
+    first, second = (layer.attention for layer in layers)
+    size, rotary = first.head_size, first.rotary_ndims
+    dim = shared.shape[0]
+    half = min(size, dim // 2)
+    basis = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
+    read, kept = (torch.zeros(size, dim) for _ in range(2))
+    read[-half:], kept[-half:] = basis[:half], basis[half : 2 * half]
+    brought = torch.linalg.qr(torch.randn(dim, size, generator=generator))[0].T
+    for attention, values, out, much in (
+        (first, read, kept, NOTE),
+        (second, brought, brought, COPY),
+    ):
+        weight = attention.query_key_value.weight.view(-1, 3, size, dim)[-1]
+        weight[:2] = 0.0
+        weight[2] = values
+        attention.dense.weight.view(dim, -1, size)[:, -1] = much * out.T
+    bias = first.query_key_value.bias.view(-1, 3, size)[-1]
+    half = rotary // 2
+    speed = 10_000.0 ** (-torch.arange(half) * 2 / rotary)
+    angle = speed[: min(2, half)]  # slower ones tell no neighbours apart
+    bias[0, : len(angle)] = STEP
+    bias[1, : len(angle)] = STEP * angle.cos()
+    bias[1, half : half + len(angle)] = STEP * angle.sin()
+    weight = second.query_key_value.weight.view(-1, 3, size, dim)[-1]
+    weight[0, rotary:] = SHARPNESS * read[rotary:]
+    weight[1, rotary:] = SHARPNESS * kept[rotary:]
+    along = (read @ shared)[rotary:]
+    second.query_key_value.bias.view(-1, 3, size)[-1, 0, rotary:] = AVERSION * along / along.norm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,9 @@ from typing import Any
 from diptych.data.charts import kind as kinds
 from diptych.data.charts import page
 from diptych.data.charts.chart import Chart, make
+from diptych.data.charts.drill import drills
 from diptych.data.charts.topics import Lists
-from diptych.data.charts.working import MARK
+from diptych.data.charts.working import shown
 from diptych.data.charts.working import working as lookups
 from diptych.data.charts.writer import Writer
 from diptych.errors import ConfigError, DataError
@@ -39,6 +41,7 @@ def draw(
     side_pixels: int = 224,
     working: bool = False,
     pages: int = 0,
+    practice: bool = False,
     writer: Writer | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -46,8 +49,8 @@ def draw(
 
     Writes `images/`, `tables/`, `train.json`, `validation.json`, `test.json` (LLaVA rows, one
     per question), `captions_<split>.json` and `charts.json` (what is returned); with pages also
-    `pages.json` (caption rows). Without a writer the same arguments give the same bytes, with any
-    number of workers.
+    `pages.json` (caption rows), with practice `drills.json` (LLaVA rows). Without a writer the
+    same arguments give the same bytes, with any number of workers.
 
     Args:
         num: charts, not questions; every chart has about seven to ten.
@@ -58,6 +61,8 @@ def draw(
         working: training answers begin with what is looked up for them (see working.py); the
             answers to be tested on stay short.
         pages: pictures full of words to draw besides, to learn reading by (see page.py).
+        practice: training charts get drills besides (see drill.py): three rows of four among the
+            questions, and every fourth chart five rows in `drills.json`, to begin with.
         writer: a language model that writes topics, descriptions and questions instead.
         progress: called with (charts done, charts wanted).
 
@@ -109,8 +114,12 @@ def draw(
     splits = _split(list(digests), test_fraction, validation_fraction)
     for split in SPLITS:
         members = [row for row, name in zip(rows, splits, strict=True) if name == split]
-        shown = working and split == "train"
-        questions = [_row(question, shown) for row in members for question in row["rows"]]
+        train = split == "train"
+        questions = [
+            _row(question, working and train) for row in members for question in row["rows"]
+        ]
+        if train and practice:
+            questions = _practised(out, members, questions, seed)
         _write(out / f"{split}.json", questions)
         _write(out / f"captions_{split}.json", [row["caption"] for row in members])
     summary = {
@@ -123,6 +132,7 @@ def draw(
             "side_pixels": side_pixels,
             "working": working,
             "pages": pages,
+            "practice": practice,
             "writer": {"url": writer.url, "model": writer.model} if writer else None,
         },
         "charts": {split: splits.count(split) for split in SPLITS},
@@ -211,18 +221,64 @@ def _store(out: Path, index: int, chart: Chart) -> dict[str, Any]:
         "image_id": index,
         "regions": chart.regions,
     }
-    return {"rows": rows, "caption": caption, "kind": table.kind, "language": table.language}
+    return {"rows": rows, "caption": caption, "kind": table.kind, "language": table.language,
+            "table": table}  # fmt: skip
 
 
-def _row(question: dict[str, Any], shown: bool) -> dict[str, Any]:
+def _row(question: dict[str, Any], with_steps: bool) -> dict[str, Any]:
     """A question's row, its answer with the working where that is to be shown."""
     row = dict(question)
     steps = row.pop("working")
-    if not (shown and steps):
+    if not (with_steps and steps):
         return row
     asked, answered = row["conversations"]
-    value = f"{steps}{MARK}{answered['value']}"
+    value = shown(steps, answered["value"])
     return {**row, "conversations": [asked, {**answered, "value": value}]}
+
+
+DRILLS_PER_ROW, ROWS_AMONG_QUESTIONS, ROWS_FIRST = 4, 3, 5
+EVERY = 4
+"""Of so many charts one has drills to begin with."""
+
+
+def _practised(
+    out: Path, members: Sequence[dict[str, Any]], questions: list[dict[str, Any]], seed: int
+) -> list[dict[str, Any]]:
+    """The questions with drills among them, chart by chart; writes `drills.json`."""
+    others: dict[str, set[str]] = {}
+    for row in members:
+        others.setdefault(row["language"], set()).update(row["table"].categories)
+    names = {language: tuple(sorted(found)) for language, found in others.items()}
+    asked: dict[str, list[dict[str, Any]]] = {}
+    for question in questions:
+        asked.setdefault(question["image"], []).append(question)
+    together, first = [], []
+    for number, row in enumerate(members):
+        image = row["caption"]["image"]
+        rng = random.Random(f"drills/{seed}/{image}")
+        rows = _drill_rows(row, drills(row["table"], rng, names[row["language"]]))
+        together += asked.get(image, []) + rows[:ROWS_AMONG_QUESTIONS]
+        if number % EVERY == 0:
+            first += rows[:ROWS_FIRST]
+    _write(out / "drills.json", first)
+    return together
+
+
+def _drill_rows(row: dict[str, Any], found: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows of several drills each, one turn after the other."""
+    image = row["caption"]["image"]
+    rows = []
+    for start in range(0, len(found), DRILLS_PER_ROW):
+        turns = [
+            {"from": role, "value": text}
+            for asked, said in found[start : start + DRILLS_PER_ROW]
+            for role, text in (("human", asked), ("gpt", said))
+        ]
+        turns[0]["value"] = f"<image>\n{turns[0]['value']}"
+        name = f"{image.removesuffix('.png')}-d{start // DRILLS_PER_ROW}"
+        rows.append({"id": name, "image": image, "conversations": turns, "kind": "drill",
+                     "chart": row["kind"], "language": row["language"]})  # fmt: skip
+    return rows
 
 
 def _store_page(out: Path, index: int, png: bytes, regions: Sequence[Any]) -> dict[str, Any]:

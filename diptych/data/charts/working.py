@@ -2,7 +2,8 @@
 
 A model that answers "which is larger, Wed or Thu?" at once has to find two bars and compare
 them inside one token. Written down, every step is small: find the one, find the other, say which
-of their ranks is asked for, find whose it is: `Wed rankC ; Thu rankD ; rankC = Wed`.
+of their ranks is asked for, find whose it is:
+`Wed atC rankC Wed ; Thu atD rankD Thu ; rankC Wed = Wed`.
 The words are those in which `chart.regions` tells what stands where, so that every step is
 either read off one place of the picture or follows from the steps before it:
 
@@ -15,6 +16,7 @@ either read off one place of the picture or follows from the steps before it:
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +26,7 @@ from diptych.data.charts.operations import row
 from diptych.data.charts.style import COLOUR_NAMES
 from diptych.data.charts.table import Table
 
-MARK = " = "
+MARK = " ="
 """Stands between the working and the answer."""
 EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大", "min": "最小"}}
 TYPES = ("isName", "isSeries", "isMark", "isValue")
@@ -67,6 +69,23 @@ def shade(table: Table, index: int) -> str:
     return COLOUR_NAMES[table.language][table.colours[index]]
 
 
+def path_to(table: Table, category: int) -> list[str]:
+    """What a category's name and its mark have in common: the place, or else the colour."""
+    if where := places(table, category):
+        return [where[0]]
+    return [shade(table, category)] if table.colour_of == "category" else []
+
+
+def spelled(steps: str) -> str:
+    """Steps without the blanks before Chinese and numbers, which would be tokens of their own."""
+    return re.sub(r" (?=[0-9\u3400-\u9fff])", "", steps)
+
+
+def shown(steps: str, answer: str) -> str:
+    """An answer behind its working."""
+    return spelled(f"{steps}{MARK} {answer}") if steps else answer
+
+
 def working(table: Table, text: str, operation: dict[str, Any], answer: str) -> str:
     """What to look up before the answer of a question; empty where it is seen at once.
 
@@ -74,7 +93,7 @@ def working(table: Table, text: str, operation: dict[str, Any], answer: str) -> 
         text: the question, which tells a name from a place or a colour that is pointed at.
     """
     steps = _STEPS.get(operation["op"])
-    return " ; ".join(steps(_Asked(table, text, operation, answer))) if steps else ""
+    return spelled(" ; ".join(steps(_Asked(table, text, operation, answer)))) if steps else ""
 
 
 class _Asked:
@@ -114,9 +133,7 @@ class _Asked:
 
     def key(self, index: int) -> list[str]:
         """What a category's name and its mark have in common: the place, or else the colour."""
-        if where := places(self.table, index):
-            return [where[0]]
-        return [shade(self.table, index)] if self.table.colour_of == "category" else []
+        return path_to(self.table, index)
 
     def path(self, name: str) -> tuple[int, list[str]] | None:
         """Words that lead from the question to one mark; None where they do not."""
@@ -133,16 +150,18 @@ class _Asked:
 
     def ranked(self, *names: str) -> list[str]:
         """Every category with its rank; of two, the rank that is asked for once more."""
-        found, ranks = [], []
+        found, ranks, named = [], [], []
         for name in names:
             path = self.path(name)
             if path is None:
                 return []
             index, words = path
             ranks.append(rank(row(self.table, self.series), index))
-            found.append(" ".join([*words, ranks[-1]]))
+            named.append(words[0])
+            found.append(" ".join([*words, ranks[-1], words[0]]))
         if len(ranks) == 2:
-            found.append(max(ranks) if self.operation.get("want") == "smaller" else min(ranks))
+            wanted = max(ranks) if self.operation.get("want") == "smaller" else min(ranks)
+            found.append(f"{wanted} {named[ranks.index(wanted)]}")
         return [*self.head(), *found]
 
 

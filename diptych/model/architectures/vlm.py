@@ -109,12 +109,8 @@ class Vlm(Model):
     def image_tokens(self, features: Tensor) -> Tensor:
         """Encoder features [V, N, C] -> language-model tokens [V, K, D]."""
         weight = next(self.connector.parameters())
-        return self.connector(features.to(weight.dtype), self.vision_encoder.grid)
-
-    def place_tokens(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens of every place, and scores where the connector passes on only some of them."""
-        weight = next(self.connector.parameters())
-        return self.connector.places(features.to(weight.dtype), self.vision_encoder.grid)
+        words = (self.language_model.embeddings,) if self.connector.tells_words else ()
+        return self.connector(features.to(weight.dtype), self.vision_encoder.grid, *words)
 
     def embed(self, ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         """Token ids [R, T] -> embeddings [R, T, D] with image tokens spliced in.

@@ -20,10 +20,9 @@ from diptych.data.batch import Batch
 from diptych.data.collate import Collator, Pictures
 from diptych.data.regions import RegionCollator
 from diptych.errors import ConfigError
+from diptych.model.connectors.words import SCALE
 from diptych.train.objective import Objective, ObjectiveConfig
 
-SCALE = 8.0
-"""Of the scores at the start: tokens about as large as words then tell them apart."""
 CHOICE = 0.5
 """Weight of scoring a place that a connector shall pass on or leave out."""
 CLASSES = 1021
@@ -54,10 +53,11 @@ class Regions(Objective):
 
     The connector's output is compared with the language model's own embeddings, so that what a
     picture's token says and what the language model reads and writes share one space from the
-    start; the embeddings learn in this stage when it lets the language model learn. At one place,
+    start; the embeddings learn in this stage when it lets the language model learn. A connector
+    that tells words itself (`words`) is taught those instead, by a table of its own. At one place,
     what is written and what else is told of it count half each. Places that no region covers learn
-    a class of their own, "nothing". A connector that passes on only some places learns to pass on
-    the one under the centre of every region. The weight is the number of covered places plus
+    a class of their own, "nothing". A connector that tells words learns to pass on
+    the place under the centre of every region. The weight is the number of covered places plus
     `empty_weight` times that of the others.
 
     Shapes: features [V, N, C] -> tokens [V, K, D] -> logits [V * K, vocabulary + 1].
@@ -85,16 +85,18 @@ class Regions(Objective):
                 fix="use linear, mlp, downsample or pixel_shuffle with this objective",
             )
         self.grid: tuple[int, int] = grid
-        # A connector that passes on only some places has no tokens besides.
-        num_tokens = connector.num_tokens(encoder.grid, encoder.num_prefix)
-        self.num_prefix = max(0, num_tokens - grid[0] * grid[1])
+        self.num_prefix = 0
+        if not model.connector.tells_words:
+            num_tokens = connector.num_tokens(encoder.grid, encoder.num_prefix)
+            self.num_prefix = num_tokens - grid[0] * grid[1]
         self.empty_weight = config.empty_weight
         self.letters_weight = config.letters_weight
         table = model.language_model.embeddings
         self.nothing = len(table)
-        self.empty = nn.Parameter(torch.zeros(table.shape[1]))
-        self.bias = nn.Parameter(torch.zeros(self.nothing + 1))
-        self.scale = nn.Parameter(torch.tensor(SCALE))
+        if not model.connector.tells_words:
+            self.empty = nn.Parameter(torch.zeros(table.shape[1]))
+            self.bias = nn.Parameter(torch.zeros(self.nothing + 1))
+            self.scale = nn.Parameter(torch.tensor(SCALE))
         self.spellers = nn.ModuleList()
         if self.letters_weight:
             if not encoder.is_convolutional:
@@ -125,20 +127,20 @@ class Regions(Objective):
             losses["letters"] = self.letters_weight * self._letters(earlier[-2:], batch)
         else:
             features = model.encode_pixels(batch.pixel_values)
-        # What all words share tells none of them; a picture's tokens shall not learn it, because
-        # it is how heads that look up tell text from picture.
-        table = model.language_model.embeddings
-        words = torch.cat([table - table.mean(0), self.empty[None]])
-        tokens, kept = model.place_tokens(features)
-        if kept is not None:
+        if model.connector.tells_words:
+            scores, kept = model.connector.told(features, model.vision_encoder.grid)
             assert batch.centres is not None
             wanted = torch.zeros_like(kept).flatten().index_fill_(0, batch.centres, 1.0)
             losses["kept"] = CHOICE * functional.binary_cross_entropy_with_logits(
                 kept.flatten().float(), wanted.float(), reduction="sum"
             )
-        tokens = tokens.flatten(0, 1)
-        scores = tokens @ words.to(tokens).T * self.scale + self.bias
-        scores = scores.float().log_softmax(-1)
+        else:
+            # What all words share tells none of them.
+            table = model.language_model.embeddings
+            words = torch.cat([table - table.mean(0), self.empty[None]])
+            tokens = model.image_tokens(features)
+            scores = tokens @ words.to(tokens).T * self.scale + self.bias
+        scores = scores.flatten(0, 1).float().log_softmax(-1)
         shown = torch.bincount(batch.target_positions, minlength=len(scores))
         picked = scores[batch.target_positions, batch.target_ids]
         told = -(picked * batch.target_shares).sum()

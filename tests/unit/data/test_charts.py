@@ -18,11 +18,12 @@ from diptych.data.charts import kind as kinds
 from diptych.data.charts.canvas import drawable
 from diptych.data.charts.chart import make
 from diptych.data.charts.describe import describe
+from diptych.data.charts.drill import drills
 from diptych.data.charts.operations import QUESTION_KIND, Unanswerable, answer
 from diptych.data.charts.style import COLOUR_NAMES
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Scale, lists
-from diptych.data.charts.working import working
+from diptych.data.charts.working import MARK, working
 from diptych.errors import ConfigError, DataError
 
 KINDS = {
@@ -210,11 +211,13 @@ def test_working_leads_to_the_answer():
                 how = {k: v for k, v in question.operation.items() if k in ("as", "series")}
                 if ranks and "as" not in how:
                     assert question.answer == name
-            if op in ("compare", "greater") and ranks:  # the rank that is asked for, once more
+            if op in ("compare", "greater") and ranks:  # the rank that is asked for, and whose
                 smaller = question.operation.get("want") == "smaller"
                 assert ranks[2:] == [(max if smaller else min)(ranks[:2])], steps
+                one, two, last = (re.split(r"rank[A-Z] ?", part) for part in steps.split(" ;")[-3:])
+                assert last[1] == (one if ranks[2] == ranks[0] else two)[1], steps
             if op == "of_colour" and "Name" in steps:
-                word = next(w for w in steps.split() if w.endswith("Name"))
+                word = re.search(r"[a-z]+Name", steps)[0]
                 holders = {text for *_, text in (r for r in chart.regions if word in r[0].split())}
                 assert holders <= {question.answer}, (holders, question)
             if op == "count_above" and ranks:
@@ -233,14 +236,46 @@ def test_training_answers_show_their_working_and_pages_are_drawn(tmp_path):
     for split in ("train", "validation", "test"):
         for row, short in zip(_rows(out, split), _rows(plain, split), strict=True):
             answer_text = row["conversations"][1]["value"]
-            *_, last = answer_text.rsplit(" = ", 1)
-            assert last == short["conversations"][1]["value"]
-            assert split == "train" or " = " not in answer_text
-    assert any(" = " in r["conversations"][1]["value"] for r in _rows(out, "train"))
+            *_, last = answer_text.rsplit(MARK, 1)
+            assert last.strip() == short["conversations"][1]["value"]
+            assert split == "train" or MARK not in answer_text
+    answers = [r["conversations"][1]["value"] for r in _rows(out, "train")]
+    assert any(MARK in text for text in answers)
+    # A blank before Chinese or a number would be a token of its own.
+    assert not any(re.search(r" [\d\u4e00-\u9fff]", text) for text in answers if MARK in text)
     pages = _rows(out, "pages")
     assert len(pages) == 8 and all(len(row["regions"]) > 10 for row in pages)
     draw(tmp_path / "again", num=20, seed=3, workers=2, working=True, pages=8)
     assert _files(tmp_path / "again") == _files(out)
+
+
+def test_drills_ask_for_what_can_be_looked_up_and_training_alone_has_them(tmp_path):
+    asked = Counter()
+    for index in range(60):
+        chart = make(13, index, 0, 224, ("en", "zh"))
+        told = {word for text, *_ in chart.regions for word in text.split()}
+        for question, said in drills(chart.table, random.Random(index), ("Nowhere",)):
+            codes = re.findall(r"\b(?:at|end|rank)[A-Z]\b|\b[a-z]+(?:Most|Least|Name)\b", said)
+            if chart.table.order == "stages":  # values fall, the place is the rank
+                told |= {f"rank{letter}" for letter in "ABCDEFGH"}
+            assert set(codes) <= told, (question, said)
+            assert question.startswith("find") and len(said.split()) < 20
+            asked[re.sub(r"[A-Z]$", "", codes[0]) if codes else said.split()[-1]] += 1
+            if question == "find Nowhere there":
+                assert said == "Nowhere none"
+    assert all(asked[word] > 9 for word in ("at", "end", "rank", "here", "none")), asked
+    draw(tmp_path / "some", num=40, seed=3, workers=1, working=True, practice=True)
+    draw(tmp_path / "none", num=40, seed=3, workers=1, working=True)
+    rows, plain = _rows(tmp_path / "some", "train"), _rows(tmp_path / "none", "train")
+    assert [row for row in rows if row["kind"] != "drill"] == plain
+    per_chart = Counter(row["image"] for row in rows if row["kind"] == "drill")
+    assert set(per_chart) == {row["image"] for row in plain} and max(per_chart.values()) == 3
+    first = _rows(tmp_path / "some", "drills")
+    assert {row["image"] for row in first} < set(per_chart)
+    assert all(2 <= len(row["conversations"]) <= 8 for row in first)
+    assert first[0]["conversations"][0]["value"].startswith("<image>\nfind")
+    for split in ("validation", "test"):
+        assert _rows(tmp_path / "some", split) == _rows(tmp_path / "none", split)
 
 
 def test_yes_and_no_are_even_and_order_of_names_tells_nothing():

@@ -35,3 +35,16 @@ def test_same_texts_give_the_same_files(tmp_path):
         train(TEXTS, tmp_path / name, vocab_size=320, words=["玩具"])
     first, second = (tmp_path / n / "tokenizer.json" for n in "ab")
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_whole_words_are_one_token_behind_a_blank_or_before_chinese(tmp_path):
+    whole = ["Kohlrabi", "6月", "2031", "Coal"]
+    tokenizer = AutoTokenizer.from_pretrained(
+        train(TEXTS, tmp_path, vocab_size=720, words=["2031"], whole=whole)
+    )
+    assert pieces(tmp_path, "the Kohlrabi in6月") == [*pieces(tmp_path, "the"), " Kohlrabi",
+                                                     *pieces(tmp_path, " in"), "6月"]  # fmt: skip
+    assert pieces(tmp_path, " Coal") == [" Coal"]
+    assert pieces(tmp_path, "2031") != [" 2031"] and len(tokenizer) <= 720
+    for text in (" Kohlrabi6月 Coal", "Kohlrabi", "12月"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text

@@ -43,6 +43,10 @@ def test_working_before_the_answer_is_not_scored():
     assert asked.score("Mon atA ; Tue atB = 3", question(1, "3")) == 1.0
     assert asked.score("a = b = 3", question(1, "3")) == 1.0
     assert asked.score("3", question(1, "3")) == 1.0
+    # With or without a blank behind the mark, as Chinese is written.
+    tight = Questions([question(1, "yes")], answer_after=" =")
+    assert tight.score("Mon = yes", question(1, "yes")) == 1.0
+    assert tight.score("Mon =yes", question(1, "yes")) == 1.0
     assert asked.score("3 = 4", question(1, "3")) == 0.0
     # The data may show working too.
     assert asked.answers(question(1, "Mon atA = 3")) == ["3"]

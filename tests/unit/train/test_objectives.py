@@ -99,22 +99,32 @@ def test_letters_are_told_at_the_stages_before_the_last(tiny_config):
     assert losses["letters"].item() == pytest.approx(2 * expected.item(), rel=1e-4)
 
 
-def test_a_connector_that_selects_learns_the_places_under_centres(tiny_model):
-    model = tiny_model(connector={"name": "select", "num_kept": 3}).eval()
-    objective = regions.Config().build(model)
+def test_a_connector_that_tells_words_learns_them_and_the_places_under_centres(tiny_model):
+    model = tiny_model(connector={"name": "words", "num_kept": 3}).eval()
+    words = len(model.language_model.embeddings)
+    model = tiny_model(connector={"name": "words", "num_kept": 3, "vocab_size": words}).eval()
+    objective = regions.Config(empty_weight=0.5).build(model)
+    assert not list(objective.parameters())  # the connector brings what is needed
     batch = region_batch(model, [(3, 7), (3, 9), (20, 7)], pictures=2)
     batch.centres = torch.tensor([3, 20])
     losses = objective(model, batch)
     with torch.no_grad():
-        _, scores = model.place_tokens(model.encode_pixels(batch.pixel_values))
+        features = model.encode_pixels(batch.pixel_values)
+        told, scores = model.connector.told(features, model.vision_encoder.grid)
+        told = told.flatten(0, 1).log_softmax(-1)
+        read = -(told[3, 7] + told[3, 9]) / 2 - told[20, 7]
+        nothing = -told[[i for i in range(32) if i not in (3, 20)], words].sum()
         right = scores.flatten().sigmoid()
         wrong = 1 - right
         wanted = [3, 20]
         others = [i for i in range(32) if i not in wanted]
         expected = -right[wanted].log().sum() - wrong[others].log().sum()
     assert losses["kept"].item() == pytest.approx(regions.CHOICE * expected.item(), rel=1e-4)
-    losses["kept"].backward()
+    assert losses["regions"].item() == pytest.approx((read + 0.5 * nothing).item(), rel=1e-4)
+    (losses["kept"] + losses["regions"]).backward()
     assert model.connector.score.weight.grad.abs().sum() > 0
+    assert model.connector.word_embeds.grad.abs().sum() > 0
+    assert model.language_model.embeddings.grad is None
 
 
 def test_regions_need_tokens_that_stand_somewhere(tiny_config):
