@@ -33,7 +33,7 @@ TOKENS_PER_ROW = 320
 between charts that must not see each other."""
 BLIND_SHARE = 0.04
 """Of the rows that are learned, without pictures: the blind control shall be able to guess."""
-PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 4.0, 1.8, 1.3
+PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 4.0, 1.8, 0.6
 """Passes over pages, charts and questions: what twelve minutes allow; more is better."""
 
 
