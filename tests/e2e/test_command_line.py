@@ -98,8 +98,9 @@ def test_a_plan_needs_no_network_and_no_weights(tmp_path):
     assert plan["parameters"]["total"] == sum(
         v for k, v in plan["parameters"].items() if k != "total"
     )
-    assert plan["tokens_per_image"] == 48
-    assert [stage["stage"] for stage in plan["stages"]] == ["read", "align", "instruct"]
+    assert plan["tokens_per_image"] == 1 + 48  # the whole picture, and places
+    stages = [stage["stage"] for stage in plan["stages"]]
+    assert stages == ["read", "align", "practise", "instruct"]
     assert list(tmp_path.iterdir()) == []
 
 
