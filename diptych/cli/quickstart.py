@@ -16,7 +16,7 @@ from diptych.families import quickstart as family
 from diptych.progress import Progress
 from diptych.train.stage import DataConfig
 
-NUM_CHARTS = 6_900
+NUM_CHARTS = 5_600
 PAGES_PER_CHART = 1 / 8
 """Pages of words to learn reading by."""
 SIDE_PIXELS = 176

@@ -47,8 +47,12 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|(19|20)\d\d")
 _WORD = re.compile(r"\D*[^\W\d_]\D*|\d{1,2}[\u4e00-\u9fff]")
 """A word that is no number; also a month in Chinese."""
-READ_ROWS = 20_000
+READ_ROWS = 8_000
 """Most rows of a data set that its tokenizer is trained on: the first."""
+
+OFTEN = 100
+"""Times that a word told of pictures counts when pieces of words are counted: they are the same
+few hundred again and again, and would cost most of the time."""
 
 
 class Phases:
@@ -205,9 +209,11 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
                         texts.append(turn.text if turn.role == "user" else f" {turn.text}")
                     answers[row.answer.strip()] += 1
                     for told, written in _told(row):
-                        texts.append(f" {told}")
+                        for word in told.split():
+                            if words[word] < OFTEN:
+                                texts.append(f" {word}")
+                            words[word] += 1
                         answers[written] += 1
-                        words.update(told.split())
                     if not row.question:  # of a list of captions, the others
                         texts += [f" {text}" for text in row.texts[1:]]
         size = (config.config or {}).get("vocab_size", VOCAB_SIZE)

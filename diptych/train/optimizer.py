@@ -18,32 +18,37 @@ _TABLES = re.compile(r"(embed|lm_head|queries|\bwte|\bwpe|\bshared\.)")
 
 
 def build(groups: Sequence[Group], stage: Stage) -> torch.optim.Optimizer:
-    """One optimizer group per part, split into matrices (decayed) and the rest (not).
+    """One optimizer group per part, split into tables (see `embeddings_rate`) and other matrices
+    (both decayed) and the rest (not).
 
     With `optimizer: muon`, the matrices and convolutions of hidden layers go to Muon.
     """
     muon_groups: list[dict[str, Any]] = []
     adamw_groups: list[dict[str, Any]] = []
     for group in groups:
-        hidden, matrices, others = [], [], []
+        hidden, tables, matrices, others = [], [], [], []
         for name, parameter in group.parameters.items():
             if stage.optimizer == "muon" and _is_hidden(group.name, name, parameter):
                 hidden.append(parameter)
+            elif parameter.ndim >= 2 and _TABLES.search(name):
+                tables.append(parameter)
             elif parameter.ndim >= 2:
                 matrices.append(parameter)
             else:
                 others.append(parameter)
-        for target, chosen, decay in (
-            (muon_groups, hidden, stage.weight_decay),
-            (adamw_groups, matrices, stage.weight_decay),
-            (adamw_groups, others, 0.0),
+        for target, chosen, decay, share in (
+            (muon_groups, hidden, stage.weight_decay, 1.0),
+            (adamw_groups, tables, stage.weight_decay, stage.embeddings_rate),
+            (adamw_groups, matrices, stage.weight_decay, 1.0),
+            (adamw_groups, others, 0.0, 1.0),
         ):
             if chosen:
+                rate = share * group.learning_rate
                 target.append(
                     {
                         "params": chosen,
-                        "lr": group.learning_rate,
-                        "peak": group.learning_rate,
+                        "lr": rate,
+                        "peak": rate,
                         "weight_decay": decay,
                         "name": group.name,
                     }

@@ -94,6 +94,9 @@ class Stage(Config):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon` updates the matrices of hidden layers by Muon and the rest by AdamW; new language
     models learn in fewer steps with it, pretrained ones are best left to `adamw`."""
+    embeddings_rate: float = Field(default=1.0, gt=0)
+    """Rate of embeddings, output layers and learned queries, in rates of their part. New words that
+    few samples show keep apart from each other at a lower one."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay on matrices (never on norms and biases)."""
     betas: tuple[float, float] = (0.9, 0.999)

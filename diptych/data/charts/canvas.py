@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -83,6 +83,19 @@ def _properties(font: str, size: float) -> FontProperties:
     return FontProperties(fname=str(font_path(font)), size=size)
 
 
+@cache
+def _renderer():
+    return FigureCanvasAgg(Figure(dpi=DPI)).get_renderer()
+
+
+@lru_cache(4096)
+def _text_size(text: str, font: str, size: float) -> tuple[float, float]:
+    width, height, _ = _renderer().get_text_width_height_descent(
+        text, _properties(font, size), False
+    )
+    return width, height
+
+
 class Drawn(NamedTuple):
     """A word or a filled shape that stands in the picture, with the box around it.
 
@@ -114,7 +127,6 @@ class Canvas:
             facecolor=background,
         )
         self._agg = FigureCanvasAgg(self._figure)
-        self._renderer = self._agg.get_renderer()
         self._order = 0.0
         self.drawn: list[Drawn] = []
         self.mark: tuple[int, int] | None = None
@@ -128,10 +140,7 @@ class Canvas:
 
     def text_size(self, text: str, size: float) -> tuple[float, float]:
         """Width and height of a line of text in pixels."""
-        width, height, _ = self._renderer.get_text_width_height_descent(
-            text, _properties(self.font, size), False
-        )
-        return width, height
+        return _text_size(text, self.font, size)
 
     def text(
         self,

@@ -13,11 +13,20 @@ from diptych.data.charts import invent, plot, questions, style
 from diptych.data.charts import kind as kinds
 from diptych.data.charts.canvas import Canvas, Drawn
 from diptych.data.charts.describe import describe
-from diptych.data.charts.operations import Unanswerable, answer, row
+from diptych.data.charts.operations import Unanswerable, answer
 from diptych.data.charts.questions import Question
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Lists, lists
-from diptych.data.charts.working import cell, extreme, named, places, rank
+from diptych.data.charts.working import (
+    amount,
+    cell,
+    extreme,
+    name_at,
+    named,
+    places,
+    rank,
+    size,
+)
 from diptych.data.charts.writer import Writer
 
 Region = tuple[str, float, float, float, float, str]
@@ -137,33 +146,41 @@ def _names(table: Table, shown: dict[str, str]) -> dict[str, list[str]]:
     """Categories and series with what is known of them."""
     about: dict[str, list[str]] = {name: ["isSeries"] for name in table.series}
     about |= {name: ["isName"] for name in table.categories}
-    if table.colour_of in ("category", "series"):
+    # Names in a row do not show the colours of their marks.
+    if table.colour_of == "series" or (table.colour_of == "category" and not places(table, 0)):
         names = table.categories if table.colour_of == "category" else table.series
         for number, (name, colour) in enumerate(zip(names, table.colours, strict=True)):
             about[name] += [shown[colour], named(table, number)]
     for number, name in enumerate(table.categories):
-        about[name] += places(table, number)
+        if where := places(table, number):
+            about[name] += [*where, name_at(table, number)]
     return about
 
 
 def _mark(table: Table, series: int, category: int) -> list[str]:
     """A shape with data: its place, which of several series it belongs to, and its standing."""
-    if table.kind == "scatter":  # stands for a value on either axis
-        return []
-    words = list(places(table, category))
+    words = list(places(table, category)) or [amount(table)]
     if len(table.series) > 1 and table.colour_of == "series":
         words.append(cell(table, series, category))
-    return [*words, *_standing(table, series, category)]
+    if table.kind == "scatter":  # stands for a value on either axis
+        return words
+    words.append(size(table, series, category))
+    words += _standing(table, series, category)
+    if table.kind == "stacked_bar" and series == len(table.series) - 1:  # the top of the stack
+        words += _standing(table, None, category)
+    return words
 
 
-def _standing(table: Table, series: int, category: int) -> list[str]:
-    """Rank of a mark in its series; `largest` or `smallest` where it is that beyond doubt."""
+def _standing(table: Table, series: int | None, category: int) -> list[str]:
+    """Rank of a mark in its series (None: of its stack); `largest` or `smallest` where it is that
+    beyond doubt."""
     if table.order == "stages":  # values fall from each stage to the next
         return []
     words = []
-    which = {"series": table.series[series]} if len(table.series) > 1 else {}
+    many = series is not None and len(table.series) > 1
+    which = {"series": table.series[series or 0]} if many else {}
     with suppress(Unanswerable):
-        words.append(rank(row(table, series), category))
+        words.append(rank(table, series, category))
     for op in ("max", "min"):
         with suppress(Unanswerable):  # too close to call: neither word is true of it
             if answer(table, {"op": op, **which}) == table.categories[category]:

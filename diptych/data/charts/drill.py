@@ -12,17 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from diptych.data.charts import kind as kinds
-from diptych.data.charts.operations import WORDS, row
+from diptych.data.charts.operations import WORDS, Unanswerable, answer
 from diptych.data.charts.style import COLOUR_NAMES
 from diptych.data.charts.table import Table
 from diptych.data.charts.working import (
     EXTREMES,
-    cell,
-    extreme,
+    key_of_name,
     named,
-    path_to,
     places,
-    rank,
     shade,
     shown,
     spelled,
@@ -31,34 +28,31 @@ from diptych.data.charts.working import (
 
 Drill = tuple[str, str]
 """What is asked, and what is said."""
+TOTAL = {"en": "total", "zh": "总"}
+EARLIER = 0.4
+"""Drills of several steps come so much earlier, so that of the first dozen more are of their sort:
+they are few of a chart's, and learned later."""
 
 
 def drills(table: Table, rng: random.Random, others: tuple[str, ...]) -> list[Drill]:
-    """Every drill of a chart, in a new order.
+    """Every drill of a chart, in a new order; those of several steps rather at the beginning.
 
     Args:
         others: names of other charts, of which one is asked for in vain.
     """
-    found = [
-        *_along(table), *_colours(table), *_ranks(table), *_extremes(table),
-        *_pairs(table, rng), *_there(table, rng, others),
-    ]  # fmt: skip
-    rng.shuffle(found)
+    single = [*_along(table), *_colours(table), *_marks(table)]
+    several = [*_counts(table, rng), *_pairs(table, rng), *_there(table, rng, others)]
+    ranked = [(rng.random(), drill) for drill in single]
+    ranked += [(rng.random() * EARLIER, drill) for drill in several]
+    found = [drill for _, drill in sorted(ranked)]
     # Behind another word, so that names are the tokens that they are within questions.
     return [(spelled(f"find {asked}"), spelled(said)) for asked, said in found]
-
-
-def _ranked(table: Table) -> bool:
-    """Whether marks are told with their rank, and the colour of a series tells them apart."""
-    if table.kind in ("table", "scatter") or (table.kind == "stacked_bar" and not table.labelled):
-        return False
-    return len(table.series) == 1 or table.colour_of == "series"
 
 
 def _along(table: Table) -> Iterator[Drill]:
     for index, name in enumerate(table.categories):
         for at, end in [places(table, index)] if places(table, index) else []:
-            yield at, f"{at} {name}"
+            yield at, " ".join([*key_of_name(table, index), name])
             yield end, f"{end} {at}"
 
 
@@ -67,63 +61,66 @@ def _colours(table: Table) -> Iterator[Drill]:
         for index, name in enumerate(table.categories):
             colour, at = shade(table, index), list(places(table, index)[:1])
             yield f"{name} colour", " ".join([name, *at, colour])
-            yield colour, " ".join([colour, *(at or [named(table, index)]), name])
+            yield colour, " ".join([colour, *key_of_name(table, index), name])
     elif table.colour_of == "series" and len(table.series) > 1:
         for index, name in enumerate(table.series):
             yield name, f"{name} {shade(table, index)}"
             yield shade(table, index), f"{shade(table, index)} {named(table, index)} {name}"
 
 
-def _ranks(table: Table) -> Iterator[Drill]:
-    if not _ranked(table):
-        return
-    single = len(table.series) == 1
-    for series in range(len(table.series)):
-        for index, name in enumerate(table.categories):
-            if key := path_to(table, index):
-                words = [name, *key, *([] if single else [cell(table, series, index)])]
-                asked = name if single else f"{shade(table, series)} {name}"
-                yield asked, " ".join([*words, rank(row(table, series), index), name])
+def _rows(table: Table) -> list[tuple[str, dict[str, Any]]]:
+    """Every row of values that can be meant: the word for it, and the field of an operation."""
+    if len(table.series) == 1:
+        return [("", {})]
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (f"{shade(table, i) if table.colour_of == 'series' else name} ", {"series": name})
+        for i, name in enumerate(table.series)
+    ]
+    return [*rows, (f"{TOTAL[table.language]} ", {})] if table.kind == "stacked_bar" else rows
 
 
-def _extremes(table: Table) -> Iterator[Drill]:
-    if not _ranked(table) or table.order == "stages":
-        return
-    for series in range(len(table.series)):
-        values = row(table, series)
-        for op, best in (("max", max(values)), ("min", min(values))):
-            if values.count(best) == 1:
-                index = values.index(best)
-                asked = EXTREMES[table.language][op]
-                if len(table.series) > 1:
-                    asked = f"{shade(table, series)} {asked}"
-                words = [extreme(table, series, op), *path_to(table, index)]
-                yield asked, " ".join([*words, table.categories[index]])
+def _marks(table: Table) -> Iterator[Drill]:
+    """Rank of every mark, and the largest and smallest of every row."""
+    for row, field in _rows(table):
+        for name in table.categories:
+            operation = {"op": "count_above", "category": name, **field}
+            if said := _said(table, f"{row}{name}", operation):
+                yield f"{row}{name}", said
+        for op in ("max", "min"):
+            asked = row + EXTREMES[table.language][op]
+            if said := _said(table, asked, {"op": op, **field}):
+                yield asked, said
+
+
+def _counts(table: Table, rng: random.Random) -> Iterator[Drill]:
+    """How many marks of a row are larger than one of them."""
+    for row, field in _rows(table):
+        name = rng.choice(table.categories)
+        operation = {"op": "count_above", "category": name, **field}
+        if said := _said(table, name, operation, whole=True):
+            yield f"{row}{name} above", said
 
 
 def _pairs(table: Table, rng: random.Random) -> Iterator[Drill]:
-    if not _ranked(table) or len(table.categories) < 2:
-        return
     for want in ("larger", "smaller", "greater"):
-        series = rng.randrange(len(table.series))
-        one, two = rng.sample(range(len(table.categories)), 2)
-        if row(table, series)[one] == row(table, series)[two]:
-            continue
-        names = [table.categories[index] for index in (one, two)]
-        operation: dict[str, Any] = {"op": "compare", "categories": names, "want": want}
+        row, field = rng.choice(_rows(table))
+        names = rng.sample(table.categories, 2)
+        operation = {"op": "compare", "categories": names, "want": want, **field}
         if want == "greater":
-            operation = {"op": "greater", "categories": names}
-        asked = " ".join([*names, want])
-        if len(table.series) > 1:
-            operation["series"] = table.series[series]
-            asked = f"{shade(table, series)} {asked}"
-        if said := working(table, asked, operation, ""):
-            larger = row(table, series)[one] > row(table, series)[two]
-            yield asked, shown(said, _yes(table, larger)) if want == "greater" else said
+            operation = {"op": "greater", "categories": names, **field}
+        asked = f"{row}{' '.join(names)} {want}"
+        if said := _said(table, asked, operation, whole=want == "greater"):
+            yield asked, said
 
 
-def _yes(table: Table, so: bool) -> str:
-    return WORDS[table.language][so]
+def _said(table: Table, asked: str, operation: dict[str, Any], whole: bool = False) -> str:
+    """The working of an operation, and its answer where the whole is wanted; else nothing."""
+    try:
+        found = answer(table, operation)
+    except Unanswerable:
+        return ""
+    steps = working(table, asked, operation, found)
+    return shown(steps, found) if steps and whole else steps
 
 
 def _there(table: Table, rng: random.Random, others: tuple[str, ...]) -> Iterator[Drill]:
@@ -138,4 +135,4 @@ def _there(table: Table, rng: random.Random, others: tuple[str, ...]) -> Iterato
     own = kinds.find(table.kind).NAME[language]
     types = [kinds.find(kind).NAME[language] for kind in kinds.names()]
     for asked in (own, rng.choice([name for name in types if name != own])):
-        yield f"{asked} type", shown(own, _yes(table, asked == own))
+        yield f"{asked} type", shown(own, WORDS[language][asked == own])

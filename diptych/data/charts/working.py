@@ -12,6 +12,10 @@ either read off one place of the picture or follows from the steps before it:
     redC         the mark of the red series at place C
     redMost, redLeast   the largest and the smallest mark of the red series
     redName      the name that the colour red stands for
+    totalrankA, totalMost    the same of whole stacks
+    nameC        the name at place C
+    ofE          one of five marks, where they stand in no row
+    sizeC        how large a mark is, in fourteen steps: no question asks for it, ranks grow from it
 """
 
 from __future__ import annotations
@@ -29,8 +33,10 @@ from diptych.data.charts.table import Table
 MARK = " ="
 """Stands between the working and the answer."""
 EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大", "min": "最小"}}
-TYPES = ("isName", "isSeries", "isMark", "isValue")
-"""What a region is: name of a category, name of a series, shape with data, number of a mark."""
+TYPES = ("isName", "isSeries", "isMark")
+"""What a region is: name of a category, name of a series, shape with data."""
+SIZES = 14
+"""Steps of the sizes that are told of marks."""
 _LETTERS = string.ascii_uppercase
 
 
@@ -42,9 +48,21 @@ def places(table: Table, category: int) -> tuple[str, ...]:
     return (f"at{_LETTERS[category]}", f"end{_LETTERS[last - category]}")
 
 
-def rank(values: tuple[float, ...], category: int) -> str:
-    """How many values are larger, as a letter from A."""
-    return f"rank{_LETTERS[sum(value > values[category] for value in values)]}"
+def name_at(table: Table, category: int) -> str:
+    """The word of the place where a category's name stands; by its mark's place it would be one
+    of many."""
+    return f"name{_LETTERS[category]}"
+
+
+def rank(table: Table, series: int | None, category: int) -> str:
+    """How many values of the series (None: how many totals) are larger, as a letter from A.
+
+    Raises:
+        Unanswerable: the picture does not show them.
+    """
+    values = row(table, series)
+    letter = _LETTERS[sum(value > values[category] for value in values)]
+    return f"rank{letter}" if series is not None else f"totalrank{letter}"
 
 
 def cell(table: Table, series: int, category: int) -> str:
@@ -57,11 +75,28 @@ def named(table: Table, index: int) -> str:
     return f"{table.colours[index]}Name"
 
 
-def extreme(table: Table, series: int, op: str) -> str:
-    """The word of the largest or smallest mark (`op`: max or min) of a series."""
+def extreme(table: Table, series: int | None, op: str) -> str:
+    """The word of the largest or smallest mark (`op`: max or min) of a series or of the totals."""
     if len(table.series) == 1:
         return EXTREMES[table.language][op]
-    return table.colours[series] + {"max": "Most", "min": "Least"}[op]
+    whose = "total" if series is None else table.colours[series]
+    return whose + {"max": "Most", "min": "Least"}[op]
+
+
+def size(table: Table, series: int, category: int) -> str:
+    """How large a mark is drawn, as a letter from A: its value against the last tick, of a funnel
+    against the widest, of a disc against half of it."""
+    value = table.values[series][category]
+    if table.ticks:
+        whole = table.ticks[0][-1]
+    else:
+        whole = max(table.values[0]) if places(table, category) else sum(table.values[0]) / 2
+    return f"size{_LETTERS[min(SIZES - 1, int(SIZES * value / whole))]}"
+
+
+def amount(table: Table) -> str:
+    """How many marks there are, told at each where they stand in no row."""
+    return f"of{_LETTERS[len(table.categories) - 1]}"
 
 
 def shade(table: Table, index: int) -> str:
@@ -74,6 +109,13 @@ def path_to(table: Table, category: int) -> list[str]:
     if where := places(table, category):
         return [where[0]]
     return [shade(table, category)] if table.colour_of == "category" else []
+
+
+def key_of_name(table: Table, category: int) -> list[str]:
+    """Words that lead from a mark to the name of its category."""
+    if where := places(table, category):
+        return [where[0], name_at(table, category)]
+    return [named(table, category)]
 
 
 def spelled(steps: str) -> str:
@@ -109,7 +151,9 @@ class _Asked:
         # A table and a cloud of points have no marks with ranks; those of several series are told
         # apart by colour.
         self.told = table.kind not in ("table", "scatter") and (
-            self.single or (self.series is not None and table.colour_of == "series")
+            self.single
+            or (table.kind == "stacked_bar" and (self.series is None or table.labelled))
+            or (self.series is not None and table.kind != "stacked_bar")
         )
 
     def head(self) -> list[str]:
@@ -139,26 +183,29 @@ class _Asked:
         """Words that lead from the question to one mark; None where they do not."""
         index, words = self.pointed(name)
         key = self.key(index)
-        if not self.told or not words or not key:
+        if not words or not key:
             return None
         if words[0] != key[0]:
             words += key
-        if not self.single:
-            assert self.series is not None
+        if self.table.colour_of == "series" and not self.single and self.series is not None:
             words.append(cell(self.table, self.series, index))
         return index, words
 
     def ranked(self, *names: str) -> list[str]:
         """Every category with its rank; of two, the rank that is asked for once more."""
+        if not self.told:
+            return []
         found, ranks, named = [], [], []
-        for name in names:
+        for number, name in enumerate(names):
             path = self.path(name)
             if path is None:
                 return []
             index, words = path
-            ranks.append(rank(row(self.table, self.series), index))
-            named.append(words[0])
-            found.append(" ".join([*words, ranks[-1], words[0]]))
+            ranks.append(rank(self.table, self.series, index))
+            # Whether the first is meant is easier to see from that word than from its name.
+            order = ("first", "second")[number] if self.operation["op"] == "greater" else words[0]
+            named.append(order)
+            found.append(" ".join([*words, ranks[-1], order]))
         if len(ranks) == 2:
             wanted = max(ranks) if self.operation.get("want") == "smaller" else min(ranks)
             found.append(f"{wanted} {named[ranks.index(wanted)]}")
@@ -184,26 +231,29 @@ def _of_colour(asked: _Asked) -> list[str]:
     names = table.categories if table.colour_of == "category" else table.series
     if asked.answer in names:
         index = names.index(asked.answer)
-        along = table.colour_of == "category" and places(table, index)[:1]
-        where = list(along or [named(table, index)])
+        where = [named(table, index)]
+        if table.colour_of == "category":
+            where = key_of_name(table, index)
     return [" ".join([colour, *where, asked.answer])]
 
 
 def _count(asked: _Asked) -> list[str]:
-    last = places(asked.table, len(asked.table.categories) - 1)
-    if asked.operation["of"] != "categories" or not last:
+    if asked.operation["of"] != "categories":
         return []
-    return [f"endA {last[0]}"]
+    last = places(asked.table, len(asked.table.categories) - 1)
+    return [f"endA {last[0]}" if last else amount(asked.table)]
 
 
 def _extreme(asked: _Asked) -> list[str]:
     if "category" in asked.operation or not asked.told:
         return []
-    assert asked.series is not None
     op = asked.operation["op"]
     values = row(asked.table, asked.series)
     best = values.index((max if op == "max" else min)(values))
-    words = [extreme(asked.table, asked.series, op), *asked.key(best), asked.answer]
+    words = [extreme(asked.table, asked.series, op), *asked.key(best)]
+    if asked.answer == asked.table.categories[best]:
+        words += key_of_name(asked.table, best)[-1:]
+    words.append(asked.answer)
     if asked.table.order == "stages":  # the first is the largest, no mark has to tell it
         del words[0]
     return [*asked.head(), " ".join(dict.fromkeys(words))]

@@ -14,8 +14,8 @@ SCALE = 8.0
 DEVIATION = 0.06
 """Of the table of words at the start."""
 HALF = 0.03
-"""Share of a place at which a word counts half. What is told of a place shares it with what is
-written there; a look-up by either shall find it."""
+"""Share of a place at which a word counts half: a word of six that are told there counts nearly
+whole, one that is taken for another by one in ten hardly."""
 
 
 class Config(ConnectorConfig):
@@ -90,7 +90,7 @@ class Words(Connector):
             kept = scores.topk(min(self.num_kept, scores.shape[1])).indices.sort().values
             features = torch.take_along_dim(features, kept[..., None], 1)
             share = self._told(features).float().softmax(-1)[..., :-1]
-            there = share / (share + HALF)
+            there = share.square() / (share.square() + HALF**2)
         whole = self.overview(features.mean(1, keepdim=True))
         # What all words share tells none of them; it is how heads that look up tell text from
         # picture.

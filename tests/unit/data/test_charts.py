@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import random
-import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from diptych.data.charts import kind as kinds
 from diptych.data.charts.canvas import drawable
 from diptych.data.charts.chart import make
 from diptych.data.charts.describe import describe
-from diptych.data.charts.drill import drills
 from diptych.data.charts.operations import QUESTION_KIND, Unanswerable, answer
 from diptych.data.charts.style import COLOUR_NAMES
 from diptych.data.charts.table import Table
 from diptych.data.charts.topics import Scale, lists
-from diptych.data.charts.working import MARK, working
 from diptych.errors import ConfigError, DataError
 
 KINDS = {
@@ -133,149 +130,6 @@ def test_descriptions_name_every_category_and_every_visible_number():
         if table.labelled or table.has_axis:
             for s in range(len(table.series)):
                 assert all(table.text(s, c) in text for c in range(len(table.categories)))
-
-
-def test_regions_say_what_stands_where():
-    for index in range(120):
-        chart = make(11, index, 0, 160 if index < 60 else 224, ("en", "zh"))
-        table = chart.table
-        words = [told for told, *_ in chart.regions]
-        joined = "".join(text for *_, text in chart.regions)
-        for name in (*table.categories, table.title):
-            assert name.replace(" ", "") in joined.replace(" ", ""), (name, joined)
-        for told, left, top, right, bottom, text in chart.regions:
-            assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
-            assert told.startswith(text) and ("isMark" in told) == (text == "")
-        colours = COLOUR_NAMES[table.language]
-        if table.colour_of == "category":
-            for name, colour in zip(table.categories, table.colours, strict=True):
-                about = [
-                    told for told in words if told.startswith(f"{name} isName {colours[colour]}")
-                ]
-                assert about or f"{name} isName" not in " ".join(words), (name, words)
-        # How a mark compares is told at the mark alone, where it can be seen.
-        standing = re.compile(r"rank[A-Z]$|largest$|smallest$|最大$|最小$|\w+(Most|Least)$")
-        for told, *_, text in chart.regions:
-            assert not text or not any(standing.match(w) for w in told[len(text) :].split()), told
-
-
-def test_marks_are_told_with_their_place_cell_and_rank():
-    table = make(11, 3, 0, 224, ("en",)).table
-    chart = make(11, 3, 0, 224, ("en",))
-    assert table.kind == "grouped_bar"
-    told = [t for t, *_ in chart.regions if "isMark" in t and " at" in t]
-    assert len(told) == len(table.series) * len(table.categories)
-    for s, colour in enumerate(table.colours):
-        for c in range(len(table.categories)):
-            larger = sum(v > table.values[s][c] for v in table.values[s])
-            letter = "ABCDEFG"[c]
-            [mark] = [t for t in told if f"{colour}{letter}" in t.split()]
-            assert f"at{letter}" in mark and f"rank{'ABCDEFG'[larger]}" in mark
-
-
-def test_boxes_of_words_lie_on_ink():
-    """Where a word is said to stand, the picture is not blank."""
-    for index in range(20):
-        chart = make(12, index, 0, 224, ("en", "zh"))
-        picture = Image.open(io.BytesIO(chart.png)).convert("RGB")
-        for _, left, top, right, bottom, text in chart.regions:
-            box = (left * picture.width, top * picture.height,
-                   right * picture.width, bottom * picture.height)  # fmt: skip
-            part = picture.crop(tuple(round(at) for at in box))
-            if text.strip("-—·.,()（）/") and min(part.size) > 1:
-                assert len(part.getcolors(1 << 16)) > 1, (index, text, box)
-
-
-def test_working_leads_to_the_answer():
-    """What is looked up is told somewhere in the picture, and decides between larger and smaller."""
-    seen = Counter()
-    for index in range(120):
-        chart = make(13, index, 0, 224, ("en", "zh"))
-        told = {word for text, *_ in chart.regions for word in text.split()}
-        for question in chart.questions:
-            steps = working(chart.table, question.text, question.operation, question.answer)
-            op = question.operation["op"]
-            seen[op, bool(steps)] += 1
-            codes = re.findall(
-                r"\b(?:at|end|rank|[a-z]+)[A-Z]\b|\b[a-z]+(?:Most|Least|Name)\b", steps
-            )
-            assert set(codes) <= told, (question, steps, told)
-            ranks = re.findall(r"rank([A-Z])", steps)
-            if op == "compare":
-                first = (
-                    (ranks[0] < ranks[1]) == (question.operation["want"] == "larger")
-                    if ranks
-                    else 0
-                )
-                name = question.operation["categories"][0 if first else 1]
-                how = {k: v for k, v in question.operation.items() if k in ("as", "series")}
-                if ranks and "as" not in how:
-                    assert question.answer == name
-            if op in ("compare", "greater") and ranks:  # the rank that is asked for, and whose
-                smaller = question.operation.get("want") == "smaller"
-                assert ranks[2:] == [(max if smaller else min)(ranks[:2])], steps
-                one, two, last = (re.split(r"rank[A-Z] ?", part) for part in steps.split(" ;")[-3:])
-                assert last[1] == (one if ranks[2] == ranks[0] else two)[1], steps
-            if op == "of_colour" and "Name" in steps:
-                word = re.search(r"[a-z]+Name", steps)[0]
-                holders = {text for *_, text in (r for r in chart.regions if word in r[0].split())}
-                assert holders <= {question.answer}, (holders, question)
-            if op == "count_above" and ranks:
-                assert question.answer == str("ABCDEFGHIJ".index(ranks[0]))
-    assert all(
-        seen[op, True] > 5 for op in ("compare", "greater", "max", "min", "colour", "is_max")
-    )
-    assert not seen["chart_type", True] and not seen["exists", False]
-
-
-def test_training_answers_show_their_working_and_pages_are_drawn(tmp_path):
-    out = tmp_path / "set"
-    draw(out, num=20, seed=3, workers=1, working=True, pages=8)
-    plain = tmp_path / "plain"
-    draw(plain, num=20, seed=3, workers=2)
-    for split in ("train", "validation", "test"):
-        for row, short in zip(_rows(out, split), _rows(plain, split), strict=True):
-            answer_text = row["conversations"][1]["value"]
-            *_, last = answer_text.rsplit(MARK, 1)
-            assert last.strip() == short["conversations"][1]["value"]
-            assert split == "train" or MARK not in answer_text
-    answers = [r["conversations"][1]["value"] for r in _rows(out, "train")]
-    assert any(MARK in text for text in answers)
-    # A blank before Chinese or a number would be a token of its own.
-    assert not any(re.search(r" [\d\u4e00-\u9fff]", text) for text in answers if MARK in text)
-    pages = _rows(out, "pages")
-    assert len(pages) == 8 and all(len(row["regions"]) > 10 for row in pages)
-    draw(tmp_path / "again", num=20, seed=3, workers=2, working=True, pages=8)
-    assert _files(tmp_path / "again") == _files(out)
-
-
-def test_drills_ask_for_what_can_be_looked_up_and_training_alone_has_them(tmp_path):
-    asked = Counter()
-    for index in range(60):
-        chart = make(13, index, 0, 224, ("en", "zh"))
-        told = {word for text, *_ in chart.regions for word in text.split()}
-        for question, said in drills(chart.table, random.Random(index), ("Nowhere",)):
-            codes = re.findall(r"\b(?:at|end|rank)[A-Z]\b|\b[a-z]+(?:Most|Least|Name)\b", said)
-            if chart.table.order == "stages":  # values fall, the place is the rank
-                told |= {f"rank{letter}" for letter in "ABCDEFGH"}
-            assert set(codes) <= told, (question, said)
-            assert question.startswith("find") and len(said.split()) < 20
-            asked[re.sub(r"[A-Z]$", "", codes[0]) if codes else said.split()[-1]] += 1
-            if question == "find Nowhere there":
-                assert said == "Nowhere none"
-    assert all(asked[word] > 9 for word in ("at", "end", "rank", "here", "none")), asked
-    draw(tmp_path / "some", num=40, seed=3, workers=1, working=True, practice=True)
-    draw(tmp_path / "none", num=40, seed=3, workers=1, working=True)
-    rows, plain = _rows(tmp_path / "some", "train"), _rows(tmp_path / "none", "train")
-    assert [row for row in rows if row["kind"] != "drill"] == plain
-    per_chart = Counter(row["image"] for row in rows if row["kind"] == "drill")
-    assert set(per_chart) == {row["image"] for row in plain} and max(per_chart.values()) == 3
-    first = _rows(tmp_path / "some", "drills")
-    assert {row["image"] for row in first} < set(per_chart)
-    assert all(2 <= len(row["conversations"]) <= 8 for row in first)
-    assert first[0]["conversations"][0]["value"].startswith("<image>\nfind")
-    for split in ("validation", "test"):
-        assert _rows(tmp_path / "some", split) == _rows(tmp_path / "none", split)
 
 
 def test_yes_and_no_are_even_and_order_of_names_tells_nothing():

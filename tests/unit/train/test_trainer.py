@@ -199,6 +199,23 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest(tiny_model, squares):
     assert 0.1 * stage.learning_rate < size < 0.4 * stage.learning_rate
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_embeddings_learn_at_a_rate_of_their_own(tiny_model, squares, name):
+    model = tiny_model()
+    values = tiny_run.stage(squares, optimizer=name, embeddings_rate=0.25)
+    stage = Stage.from_dict(values)
+    groups = trainable.apply(model, stage.learn, stage.learning_rate)
+    built = optimizer.build(groups, stage)
+    names = {id(p): n for g in groups for n, p in g.parameters.items()}
+    optimizer.set_rate(built, 0.5)
+    rates = {names[id(p)]: g["lr"] for g in built.param_groups for p in g["params"]}
+    assert len(rates) == len(names)
+    for which, rate in rates.items():
+        table = ("embed" in which or "lm_head" in which) and dict_of(groups)[which].ndim > 1
+        share = 0.25 if table else 1.0
+        assert rate == pytest.approx(0.5 * share * stage.learning_rate), which
+
+
 def test_muon_moves_convolutions_as_matrices_wherever_their_numbers_lie():
     stage = Stage.from_dict(
         {"name": "s", "data": [{"path": "x"}], "learn": {"connector": {}}, "optimizer": "muon"}
