@@ -33,7 +33,7 @@ TOKENS_PER_ROW = 320
 between charts that must not see each other."""
 BLIND_SHARE = 0.04
 """Of the rows that are learned, without pictures: the blind control shall be able to guess."""
-PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 4.0, 2.9, 0.62
+PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 3.5, 2.65, 0.62
 """Passes over pages, charts and questions: what twelve minutes allow; more is better."""
 
 
