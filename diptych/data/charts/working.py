@@ -33,8 +33,6 @@ from diptych.data.charts.table import Table
 MARK = " ="
 """Stands between the working and the answer."""
 EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大", "min": "最小"}}
-TYPES = ("isName", "isSeries", "isMark")
-"""What a region is: name of a category, name of a series, shape with data."""
 SIZES = 14
 """Steps of the sizes that are told of marks."""
 _LETTERS = string.ascii_uppercase
@@ -104,13 +102,6 @@ def shade(table: Table, index: int) -> str:
     return COLOUR_NAMES[table.language][table.colours[index]]
 
 
-def path_to(table: Table, category: int) -> list[str]:
-    """What a category's name and its mark have in common: the place, or else the colour."""
-    if where := places(table, category):
-        return [where[0]]
-    return [shade(table, category)] if table.colour_of == "category" else []
-
-
 def key_of_name(table: Table, category: int) -> list[str]:
     """Words that lead from a mark to the name of its category."""
     if where := places(table, category):
@@ -150,11 +141,10 @@ class _Asked:
             self.series = table.series.index(name)
         # A table and a cloud of points have no marks with ranks; those of several series are told
         # apart by colour.
-        self.told = table.kind not in ("table", "scatter") and (
-            self.single
-            or (table.kind == "stacked_bar" and (self.series is None or table.labelled))
-            or (self.series is not None and table.kind != "stacked_bar")
-        )
+        if table.kind == "stacked_bar":  # totals are seen, segments only by their numbers
+            self.told = self.series is None or table.labelled
+        else:
+            self.told = table.kind not in ("table", "scatter") and self.series is not None
 
     def head(self) -> list[str]:
         """A series that is named, with its colour."""
@@ -177,7 +167,9 @@ class _Asked:
 
     def key(self, index: int) -> list[str]:
         """What a category's name and its mark have in common: the place, or else the colour."""
-        return path_to(self.table, index)
+        if where := places(self.table, index):
+            return [where[0]]
+        return [shade(self.table, index)] if self.table.colour_of == "category" else []
 
     def path(self, name: str) -> tuple[int, list[str]] | None:
         """Words that lead from the question to one mark; None where they do not."""
