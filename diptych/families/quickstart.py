@@ -4,8 +4,8 @@ Command: `diptych quickstart`.
 An image encoder and a language model from scratch, joined by a connector that passes on the places
 that show something: first every place learns which words stand there and what is to be told of
 it, on pages of words (`read`) and on charts (`align`), then connector and language model learn
-single look-ups (`practise`) and to answer (`instruct`). docs/quickstart.md has the compositions that
-were tried, with their scores and times.
+single look-ups (`practise`) and to answer (`instruct`). docs/quickstart.md has the compositions
+that were tried, with their scores and times.
 """
 
 from __future__ import annotations
