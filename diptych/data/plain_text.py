@@ -29,11 +29,12 @@ class PlainText:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        # One plain character that is an added token (a tab, say) can be had no other way.
+        # One plain character that is an added token (a tab, say) can be had no other way, and
+        # words that a tokenizer trained on data keeps whole are no marks: those have brackets.
         added = {
             str(t): i
             for i, t in tokenizer.added_tokens_decoder.items()
-            if t.special or len(str(t)) > 1
+            if t.special or (len(str(t)) > 1 and not str(t).strip().isalnum())
         }
         self.reserved_ids = frozenset(added.values())
         self._pattern = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer
 
+from diptych.data.plain_text import PlainText
 from diptych.data.tokenizer import MARKS, train
 
 TEXTS = ["the largest is 12.5\n", " 服装最大吗\n", " 服装", " 玩具", " Coal"] * 5
@@ -48,3 +49,16 @@ def test_whole_words_are_one_token_behind_a_blank_or_before_chinese(tmp_path):
     assert pieces(tmp_path, "2031") != [" 2031"] and len(tokenizer) <= 720
     for text in (" Kohlrabi6月 Coal", "Kohlrabi", "12月"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_whole_words_are_whole_in_a_conversation_too_and_marks_are_not(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(
+        train(TEXTS, tmp_path, vocab_size=720, whole=["Kohlrabi", "最大", "v34"])
+    )
+    tokenizer.add_tokens(["<tool>", "[go]"])
+    plain = PlainText(tokenizer)
+    for text in (" Kohlrabi", "最大", " v34"):
+        assert len(plain(text)) == 1 and list(plain(text)) == tokenizer.encode(text)
+    for mark in (*MARKS, "<tool>", "[go]"):
+        assert tokenizer.convert_tokens_to_ids(mark) not in plain(f"a {mark} b")
+        assert tokenizer.decode(plain(f"a {mark} b")) == f"a {mark} b"
