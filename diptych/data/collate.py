@@ -22,6 +22,7 @@ from diptych.data.packing import Group, Row, pack
 from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample
 from diptych.errors import DiptychError, ModelError, SampleTooLong
+from diptych.machine import common_size
 
 ReadImage = Callable[[Image], bytes]
 
@@ -264,7 +265,7 @@ class TokenCollator:
         ids: Sequence[str],
         arrays: dict[str, np.ndarray],
     ) -> Batch:
-        length = max(row.num_tokens for row in rows)
+        length = common_size(max(row.num_tokens for row in rows))
         shape = (len(rows), length)
         tokens, positions, segments, prefixes = (np.zeros(shape, np.int64) for _ in range(4))
         targets: list[tuple[int, int, int]] = []

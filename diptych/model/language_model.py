@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.errors import ConfigError, WeightsNotFound
+from diptych.model import products
 from diptych.model.look_up import look_up
 from diptych.model.vision_encoder import config_from_dict
 from diptych.model.weights import cast, load_pretrained, locate, reading
@@ -39,8 +40,9 @@ class LanguageModelConfig(Config):
     start: Literal["look_up"] | None = None
     """How a model from scratch begins: look_up lets half of its heads begin by looking for words
     in the picture (model/look_up.py); null is as the config says."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention implementation of transformers."""
+    attention: Literal["sdpa", "eager", "products"] = "sdpa"
+    """Attention implementation of transformers, or plain products, which are faster on CPUs in
+    bfloat16 (model/products.py)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision in which the weights are kept; LoRA adapters on them stay float32."""
 
@@ -113,6 +115,7 @@ def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
     """The language model with its weights, or newly initialised; `tokenizer` instead of its own."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    products.register()
     hf_config, tokenizer = resolve(config, tokenizer)
     kind = AutoModelForSeq2SeqLM if hf_config.is_encoder_decoder else AutoModelForCausalLM
     if config.weights is None:

@@ -32,6 +32,7 @@ MODELS = {
     "gemma2": {"model_type": "gemma2", **SHARED, "head_dim": 8, "final_logit_softcapping": 2.0},
     "cohere": {"model_type": "cohere", **SHARED, "logit_scale": 0.25},
     "granite": {"model_type": "granite", **SHARED, "logits_scaling": 8.0},
+    "gpt_neox": {"model_type": "gpt_neox", **SHARED, "num_key_value_heads": 4},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "t5_tied": {"model_type": "t5", **T5, "tie_word_embeddings": True},
     "t5_untied": {"model_type": "t5", **T5, "tie_word_embeddings": False},
@@ -44,11 +45,10 @@ MODELS = {
 }  # fmt: skip
 
 
-def make(tiny_config, name, eager=False, **changes):
+def make(tiny_config, name, eager=False, attention="sdpa", **changes):
     values = tiny_config()
     values["language_model"]["config"] = {**MODELS[name], **changes}
-    if name == "gemma2" or eager:
-        values["language_model"]["attention"] = "eager"
+    values["language_model"]["attention"] = "eager" if name == "gemma2" or eager else attention
     model = build(VlmConfig.from_dict(values), seed=0)
     for parameter in model.language_model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -76,6 +76,26 @@ def test_equals_the_class_itself(tiny_config, name):
     chosen = logits.flatten(0, 1)[batch.target_positions].float().log_softmax(-1)
     theirs = chosen.gather(1, batch.target_ids[:, None])[:, 0]
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_neox"])
+def test_plain_products_are_the_same_attention(tiny_config, name):
+    """Packed rows, forwards and backwards; and asked with a cache."""
+    found = []
+    for attention in ("sdpa", "products"):
+        torch.manual_seed(0)
+        model = make(tiny_config, name, attention=attention)
+        assert model.language_model.hf_config._attn_implementation == attention
+        [batch] = token_collator(model, tokens_per_row=400)(items(SAMPLES)).batches
+        log_probs = model.target_log_probs(batch)
+        log_probs.sum().backward()
+        gradients = [p.grad for p in model.language_model.parameters() if p.grad is not None]
+        asked = [conversation(s.id, None, "how many are there", None) for s in SAMPLES[:2]]
+        found.append((log_probs, *gradients, model.generate(asked, max_new_tokens=8)))
+    *tensors, answers = zip(*found, strict=True)
+    assert len(tensors) > 10 and answers[0] == answers[1]
+    for theirs, ours in tensors:
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2"])

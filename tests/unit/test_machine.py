@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.errors import ConfigError
-from diptych.machine import KeptMemory, chosen_device
+from diptych.machine import KeptMemory, chosen_device, common_size
 
 
 def test_free_memory_goes_back_when_it_piles_up(monkeypatch):
@@ -29,3 +29,11 @@ def test_a_device_that_is_not_there_is_named():
     assert chosen_device(None) == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ConfigError, match="no device 'tpu'"):
         chosen_device("tpu")
+
+
+def test_sizes_that_come_up_again_are_little_larger_and_few():
+    sizes = range(1, 5000)
+    rounded = [common_size(size) for size in sizes]
+    assert all(s <= r <= s * 25 / 24 for s, r in zip(sizes, rounded, strict=True))
+    assert rounded == sorted(rounded) and all(common_size(r) == r for r in rounded)
+    assert len(set(rounded)) < 250

@@ -23,6 +23,7 @@ from diptych.data.batch import IMAGE_TOKEN, Batch
 from diptych.data.chat import ChatEncoder
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError, ImageTokenMismatch, ModelError
+from diptych.machine import common_size
 from diptych.model import language_model as language_models
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model
@@ -239,6 +240,8 @@ class Vlm(Model):
         if self.language_model.hf_config._attn_implementation == "sdpa":
             return mask
         dtype = self.language_model.module.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(mask.device.type):  # a wider mask would widen the scores
+            dtype = torch.get_autocast_dtype(mask.device.type)
         hidden = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         return hidden.masked_fill(~mask, torch.finfo(dtype).min)
 
@@ -274,7 +277,8 @@ class Vlm(Model):
         return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
 
     def _log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        logits = self.language_model.logits(hidden).float()
+        rows = nn.functional.pad(hidden, (0, 0, 0, common_size(len(hidden)) - len(hidden)))
+        logits = self.language_model.logits(rows)[: len(hidden)].float()
         return -nn.functional.cross_entropy(logits, ids, reduction="none")
 
     # -- asking -----------------------------------------------------------------------------

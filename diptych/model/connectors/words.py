@@ -106,5 +106,5 @@ class Words(Connector):
     def _told(self, features: Tensor) -> Tensor:
         told, nothing = self.word_embeds[:-1], self.word_embeds[-1:]
         words = torch.cat([told - told.mean(0), nothing])
-        tokens = self.projection(features)
-        return tokens @ words.to(tokens).T * self.scale + self.bias
+        tokens = self.projection(features) * self.scale
+        return nn.functional.linear(tokens, words.to(tokens), self.bias.to(tokens))

@@ -20,6 +20,7 @@ from diptych.data.batch import Batch
 from diptych.data.collate import Collator, Pictures
 from diptych.data.regions import RegionCollator
 from diptych.errors import ConfigError
+from diptych.machine import common_size
 from diptych.model.connectors.words import SCALE
 from diptych.train.objective import Objective, ObjectiveConfig
 
@@ -144,10 +145,13 @@ class Regions(Objective):
             scores = tokens @ words.to(tokens).T * self.scale + self.bias
         scores = scores.flatten(0, 1).float().log_softmax(-1)
         shown = torch.bincount(batch.target_positions, minlength=len(scores))
-        picked = scores[batch.target_positions, batch.target_ids]
-        told = -(picked * batch.target_shares).sum()
-        nothing = -scores[shown == 0, self.nothing].sum()
-        return {"regions": told + self.empty_weight * nothing, **losses}
+        empty = (shown == 0).nonzero().squeeze(1)
+        where = torch.cat([batch.target_positions, empty])
+        what = torch.cat([batch.target_ids, torch.full_like(empty, self.nothing)])
+        much = batch.target_shares
+        assert much is not None
+        much = torch.cat([much, much.new_full(empty.shape, self.empty_weight)])
+        return {"regions": -(scores[where, what] * much).sum(), **losses}
 
     def _letters(self, stages: Sequence[Tensor], batch: Batch) -> Tensor:
         """Sum over stages and places of -log p of the letters there, in equal shares.
@@ -167,8 +171,9 @@ class Regions(Objective):
             # Which ones, every picture has its own way, wherever it stands in a step.
             turn = (every + written.repeat_interleave(rows * columns)) % EMPTY_EVERY == 0
             asked = ((shown > 0) | turn).nonzero().squeeze(1)
-            scores = speller(stage.flatten(2).transpose(1, 2).flatten(0, 1)[asked])
-            scores = scores.float().log_softmax(-1)
+            padded = nn.functional.pad(asked, (0, common_size(len(asked)) - len(asked)))
+            scores = speller(stage.flatten(2).transpose(1, 2).flatten(0, 1)[padded])
+            scores = scores[: len(asked)].float().log_softmax(-1)
             picked = scores[torch.searchsorted(asked, place), code.long() % CLASSES]
             nothing = -scores[shown[asked] == 0, CLASSES].sum()
             total = total - (picked / shown[place]).sum()
