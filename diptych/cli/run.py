@@ -45,8 +45,8 @@ from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|(19|20)\d\d")
-_WORD = re.compile(r"\D*[^\W\d_]\D*|\d{1,2}[\u4e00-\u9fff]")
-"""A word that is no number; also a month in Chinese."""
+_WORD = re.compile(r"\D*[^\W\d_]\D*|[a-z]\d\d|\d{1,2}[\u4e00-\u9fff]")
+"""A word that is no number; also a month in Chinese, and a word for numbers that begin alike."""
 READ_ROWS = 8_000
 """Most rows of a data set that its tokenizer is trained on: the first."""
 

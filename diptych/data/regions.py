@@ -29,7 +29,7 @@ class Region:
     """What is told of a box, in fractions of width and height.
 
     Attributes:
-        written: the part of `text` that is written there; None for all of it.
+        written: what is written there, and told where the text begins with it; None for all of it.
     """
 
     text: str
@@ -154,6 +154,7 @@ class RegionCollator:
     pictures: Pictures
     pictures_per_batch: int = 64
     _known: dict[str, list[int]] = field(default_factory=dict)
+    _blank: list[int] | None = None
 
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
@@ -185,11 +186,10 @@ class RegionCollator:
         read: dict[int, set[int]] = {}
         told: dict[int, set[int]] = {}
         for region in regions:
-            tokens = self._tokens(region.text)
-            own = set(tokens if region.written is None else self._tokens(region.written))
+            own, others = self._words(region)
             for cell in cells(region, self.grid):
                 read.setdefault(cell, set()).update(own)
-                told.setdefault(cell, set()).update(set(tokens) - own)
+                told.setdefault(cell, set()).update(others - own)
         found = []
         for cell in sorted(read):
             # A word that one region tells and another shows is read.
@@ -201,15 +201,27 @@ class RegionCollator:
             ]
         return found
 
+    def _words(self, region: Region) -> tuple[set[int], set[int]]:
+        """Tokens of what is written in a region, and of what else is told of it."""
+        if region.written is None:
+            return set(self._tokens(region.text)), set()
+        # What is told stands behind what is written; but numbers are told in other words.
+        begins = region.text.startswith(region.written)
+        words = region.text[len(region.written) if begins else 0 :].split()
+        own = self._tokens(region.written) if begins else []
+        # Word by word: the same few words are told of every region, each time in another order.
+        return set(own), {token for word in words for token in self._tokens(word)}
+
     def _tokens(self, text: str) -> list[int]:
         if not text.strip():
             return []
         if text not in self._known:
             encode = self.tokenizer.encode
-            blank = encode(" ", add_special_tokens=False)
+            if self._blank is None:
+                self._blank = encode(" ", add_special_tokens=False)
             ids = encode(f" {text.strip()}", add_special_tokens=False)
             # Where a blank is a token of its own (before Chinese) it says nothing.
-            self._known[text] = [i for i in ids if [i] != blank] or ids
+            self._known[text] = [i for i in ids if [i] != self._blank] or ids
         return self._known[text]
 
     def _batch(

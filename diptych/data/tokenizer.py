@@ -24,7 +24,7 @@ VOCAB_SIZE = 2048
 """Tokens where nothing else is asked for."""
 
 
-MAX_WHOLE = 400
+MAX_WHOLE = 576
 """Most words that are made one token each whatever their pieces."""
 
 

@@ -101,7 +101,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         line: the whole line of text that the word belongs to.
-        mark: (series, category) of the table whose value the shape stands for, if any.
+        mark: (series, category) of the table whose value the shape stands for or the text writes.
     """
 
     word: str
@@ -152,8 +152,13 @@ class Canvas:
         align: Align = "center",
         vertical: Vertical = "center",
         rotation: float = 0.0,
+        mark: tuple[int, int] | None = None,
     ) -> None:
-        """One line of text; `$` and `\\` stand for themselves."""
+        """One line of text; `$` and `\\` stand for themselves.
+
+        Args:
+            mark: (series, category) whose value the text writes.
+        """
         self._add(
             Text(
                 round(x),
@@ -168,11 +173,11 @@ class Canvas:
                 parse_math=False,
             )
         )
-        self._note_words(x, y, text, size, align, vertical, rotation)
+        self._note_words(x, y, text, size, align, vertical, rotation, mark)
 
     def _note_words(
         self, x: float, y: float, text: str, size: float, align: Align, vertical: Vertical,
-        rotation: float,
+        rotation: float, mark: tuple[int, int] | None,
     ) -> None:  # fmt: skip
         """Boxes of the words (in Chinese: characters) of a line, also of a turned one."""
         width, height = self.text_size(text, size)
@@ -191,7 +196,7 @@ class Canvas:
             half_x = ((right - left) * abs(cos) + height * abs(sin)) / 2
             half_y = ((right - left) * abs(sin) + height * abs(cos)) / 2
             box = Box(across - half_x, up - half_y, across + half_x, up + half_y)
-            self.drawn.append(Drawn(match.group(), "", box, line=text))
+            self.drawn.append(Drawn(match.group(), "", box, line=text, mark=mark))
 
     def _note(self, fill: str | None, box: Box) -> None:
         if fill:

@@ -20,12 +20,15 @@ from diptych.data.charts.topics import Lists, lists
 from diptych.data.charts.working import (
     amount,
     cell,
+    column,
     extreme,
     name_at,
     named,
+    number,
     places,
     rank,
     size,
+    value,
 )
 from diptych.data.charts.writer import Writer
 
@@ -110,8 +113,13 @@ def regions(canvas: Canvas, table: Table, looks: style.Style) -> list[Region]:
     about = _names(table, shown)
     found: list[Region | None] = []
     for line, parts in lines(canvas):
-        if line in about:
+        if line and parts[0].mark:
+            told = [value(table, *parts[0].mark), *number(line)]
+            found.append(region(canvas, told, line, parts))
+        elif line in about:
             found.append(region(canvas, [line, *about[line]], line, parts))
+        elif told := number(line):
+            found.append(region(canvas, told, line, parts))
         elif line:
             found += [region(canvas, [part.word], part.word, [part]) for part in parts]
         else:
@@ -124,7 +132,7 @@ def regions(canvas: Canvas, table: Table, looks: style.Style) -> list[Region]:
 
 def lines(canvas: Canvas) -> Iterator[tuple[str, list[Drawn]]]:
     """What was drawn one after the other: the words of a line of text, or shapes (`""`)."""
-    for line, parts in groupby(canvas.drawn, key=lambda drawn: drawn.line):
+    for (line, _), parts in groupby(canvas.drawn, key=lambda d: (d.line, d.line and d.mark)):
         yield line, list(parts)
 
 
@@ -145,6 +153,8 @@ def region(canvas: Canvas, words: list[str], text: str, parts: list[Drawn]) -> R
 def _names(table: Table, shown: dict[str, str]) -> dict[str, list[str]]:
     """Categories and series with what is known of them."""
     about: dict[str, list[str]] = {name: ["isSeries"] for name in table.series}
+    for number_, name in enumerate(table.series):
+        about[name] += column(table, number_)
     about |= {name: ["isName"] for name in table.categories}
     # Names in a row do not show the colours of their marks.
     if table.colour_of == "series" or (table.colour_of == "category" and not places(table, 0)):

@@ -42,6 +42,8 @@ def drills(table: Table, rng: random.Random, others: tuple[str, ...]) -> list[Dr
     """
     single = [*_along(table), *_colours(table), *_marks(table)]
     several = [*_counts(table, rng), *_pairs(table, rng), *_there(table, rng, others)]
+    if table.labelled:
+        several += _digits(rng)
     ranked = [(rng.random(), drill) for drill in single]
     ranked += [(rng.random() * EARLIER, drill) for drill in several]
     found = [drill for _, drill in sorted(ranked)]
@@ -83,6 +85,8 @@ def _marks(table: Table) -> Iterator[Drill]:
     """Rank of every mark, and the largest and smallest of every row."""
     for row, field in _rows(table):
         for name in table.categories:
+            if said := _said(table, f"{row}{name}", {"op": "value", "category": name, **field}):
+                yield f"{row}{name} value", said
             operation = {"op": "count_above", "category": name, **field}
             if said := _said(table, f"{row}{name}", operation):
                 yield f"{row}{name}", said
@@ -111,6 +115,12 @@ def _pairs(table: Table, rng: random.Random) -> Iterator[Drill]:
         asked = f"{row}{' '.join(names)} {want}"
         if said := _said(table, asked, operation, whole=want == "greater"):
             yield asked, said
+
+
+def _digits(rng: random.Random) -> Iterator[Drill]:
+    """The digits that a word for numbers stands for: no picture tells of them."""
+    for first in rng.sample(range(10, 100), 2):
+        yield f"v{first}", f"v{first} {first}"
 
 
 def _said(table: Table, asked: str, operation: dict[str, Any], whole: bool = False) -> str:

@@ -14,6 +14,7 @@ from diptych.data.charts import style
 from diptych.data.charts.canvas import Box, Canvas
 from diptych.data.charts.chart import Region, lines, region
 from diptych.data.charts.topics import Scale, lists
+from diptych.data.charts.working import number
 
 EDGE = 4
 """Pixels that stay free at the edges."""
@@ -46,9 +47,9 @@ def _vocabulary(language: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[
 def _word(rng: random.Random, language: str) -> str:
     names, titles, scales = _vocabulary(language)
     kind = rng.random()
-    if kind < 0.75:
+    if kind < 0.65:
         return rng.choice(names)
-    if kind < 0.85:
+    if kind < 0.75:
         return rng.choice(titles)
     scale = rng.choice(scales)
     return scale.text(rng.uniform(scale.low, scale.high))
@@ -110,6 +111,8 @@ def _regions(canvas: Canvas, looks: style.Style, language: str) -> list[Region]:
         if line in names:
             about = ["isSeries", *behind] if behind else []
             found.append(region(canvas, [line, *about], line, parts))
+        elif told := number(line):
+            found.append(region(canvas, told, line, parts))
         else:
             found += [region(canvas, [part.word], part.word, [part]) for part in parts]
         behind = []

@@ -15,6 +15,10 @@ either read off one place of the picture or follows from the steps before it:
     totalrankA, totalMost    the same of whole stacks
     nameC        the name at place C
     ofE          one of five marks, where they stand in no row
+    valC, redVal the number at place C, or in the red slice
+    columnB, cellBC   the second column of a table, and its cell in row C
+    v34          a number that begins with the digits 3 and 4, wherever its point stands
+    likedpdpctx  how a number is written: a digit, a point, a digit, a per cent sign
     sizeC        how large a mark is, in fourteen steps: no question asks for it, ranks grow from it
 """
 
@@ -36,6 +40,10 @@ EXTREMES = {"en": {"max": "largest", "min": "smallest"}, "zh": {"max": "最大",
 SIZES = 14
 """Steps of the sizes that are told of marks."""
 _LETTERS = string.ascii_uppercase
+_SIGNS = {
+    "$": "usd", "€": "eur", "¥": "yen", "%": "pct", "万": "wan", "亿": "yi", ",": "c", ".": "p",
+}  # fmt: skip
+_NUMBER = re.compile(r"[$€¥]?\d[\d,]*(\.\d+)?[^\d\s月年日]?")
 
 
 def places(table: Table, category: int) -> tuple[str, ...]:
@@ -90,6 +98,44 @@ def size(table: Table, series: int, category: int) -> str:
     else:
         whole = max(table.values[0]) if places(table, category) else sum(table.values[0]) / 2
     return f"size{_LETTERS[min(SIZES - 1, int(SIZES * value / whole))]}"
+
+
+def number(text: str) -> list[str]:
+    """What is told of a number that is written somewhere: its first two digits, without zeros
+    before them, and the way it is written; nothing where the text is no number.
+
+    Two digits are what an answer within five per cent needs.
+    """
+    if not _NUMBER.fullmatch(text):
+        return []
+    digits = re.sub(r"\D", "", text).lstrip("0") + "00"
+    form = "".join(_SIGNS.get(sign, sign) for sign in re.sub(r"\d", "d", text))
+    # The last letter keeps one of these words from being the beginning of another.
+    known = form.isascii() and form.isalnum()
+    return [f"v{digits[:2]}", *([f"like{form}x"] if known else [])]
+
+
+def digits(text: str) -> list[str]:
+    """`number`, its two digits once more behind the word for them."""
+    first, *others = number(text)
+    return [first, first[1:], *others]
+
+
+def column(table: Table, series: int) -> list[str]:
+    """The word of a column of a table with several."""
+    several = table.kind == "table" and len(table.series) > 1
+    return [f"column{_LETTERS[series]}"] if several else []
+
+
+def value(table: Table, series: int, category: int) -> str:
+    """The word of the place where a value is written."""
+    if table.kind == "table":
+        return f"cell{_LETTERS[series]}{_LETTERS[category]}"
+    if table.colour_of == "series" and len(table.series) > 1:
+        return cell(table, series, category)
+    if places(table, category):
+        return f"val{_LETTERS[category]}"
+    return f"{table.colours[category]}Val"
 
 
 def amount(table: Table) -> str:
@@ -151,7 +197,10 @@ class _Asked:
         if self.single or self.series is None:
             return []
         name = self.table.series[self.series]
-        return [f"{name} {shade(self.table, self.series)}"] if name in self.text else []
+        if name not in self.text:
+            return []
+        key = column(self.table, self.series) or [shade(self.table, self.series)]
+        return [f"{name} {key[0]}"]
 
     def pointed(self, name: str) -> tuple[int, list[str]]:
         """Index of a category, and the word that the question has for it."""
@@ -183,8 +232,25 @@ class _Asked:
             words.append(cell(self.table, self.series, index))
         return index, words
 
+    def valued(self, *names: str) -> list[str]:
+        """Every category with the number that is written for it."""
+        if self.series is None or not self.table.labelled:
+            return []
+        found = []
+        for name in names:
+            path = self.path(name)
+            if path is None:
+                return []
+            index, words = path
+            where = value(self.table, self.series, index)
+            words += [] if words[-1] == where else [where]
+            found.append(" ".join([*words, *digits(self.table.text(self.series, index))]))
+        return [*self.head(), *found]
+
     def ranked(self, *names: str) -> list[str]:
         """Every category with its rank; of two, the rank that is asked for once more."""
+        if self.table.kind == "table" and len(names) == 2:
+            return self.valued(*names)
         if not self.told:
             return []
         found, ranks, named = [], [], []
@@ -265,10 +331,26 @@ def _has_colour(asked: _Asked) -> list[str]:
     return _found(asked, asked.operation["colour"], asked.operation["colour"] in colours)
 
 
+def _above(asked: _Asked) -> list[str]:
+    than = asked.table.scales[0].text(float(asked.operation["than"]))
+    found = asked.valued(asked.operation["category"])
+    return [*found, " ".join([than, *digits(than)])] if found else []
+
+
 def _trend(asked: _Asked) -> list[str]:
-    if asked.single or not asked.told:
+    """The ranks at both ends: a row that keeps rising begins with the smallest value and ends with
+    the largest."""
+    table = asked.table
+    if not asked.told or asked.series is None:
         return []
-    return asked.head()
+    found = []
+    for index in (0, len(table.categories) - 1):
+        at, end = places(table, index)
+        words = [end, at] if index else [at]
+        if not asked.single:
+            words.append(cell(table, asked.series, index))
+        found.append(" ".join([*words, rank(table, asked.series, index)]))
+    return [*asked.head(), *found]
 
 
 _STEPS: dict[str, Callable[[_Asked], list[str]]] = {
@@ -278,6 +360,8 @@ _STEPS: dict[str, Callable[[_Asked], list[str]]] = {
     "colour": _colour,
     "of_colour": _of_colour,
     "count": _count,
+    "value": lambda asked: asked.valued(asked.operation["category"]),
+    "above": _above,
     "max": _extreme,
     "min": _extreme,
     "compare": lambda asked: asked.ranked(*asked.operation["categories"]),

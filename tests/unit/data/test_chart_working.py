@@ -16,7 +16,7 @@ from diptych.data.charts import draw
 from diptych.data.charts.chart import make
 from diptych.data.charts.drill import drills
 from diptych.data.charts.style import COLOUR_NAMES
-from diptych.data.charts.working import MARK, working
+from diptych.data.charts.working import MARK, number, value, working
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -41,7 +41,9 @@ def test_regions_say_what_stands_where():
             assert name.replace(" ", "") in joined.replace(" ", ""), (name, joined)
         for told, left, top, right, bottom, text in chart.regions:
             assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
-            assert told.startswith(text) and ("isMark" in told) == (text == "")
+            assert ("isMark" in told) == (text == "")
+            # Numbers are told by how they begin and how they are written.
+            assert told.startswith(text) or told.split()[-2:] == number(text)
         colours = COLOUR_NAMES[table.language]
         if table.colour_of == "category" and table.kind in ("pie", "donut", "scatter"):
             for name, colour in zip(table.categories, table.colours, strict=True):
@@ -79,10 +81,37 @@ def test_whole_stacks_have_ranks_at_their_tops():
     for c, total in enumerate(totals):
         word = f"totalrank{'ABCDEFG'[sum(other > total for other in totals)]}"
         [top] = [t for t, *_ in chart.regions
-                 if f"{table.colours[-1]}{'ABCDEFG'[c]}" in t.split()]  # fmt: skip
+                 if {"isMark", f"{table.colours[-1]}{'ABCDEFG'[c]}"} <= set(t.split())]  # fmt: skip
         assert word in top.split()
     others = [t for t, *_ in chart.regions if f" {table.colours[0]}A " in t]
     assert others and not any("totalrank" in t for t in others)
+
+
+def test_numbers_are_told_by_how_they_begin_and_how_they_are_written():
+    assert number("$1.38") == ["v13", "likeusddpddx"]
+    assert number("0.56") == ["v56", "likedpddx"]
+    assert number("7%") == ["v70", "likedpctx"]
+    assert number("6.4亿") == ["v64", "likedpdyix"]
+    assert number("12,345") == ["v12", "likeddcdddx"]
+    assert number("0") == ["v00", "likedx"] and number("30°") == ["v30"]
+    for text in ("Wed", "1月的", "(2024)", "3rd quarter", "", "-"):
+        assert number(text) == [], text
+
+
+def test_every_written_value_is_told_under_one_word():
+    kinds = set()
+    for index in range(80):
+        chart = make(14, index, 0, 224, ("en", "zh"))
+        table = chart.table
+        told = [text.split() for text, *_ in chart.regions if "isMark" not in text]
+        if not table.labelled or (table.kind == "line" and len(table.series) > 1):
+            continue
+        kinds.add(table.kind)
+        for s in range(len(table.series)):
+            for c in range(len(table.categories)):
+                [words] = [words for words in told if value(table, s, c) in words]
+                assert words[1:] == number(table.text(s, c)), (table.kind, words)
+    assert kinds >= {"bar", "horizontal_bar", "grouped_bar", "pie", "funnel", "table"}, kinds
 
 
 def test_boxes_of_words_lie_on_ink():
@@ -108,7 +137,7 @@ def test_working_leads_to_the_answer():
             steps = working(chart.table, question.text, question.operation, question.answer)
             op = question.operation["op"]
             seen[op, bool(steps)] += 1
-            codes = re.findall(r"\b[a-z]+[A-Z]\b|\b[a-z]+(?:Most|Least|Name)\b", steps)
+            codes = re.findall(r"\b[a-z]+[A-Z]{1,2}\b|\b[a-z]+(?:Most|Least|Name|Val)\b", steps)
             assert set(codes) <= told, (question, steps, told)
             ranks = re.findall(r"rank([A-Z])", steps)
             if op == "compare":
@@ -121,6 +150,14 @@ def test_working_leads_to_the_answer():
                 how = {k: v for k, v in question.operation.items() if k in ("as", "series")}
                 if ranks and "as" not in how:
                     assert question.answer == name
+            if op in ("value", "above") and steps:
+                found = [f"v{digits}" for digits in re.findall(r"\bv(\d\d)", steps)]
+                assert len(found) == {"value": 1, "above": 2}[op]
+                assert op != "value" or found == number(question.answer)[:1], steps
+            if op == "trend" and ranks:
+                extreme = {"rising": ranks[1] == "A", "falling": ranks[0] == "A"}
+                words = {"上升": "rising", "下降": "falling"}
+                assert extreme.get(words.get(question.answer, question.answer), True), steps
             if op in ("compare", "greater") and ranks:  # the rank that is asked for, and whose
                 smaller = question.operation.get("want") == "smaller"
                 assert ranks[2:] == [(max if smaller else min)(ranks[:2])], steps
@@ -135,7 +172,8 @@ def test_working_leads_to_the_answer():
             if op == "count_above" and ranks:
                 assert question.answer == str("ABCDEFGHIJ".index(ranks[0]))
     assert all(
-        seen[op, True] > 5 for op in ("compare", "greater", "max", "min", "colour", "is_max")
+        seen[op, True] > 5
+        for op in ("compare", "greater", "max", "min", "colour", "is_max", "value", "trend")
     )
     assert not seen["chart_type", True] and not seen["exists", False]
 

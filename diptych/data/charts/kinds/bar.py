@@ -35,20 +35,21 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
         size = style.text_size
         width = canvas.text_size(text, size)[0]
         if width <= 2 * half - 1 and style.label_inside and top - area.bottom > size + 6:
-            canvas.text(x, top - 3, text, size, ink_on(fill), "center", "top")
+            canvas.text(x, top - 3, text, size, ink_on(fill), "center", "top", mark=(0, index))
         elif width <= 2 * half / style.fill - 1:
-            canvas.text(x, top + 2, text, size, style.ink, "center", "bottom")
+            canvas.text(x, top + 2, text, size, style.ink, "center", "bottom", mark=(0, index))
         else:
-            _upright(canvas, style, x, top, area, text, fill)
+            _upright(canvas, style, x, top, area, text, fill, (0, index))
     plot.category_labels(canvas, style, table.categories, xs, area.bottom, rotation)
 
 
 def _upright(
-    canvas: Canvas, style: Style, x: float, top: float, area: Box, text: str, fill: str
-) -> None:
+    canvas: Canvas, style: Style, x: float, top: float, area: Box, text: str, fill: str,
+    mark: tuple[int, int],
+) -> None:  # fmt: skip
     # A number wider than its bar stands upright, in the bar where there is room.
     width = canvas.text_size(text, style.text_size)[0]
     if top - area.bottom >= width + 6:
-        canvas.text(x, top - 3, text, style.text_size, ink_on(fill), "right", "center", 90.0)
+        canvas.text(x, top - 3, text, style.text_size, ink_on(fill), "right", "center", 90.0, mark)
     else:
-        canvas.text(x, top + 3, text, style.text_size, style.ink, "left", "center", 90.0)
+        canvas.text(x, top + 3, text, style.text_size, style.ink, "left", "center", 90.0, mark)

@@ -41,6 +41,6 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
             continue
         text = table.text(0, index)
         if canvas.text_size(text, size)[0] < upper + lower - 4:
-            canvas.text(middle, y, text, size, ink_on(fill))
+            canvas.text(middle, y, text, size, ink_on(fill), mark=(0, index))
         else:
-            canvas.text(middle + upper + 3, y, text, size, style.ink, "left")
+            canvas.text(middle + upper + 3, y, text, size, style.ink, "left", mark=(0, index))

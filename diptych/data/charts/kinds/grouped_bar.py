@@ -41,7 +41,10 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
             text = table.text(series, category)
             width = canvas.text_size(text, size)[0]
             if width <= bar:
-                canvas.text(x + bar / 2, top + 2, text, size, style.ink, "center", "bottom")
+                canvas.text(
+                    x + bar / 2, top + 2, text, size, style.ink, "center", "bottom", 0.0,
+                    canvas.mark,
+                )  # fmt: skip
             elif top - area.bottom >= width + 6:
                 canvas.text(
                     x + bar / 2,
@@ -52,7 +55,10 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
                     "right",
                     "center",
                     90.0,
+                    canvas.mark,
                 )
             else:
-                canvas.text(x + bar / 2, top + 3, text, size, style.ink, "left", "center", 90.0)
+                canvas.text(
+                    x + bar / 2, top + 3, text, size, style.ink, "left", "center", 90.0, canvas.mark
+                )
     plot.category_labels(canvas, style, table.categories, xs, area.bottom, rotation)

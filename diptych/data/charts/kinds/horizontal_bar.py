@@ -44,6 +44,6 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
         text = table.text(0, index)
         inside = end - area.left > canvas.text_size(text, size)[0] + 6 and 2 * half > size
         if style.label_inside and inside:
-            canvas.text(end - 3, y, text, size, ink_on(fill), "right")
+            canvas.text(end - 3, y, text, size, ink_on(fill), "right", mark=(0, index))
         else:
-            canvas.text(end + 3, y, text, size, style.ink, "left")
+            canvas.text(end + 3, y, text, size, style.ink, "left", mark=(0, index))

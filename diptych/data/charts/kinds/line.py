@@ -47,5 +47,6 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
                 style.ink,
                 "center",
                 "bottom",
+                mark=(0, index),
             )
     plot.category_labels(canvas, style, table.categories, xs, area.bottom, rotation)

@@ -51,7 +51,9 @@ def slices(canvas: Canvas, table: Table, style: Style, box: Box, hole: float) ->
         if table.labelled:
             at = radius * ((1 + hole) / 2 if hole else 0.66)
             text = table.text(0, index)
-            canvas.text(x + at * right, y + at * up, text, size, ink_on(colours[index]))
+            canvas.text(
+                x + at * right, y + at * up, text, size, ink_on(colours[index]), mark=(0, index)
+            )
         if beside:
             align: Align = "left" if right > 0.15 else "right" if right < -0.15 else "center"
             away = radius + 4

@@ -38,6 +38,6 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
             if table.labelled:
                 middle = (segment.bottom + segment.top) / 2
                 text = table.text(series, category)
-                canvas.text(x, middle, text, style.text_size, ink_on(fill))
+                canvas.text(x, middle, text, style.text_size, ink_on(fill), mark=(series, category))
             base += value
     plot.category_labels(canvas, style, table.categories, xs, area.bottom, rotation)

@@ -35,12 +35,13 @@ def draw(canvas: Canvas, table: Table, style: Style, box: Box) -> None:
         width = need + spare
         for row, text in enumerate(column):
             y = box.top - height * (row + 0.5)
+            mark = (number - 1, row - 1) if number and row else None
             if number == 0:
                 canvas.text(left + 4, y, text, size, style.ink, "left")
             elif style.label_inside:
-                canvas.text(left + width - 4, y, text, size, style.ink, "right")
+                canvas.text(left + width - 4, y, text, size, style.ink, "right", mark=mark)
             else:
-                canvas.text(left + width / 2, y, text, size, style.ink)
+                canvas.text(left + width / 2, y, text, size, style.ink, mark=mark)
         if style.frame == "full" and number:
             canvas.line([(left, bottom), (left, box.top)], style.grid_colour)
         left += width
