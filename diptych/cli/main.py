@@ -64,17 +64,23 @@ def quickstart(
     runs: Runs = Path("runs"),
     num: Annotated[int | None, typer.Option(min=20, help="Charts to draw.")] = None,
     seed: Annotated[int, typer.Option(help="Of charts, weights and order.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=3, help="Time it may take; more of it makes a better model.")
+    ] = 12,
     set: Set = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
     """Draw charts, compose a small model, train it, measure it, and show what changed.
 
-    Needs about twelve minutes on two cores. A run that was stopped goes on where it was.
+    Takes at most twelve minutes on two idle cores: how fast they are is measured first, and decides
+    how often the data is seen. A run that was stopped goes on where it was.
 
     Examples:
 
         diptych quickstart
+
+        diptych quickstart --minutes 40
 
         diptych quickstart --data questions.json --images photos/
     """
@@ -82,8 +88,9 @@ def quickstart(
     from diptych.cli.summary import show_summary
 
     summary = run_quickstart(
-        data=data, images=images, runs=runs, num=num, seed=seed, overrides=set or []
-    )
+        data=data, images=images, runs=runs, num=num, seed=seed, minutes=minutes,
+        overrides=set or [],
+    )  # fmt: skip
     if not json:
         show_summary(summary)
     return summary

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from diptych.cli import pace
 from diptych.cli.run import Phases, run_folder, run_recipe
 from diptych.cli.shell import err
 from diptych.data.index import Index
@@ -34,10 +35,12 @@ def run_quickstart(
     runs: Path,
     num: int | None,
     seed: int,
+    minutes: float,
     overrides: list[str],
 ) -> dict[str, Any]:
     """Draw (or split) the data, then run the quickstart recipe on it."""
     runs.mkdir(parents=True, exist_ok=True)
+    effort = pace.effort(runs, minutes)
     drawing: dict[str, Any] = {"seconds": 0.0}
     if data is None:
         folder = runs / f"charts-{num or NUM_CHARTS}-{seed}"
@@ -50,6 +53,7 @@ def run_quickstart(
             drills=_data(folder / "drills.json", folder / "images"),
             test=_data(folder / "test.json", folder / "images"),
             seed=seed,
+            effort=effort,
         )
     else:
         train, test, num_train = split_rows(data, images, runs, seed)
@@ -60,6 +64,7 @@ def run_quickstart(
             test=test,
             num_rows=num_train,
             seed=seed,
+            effort=effort,
         )
     recipe = recipe.override(overrides)
     run = run_folder(recipe, runs)

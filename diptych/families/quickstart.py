@@ -22,7 +22,7 @@ from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.stage import DataConfig, Schedule, Stage
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-VOCAB_SIZE = 2448
+VOCAB_SIZE = 2624
 """Tokens of the tokenizer that is trained on the data: a small model's work is mostly its output
 layer, and SmolLM2's vocabulary is twenty-four times as large."""
 
@@ -33,8 +33,9 @@ TOKENS_PER_ROW = 320
 between charts that must not see each other."""
 BLIND_SHARE = 0.04
 """Of the rows that are learned, without pictures: the blind control shall be able to guess."""
-PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 3.5, 2.65, 0.62
-"""Passes over pages, charts and questions: what twelve minutes allow; more is better."""
+PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 3.5, 4.2, 2.15
+"""Passes over pages, charts and questions: what twelve minutes allow on two quick cores (see
+`diptych/cli/pace.py`); more is better."""
 
 
 def quickstart() -> Recipe:
@@ -121,7 +122,7 @@ def _model(*, reads: bool) -> VlmConfig:
                 "fold": 2,
                 "hidden_sizes": [48, 96, 160, 192],
                 "depths": [1, 1, 1, 3] if reads else [1, 1, 1, 4],
-                "attention_layers": 2 if reads else 0,
+                "attention_layers": 3 if reads else 0,
             },
             image=Preprocessing(resize="exact", size=(192, 192)),
         ),
@@ -130,6 +131,7 @@ def _model(*, reads: bool) -> VlmConfig:
             config=config,
             tokenizer="data",
             template="compact",
+            attention="products" if reads else "sdpa",
             start="look_up" if reads else None,
         ),
     )
@@ -145,14 +147,18 @@ def on_data(
     drills: DataConfig | None = None,
     num_rows: int | None = None,
     seed: int = 0,
+    effort: float = 1.0,
 ) -> Recipe:
     """The quickstart recipe on any data; without captions nothing is read before `instruct`.
 
     Few rows are visited more often and in smaller steps: some 100,000 answers in all, or
     twelve epochs.
+
+    Args:
+        effort: how many times the usual passes over charts and questions.
     """
     many = num_rows is None or num_rows > 70_000
-    epochs = EPOCHS if many else min(12.0, 100_000 / (num_rows or 1))
+    epochs = effort * (EPOCHS if many else min(12.0, 100_000 / (num_rows or 1)))
     model = _model(reads=captions is not None)
     stages = []
     learn = {"connector": Learn(), "language_model": Learn()}
@@ -163,7 +169,7 @@ def on_data(
         # as many answers can be seen again in the time that its gradients would take.
         for stage, rows, letters, passes in (
             ("read", pages, 0.5, PAGE_EPOCHS),
-            ("align", captions, 0.15, CHART_EPOCHS),
+            ("align", captions, 0.15, effort * CHART_EPOCHS),
         ):
             if rows is None:
                 continue
@@ -211,6 +217,8 @@ def on_data(
                 global_batch_size=batch,
                 tokens_per_row=None if captions is None else TOKENS_PER_ROW,
                 rows_per_batch=8 if captions is None else 64,
+                # Two visits of every picture pay for encoding it once.
+                cache_features="on" if captions is not None and stage == "instruct" else "auto",
                 optimizer="muon",
                 learning_rate=2.5e-3 if captions is None else 6e-3,
                 embeddings_rate=1.0 if captions is None else 0.2,
@@ -223,7 +231,7 @@ def on_data(
     evaluation = None
     if test is not None:
         evaluation = EvaluationConfig(
-            data=test, metric="relaxed", max_new_tokens=40, batch_size=200, limit=600,
+            data=test, metric="relaxed", max_new_tokens=56, batch_size=200, limit=600,
             answer_after=None if captions is None else MARK,
         )  # fmt: skip
     return Recipe(name=name, model=model, stages=tuple(stages), evaluation=evaluation, seed=seed)

@@ -1,0 +1,38 @@
+"""How often a quickstart sees its data: as often as the minutes allow on this machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diptych.cli import pace
+
+
+@pytest.fixture
+def runs(tmp_path):
+    def at(times_the_reference: float):
+        seconds = pace.REFERENCE_SECONDS * times_the_reference
+        (tmp_path / "pace.json").write_text(json.dumps({"encoder_step_seconds": seconds}))
+        return tmp_path
+
+    return at
+
+
+def test_slow_machines_do_less_and_more_minutes_do_more(runs):
+    assert pace.effort(runs(1.0), 12) == 1.0
+    assert pace.effort(runs(1.0), 22) == 2.0
+    # Drawing and measuring take four minutes there, and the eight that are left are worth four.
+    assert pace.effort(runs(2.0), 12) == 0.4
+    assert pace.effort(runs(20.0), 12) == 0.1, "a little is learned even there"
+
+
+def test_the_machine_is_measured_once(tmp_path, monkeypatch):
+    times = iter([0.1, 0.3])
+    monkeypatch.setattr(pace, "encoder_step_seconds", lambda: next(times))
+    first = pace.effort(tmp_path, 12)
+    assert pace.effort(tmp_path, 12) == first, "the same command makes the same recipe again"
+
+
+def test_a_step_takes_time():
+    assert 0 < pace.encoder_step_seconds() < 60
