@@ -1,7 +1,12 @@
-"""Two choices that training on a CPU makes: which attention kernel, and whether freed memory stays.
+"""Choices that training on a CPU makes: attention, shapes, and whether freed memory stays.
 
 - `attention`: milliseconds of attention, forwards and backwards in bfloat16, with the fused kernel
   and with plain matrix products, over row lengths (`diptych/train/attention.py` chooses by length);
+- `packed_rows`: milliseconds of attention over packed rows, forwards and backwards in bfloat16,
+  with the mask that they need: fused, as transformers' eager attention computes it, and as plain
+  products (`diptych/model/products.py`);
+- `shapes`: milliseconds of a linear layer, both ways, over row counts that are all new and over the
+  sizes they are filled up to (`common_size` in `diptych/machine.py`);
 - `freed_memory`: milliseconds of an output layer over a large vocabulary, both ways, with the
   C library's usual ways and with freed blocks kept (`diptych/machine.py`), each in its own process.
 
@@ -70,6 +75,63 @@ def attention(repeats: int) -> list[dict[str, Any]]:
     return found
 
 
+def packed_rows(repeats: int) -> dict[str, Any]:
+    """A step of the quickstart: rows of one chart each, questions that do not see one another."""
+    from diptych.model.products import products
+
+    rows, heads, tokens, width = 12, 3, 320, 64
+    q, k, v = (
+        torch.randn(rows, heads, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    )
+    question = torch.arange(tokens) // 27
+    seen = (question[:, None] == question) | (question == 0)
+    seen = (seen & torch.ones(tokens, tokens, dtype=torch.bool).tril()).expand(rows, 1, -1, -1)
+    added = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+
+    def fused() -> torch.Tensor:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=added)
+
+    def eager() -> torch.Tensor:
+        scores = torch.matmul(q, k.transpose(2, 3)) * width**-0.5 + added
+        return torch.matmul(F.softmax(scores, -1, dtype=torch.float32).to(v.dtype), v)
+
+    def plain() -> torch.Tensor:
+        return products(torch.nn.Module(), q, k, v, added)[0]
+
+    ways: dict[str, Callable[[], torch.Tensor]] = {"fused": fused, "eager": eager, "plain": plain}
+    times = {
+        name: milliseconds(lambda way=way: way().sum().backward(), repeats)  # type: ignore[misc]
+        for name, way in ways.items()
+    }
+    return {"rows": rows, "heads": heads, "tokens": tokens, "head_dim": width, **times,
+            "ratio": times["fused"] / times["plain"]}  # fmt: skip
+
+
+def shapes(repeats: int) -> dict[str, Any]:
+    """Rows of a step's targets: 1,000 and some, hardly ever as many as before."""
+    from diptych.machine import common_size
+
+    layer = torch.nn.Linear(192, 2_500)
+
+    def step(rows: int) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(torch.randn(rows, 192)).float().sum().backward()
+        layer.zero_grad()
+
+    found = {}
+    counts = range(1_001, 1_001 + 7 * (repeats + 2), 7)
+    for name, sizes in (
+        ("common", [common_size(n) for n in counts] * 2),
+        ("new", list(counts)),
+    ):
+        upcoming = iter(sizes[-repeats - 2 :])
+        run = lambda upcoming=upcoming: step(next(upcoming))  # noqa: E731
+        found[name] = milliseconds(run, repeats)
+    return {**found, "ratio": found["new"] / found["common"]}
+
+
 def output_layer(keep: bool, repeats: int) -> dict[str, float]:
     """Run in a process of its own: the C library is set once."""
     from diptych.machine import keep_freed_memory, memory_bytes
@@ -115,6 +177,8 @@ def main() -> None:
         },
         "settings": {"repeats": s.repeats, "precision": "bf16"},
         "attention": attention(s.repeats),
+        "packed_rows": packed_rows(s.repeats),
+        "shapes": shapes(s.repeats),
         "freed_memory": memory,
         "ratio": {
             "freed_memory": memory["usual"]["milliseconds"] / memory["keep"]["milliseconds"]
@@ -127,6 +191,12 @@ def main() -> None:
         print(
             f"{row['tokens']:4} tokens: fused {row['fused']:6.1f} ms, plain {row['plain']:6.1f} ms"
         )
+    ways, sizes = summary["packed_rows"], summary["shapes"]
+    print(
+        f"packed rows: fused {ways['fused']:.1f} ms, eager {ways['eager']:.1f} ms, "
+        f"plain {ways['plain']:.1f} ms"
+    )
+    print(f"shapes: all new {sizes['new']:.1f} ms, common {sizes['common']:.1f} ms")
     print(
         f"output layer: usual {memory['usual']['milliseconds']:.0f} ms, kept "
         f"{memory['keep']['milliseconds']:.0f} ms"

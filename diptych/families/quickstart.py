@@ -33,7 +33,7 @@ TOKENS_PER_ROW = 320
 between charts that must not see each other."""
 BLIND_SHARE = 0.04
 """Of the rows that are learned, without pictures: the blind control shall be able to guess."""
-PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 3.5, 4.2, 2.15
+PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 3.5, 4.1, 2.15
 """Passes over pages, charts and questions: what twelve minutes allow on two quick cores (see
 `diptych/cli/pace.py`); more is better."""
 
@@ -122,7 +122,7 @@ def _model(*, reads: bool) -> VlmConfig:
                 "fold": 2,
                 "hidden_sizes": [48, 96, 160, 192],
                 "depths": [1, 1, 1, 3] if reads else [1, 1, 1, 4],
-                "attention_layers": 3 if reads else 0,
+                "attention_layers": 2 if reads else 0,
             },
             image=Preprocessing(resize="exact", size=(192, 192)),
         ),

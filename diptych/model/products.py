@@ -28,8 +28,8 @@ def products(
 ) -> tuple[Tensor, Tensor]:
     """Softmax of scaled products, times values.
 
-    Shapes: query [B, H, T, D], key and value [B, G, S, D] with H a multiple of G; mask [B, 1, T, S],
-    added to the scores -> [B, T, H, D] and the shares of attention [B, H, T, S].
+    Shapes: query [B, H, T, D], key and value [B, G, S, D] with H a multiple of G; mask
+    [B, 1, T, S], added to the scores -> [B, T, H, D] and the shares of attention [B, H, T, S].
     Parity: tests/parity/test_language_model.py.
     """
     groups = query.shape[1] // key.shape[1]

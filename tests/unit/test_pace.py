@@ -27,6 +27,11 @@ def test_slow_machines_do_less_and_more_minutes_do_more(runs):
     assert pace.effort(runs(20.0), 12) == 0.1, "a little is learned even there"
 
 
+def test_moods_of_a_machine_make_no_other_recipe(runs):
+    assert {pace.effort(runs(times), 12) for times in (0.94, 0.97, 1.0, 1.03, 1.05)} == {1.0}
+    assert pace.effort(runs(0.8), 12) > 1.0 > pace.effort(runs(1.2), 12)
+
+
 def test_the_machine_is_measured_once(tmp_path, monkeypatch):
     times = iter([0.1, 0.3])
     monkeypatch.setattr(pace, "encoder_step_seconds", lambda: next(times))
