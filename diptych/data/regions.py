@@ -2,8 +2,9 @@
 
 A row may say so in `regions`, a list of `[text, left, top, right, bottom]` in fractions of the
 picture's width and height from the upper left corner, as OCR and grounding sets give it. A sixth
-entry says what of it is written there, letter by letter (`["Wed third", ..., "Wed"]`; empty for a
-shape); without it all of the text is. Every format keeps the key in a sample's `meta`.
+entry says what is written there, letter by letter (`["Wed third", ..., "Wed"]`; empty for a shape);
+without it all of the text is. A text that does not begin with it tells it in other words
+(`["v34 percent", ..., "34 %"]`). Every format keeps the key in a sample's `meta`.
 """
 
 from __future__ import annotations

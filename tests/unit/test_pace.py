@@ -13,7 +13,7 @@ from diptych.cli import pace
 def runs(tmp_path):
     def at(times_the_reference: float):
         seconds = pace.REFERENCE_SECONDS * times_the_reference
-        (tmp_path / "pace.json").write_text(json.dumps({"encoder_step_seconds": seconds}))
+        (tmp_path / "pace.json").write_text(json.dumps({"step_seconds": seconds}))
         return tmp_path
 
     return at
@@ -34,10 +34,10 @@ def test_moods_of_a_machine_make_no_other_recipe(runs):
 
 def test_the_machine_is_measured_once(tmp_path, monkeypatch):
     times = iter([0.1, 0.3])
-    monkeypatch.setattr(pace, "encoder_step_seconds", lambda: next(times))
+    monkeypatch.setattr(pace, "step_seconds", lambda: next(times))
     first = pace.effort(tmp_path, 12)
     assert pace.effort(tmp_path, 12) == first, "the same command makes the same recipe again"
 
 
 def test_a_step_takes_time():
-    assert 0 < pace.encoder_step_seconds() < 60
+    assert 0 < pace.step_seconds() < 60

@@ -153,17 +153,17 @@ def region(canvas: Canvas, words: list[str], text: str, parts: list[Drawn]) -> R
 def _names(table: Table, shown: dict[str, str]) -> dict[str, list[str]]:
     """Categories and series with what is known of them."""
     about: dict[str, list[str]] = {name: ["isSeries"] for name in table.series}
-    for number_, name in enumerate(table.series):
-        about[name] += column(table, number_)
+    for index, name in enumerate(table.series):
+        about[name] += column(table, index)
     about |= {name: ["isName"] for name in table.categories}
     # Names in a row do not show the colours of their marks.
     if table.colour_of == "series" or (table.colour_of == "category" and not places(table, 0)):
         names = table.categories if table.colour_of == "category" else table.series
-        for number, (name, colour) in enumerate(zip(names, table.colours, strict=True)):
-            about[name] += [shown[colour], named(table, number)]
-    for number, name in enumerate(table.categories):
-        if where := places(table, number):
-            about[name] += [*where, name_at(table, number)]
+        for index, (name, colour) in enumerate(zip(names, table.colours, strict=True)):
+            about[name] += [shown[colour], named(table, index)]
+    for index, name in enumerate(table.categories):
+        if where := places(table, index):
+            about[name] += [*where, name_at(table, index)]
     return about
 
 
