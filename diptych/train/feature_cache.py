@@ -103,7 +103,8 @@ def prepare(
         log.info("feature cache: using %d pictures from before", len(FeatureCache(folder)))
         return FeatureCache(folder)
     distinct: dict[str, tuple[Image, ReadImage]] = {}
-    for image, read in pictures:
+    # Many rows show one picture: its bytes are read once.
+    for read, image in dict.fromkeys((read, image) for image, read in pictures):
         distinct.setdefault(hashlib.sha256(read(image)).hexdigest(), (image, read))
     if not distinct:
         return None
