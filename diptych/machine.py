@@ -84,8 +84,8 @@ class KeptMemory:
 def common_size(size: int) -> int:
     """A size of rows that comes up again: at most a twenty-fourth larger, most often a fiftieth.
 
-    On CPUs a matrix product is compiled for its shape, 3 to 15 milliseconds for every new one, and
-    kept: steps whose shapes are all new take a tenth longer, and their memory grows.
+    On CPUs a matrix product is compiled for its shape, and kept: over row counts that are all new a
+    linear layer takes 2.7 times as long (benchmarks/cpu_steps.py), and memory grows.
     """
     step = 1 << max(0, (size // 24).bit_length() - 1)
     return -(-size // step) * step

@@ -116,9 +116,10 @@ def number(text: str) -> list[str]:
 
 
 def digits(text: str) -> list[str]:
-    """`number`, its two digits once more behind the word for them."""
-    first, *others = number(text)
-    return [first, first[1:], *others]
+    """`number`, its two digits once more behind the word for them; nothing of what is no number,
+    such as one with a unit of several letters."""
+    found = number(text)
+    return [found[0], found[0][1:], *found[1:]] if found else []
 
 
 def column(table: Table, series: int) -> list[str]:
@@ -341,7 +342,7 @@ def _trend(asked: _Asked) -> list[str]:
     """The ranks at both ends: a row that keeps rising begins with the smallest value and ends with
     the largest."""
     table = asked.table
-    if not asked.told or asked.series is None:
+    if not asked.told or asked.series is None or not places(table, 0):
         return []
     found = []
     for index in (0, len(table.categories) - 1):

@@ -16,7 +16,7 @@ from diptych.data.charts import draw
 from diptych.data.charts.chart import make
 from diptych.data.charts.drill import drills
 from diptych.data.charts.style import COLOUR_NAMES
-from diptych.data.charts.working import MARK, number, value, working
+from diptych.data.charts.working import MARK, digits, number, value, working
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -96,6 +96,7 @@ def test_numbers_are_told_by_how_they_begin_and_how_they_are_written():
     assert number("0") == ["v00", "likedx"] and number("30°") == ["v30"]
     for text in ("Wed", "1月的", "(2024)", "3rd quarter", "", "-"):
         assert number(text) == [], text
+    assert digits("$1.38") == ["v13", "13", "likeusddpddx"] and digits("12 km") == []
 
 
 def test_every_written_value_is_told_under_one_word():
@@ -151,7 +152,7 @@ def test_working_leads_to_the_answer():
                 if ranks and "as" not in how:
                     assert question.answer == name
             if op in ("value", "above") and steps:
-                found = [f"v{digits}" for digits in re.findall(r"\bv(\d\d)", steps)]
+                found = [f"v{two}" for two in re.findall(r"\bv(\d\d)", steps)]
                 assert len(found) == {"value": 1, "above": 2}[op]
                 assert op != "value" or found == number(question.answer)[:1], steps
             if op == "trend" and ranks:
