@@ -7,6 +7,8 @@ import json
 import pytest
 
 from diptych.cli import pace
+from diptych.families import quickstart as family
+from diptych.train.stage import DataConfig
 
 
 @pytest.fixture
@@ -41,3 +43,18 @@ def test_the_machine_is_measured_once(tmp_path, monkeypatch):
 
 def test_a_step_takes_time():
     assert 0 < pace.step_seconds() < 60
+
+
+def test_effort_is_passes_over_charts_and_questions():
+    data = DataConfig(path="a.json")
+    usual, half = (
+        family.on_data(
+            "q", train=data, captions=data, pages=data, drills=data, test=None, effort=effort
+        )
+        for effort in (1.0, 0.5)
+    )
+    passes = {
+        one.name: other.num_epochs / one.num_epochs
+        for one, other in zip(usual.stages, half.stages, strict=True)
+    }
+    assert passes == {"read": 1.0, "align": 0.5, "practise": 1.0, "instruct": 0.5}
