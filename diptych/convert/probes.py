@@ -48,6 +48,21 @@ def preprocessing_of(path: Path) -> Preprocessing:
     return found
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping that a file holds.
+
+    Raises:
+        CheckpointError: it is no JSON, or no mapping.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise CheckpointError(f"the file is no JSON: {error}", where=str(file)) from None
+    if not isinstance(values, dict):
+        raise CheckpointError("the file holds no mapping", where=str(file))
+    return values
+
+
 def read_class(kind: Any, path: Path, name: str) -> Any:
     """The ecosystem's model of a folder, in float32, complete.
 

@@ -1,45 +1,43 @@
-"""Chat template -> token ids, with every token's fate known.
+"""Conversations -> token ids, with every token's fate known.
 
-A template (Jinja, as tokenizers carry them) is rendered with one placeholder for each piece
-of text or picture, then cut at the placeholders. What the template wrote may become special
-tokens; what a person wrote is encoded as plain text, always. So `<image>` or `<|im_end|>`
-typed by a user is just characters, and no counting of tokens is needed to know which ones
-are supervised: the assistant's text and the mark that ends its turn.
+The rendered conversation is tokenised as one text, by the tokenizer as it is: ids of training are
+those of asking, and those that a server makes of the same conversation, whether the tokenizer works
+on bytes, puts a blank before what it is given first (SentencePiece), or splits words otherwise. Two
+things are added: pictures are marks that become `IMAGE_TOKEN`, and a reserved word that a person
+typed (`<|im_end|>`) is cut in two, so that it is read as the characters that it is.
 """
 
 from __future__ import annotations
 
+import copy
+import fnmatch
+import itertools
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.plain_text import PlainText
+from diptych.data.chat_notes import notes, probe
+from diptych.data.chat_template import (
+    JOINTS_OF_TEMPLATES,
+    TEMPLATES,
+    ChatTemplate,
+    Rendered,
+)
+from diptych.data.joints import joined
+from diptych.data.plain_text import reserved_tokens
 from diptych.data.sample import Image, Sample, Text, Turn, Video
 from diptych.errors import ConfigError, EmptyConversation, ModelError
 
-TEMPLATES = {
-    "plain": "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
-    "chatml": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "vicuna": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
-    "{% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
-    "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}",
-    "compact": "{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}"
-    "<|im_end|>{% else %}{{ m['content'] }}<|im_start|>{% endif %}{% endfor %}",
-    "qa": "{% for m in messages %}{% if m['role'] == 'user' %}Question: {{ m['content'] }} "
-    "{% elif m['role'] == 'assistant' %}Answer: {{ m['content'] }}{{ eos_token }}"
-    "{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Answer:{% endif %}",
-}
-"""Templates by name; a recipe may also give a Jinja text, or take the tokenizer's own."""
+__all__ = ["TEMPLATES", "ChatEncoder", "Encoded", "Fate", "truncate"]
 
-_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
+_PICTURE = "\ue000picture\ue001"
+_CUT = "\ue000cut\ue001"
+"""Marks that only the encoder's own copy of the tokenizer knows. `_CUT` becomes nothing; it keeps
+what stands on both sides of it apart."""
 
 
 class Fate(IntEnum):
@@ -83,44 +81,76 @@ class Encoded:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """Characters with one fate; `said` is where the words themselves begin and end."""
+
+    start: int
+    end: int
+    fate: Fate
+    said: tuple[int, int]
+    role: str
+
+
+_Token = tuple[int, int, int]
+"""Id, and the characters that it stands for: from, to."""
+
+
 @dataclass
 class ChatEncoder:
     """Encodes Samples with one tokenizer and one template.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: a Hugging Face tokenizer, backed by `tokenizers`.
         template: a name of `TEMPLATES`, a Jinja text, or None for the tokenizer's own
             (`chatml`-like models bring one; without one, `plain` is used).
         tokens_per_image: number of language-model tokens of one picture, known in advance.
+        joint: how a picture joins its neighbours (`data/joints.py`); None is the template's way.
+        answer_tokens: words that stay single tokens in what the assistant says, such as `<think>`
+            or `<loc*>`, besides those that the template itself looks for in answers. In every other
+            text they are plain characters.
 
     Raises:
-        ConfigError: the template cannot be rendered or drops a part of the conversation.
+        ConfigError: the template is unknown, or `answer_tokens` names no token.
     """
 
     tokenizer: Any
     template: str | None = None
     tokens_per_image: int = 0
-    _fragments: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
-    _texts: Callable[[str], tuple[int, ...]] = field(init=False, repr=False)
+    joint: str | None = None
+    answer_tokens: Sequence[str] = ()
+    _settings: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._settings = {
+            "tokenizer": self.tokenizer,
+            "template": self.template,
+            "tokens_per_image": self.tokens_per_image,
+            "joint": self.joint,
+            "answer_tokens": tuple(self.answer_tokens),
+        }
         if self.template is None:
-            self.template = getattr(self.tokenizer, "chat_template", None) or TEMPLATES["plain"]
+            own = getattr(self.tokenizer, "chat_template", None)
+            self.template = own or TEMPLATES["plain"]
         self.template = TEMPLATES.get(self.template, self.template)
+        self.joint = self.joint or JOINTS_OF_TEMPLATES.get(self.template, "line")
         if "{" not in self.template:
             raise ConfigError(
                 f"there is no chat template '{self.template}'",
                 fix=f"available: {', '.join(TEMPLATES)}, a Jinja text, or null for the "
                 "tokenizer's own",
             )
-        plain = PlainText(self.tokenizer)
-        self._reserved_ids = plain.reserved_ids
-        self._texts = lru_cache(maxsize=50_000)(plain)
-        self._rendered = lru_cache(maxsize=1_000)(self._render)
+        self.chat_template = ChatTemplate(self.tokenizer, self.template)
+        self._reserved = reserved_tokens(self.tokenizer)
+        self._allowed = self._allowed_words()
+        words = {**self._reserved, _PICTURE: -1, _CUT: -1}
+        self._in_questions = _any_of(words)
+        self._in_answers = _any_of(words.keys() - self._allowed)
+        self._local_ids = lru_cache(maxsize=10_000)(self._ids_of)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Sent to decode workers; the caches are rebuilt there.
-        return {k: getattr(self, k) for k in ("tokenizer", "template", "tokens_per_image")}
+        # Sent to decode workers; the copy of the tokenizer is made anew there.
+        return self._settings
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -134,139 +164,299 @@ class ChatEncoder:
 
         Raises:
             EmptyConversation: the sample has no turns.
-            ConfigError: the template refuses these roles or drops a part.
+            ConfigError: the template refuses these roles, or drops or rewrites a part.
+            ModelError: a text becomes a special token whatever is done, or the turn shows a video.
         """
         if not sample.turns:
             raise EmptyConversation("the sample has no turns", where=sample.source or sample.id)
-        pieces: list[tuple[Text | Image, bool]] = []
-        shape: list[tuple[str, int]] = []
-        for turn in sample.turns:
-            parts = _joined(turn)
-            shape.append((turn.role, len(parts)))
-            pieces += [(p, turn.role == "assistant") for p in parts]
-        ids: list[int] = []
-        fates: list[Fate] = []
-        images: list[Image] = []
-
-        def add(tokens: Iterable[int], fate: Fate) -> None:
-            before = len(ids)
-            ids.extend(tokens)
-            fates.extend([fate] * (len(ids) - before))
-
-        answering = False
-        for fragment, number in self._rendered(tuple(shape), generation):
-            if number is None:
-                tokens = self._fragment(fragment)
-                if answering:
-                    end = self._end_of_turn(tokens)
-                    add(tokens[:end], Fate.TARGET)
-                    tokens = tokens[end:]
-                    answering = False
-                add(tokens, Fate.TEMPLATE)
-                continue
-            piece, answering = pieces[number]
-            if isinstance(piece, Image):
-                add(self._fragment(fragment), Fate.TEMPLATE)
-                add([IMAGE_TOKEN] * self.tokens_per_image, Fate.IMAGE)
-                images.append(piece)
-            else:
-                add(self._texts(fragment + piece.text), Fate.TARGET if answering else Fate.PROMPT)
-        return Encoded(tuple(ids), tuple(fates), tuple(images))
+        encoded = self._encoded(sample.turns, generation, armoured=False)
+        if isinstance(encoded, Encoded):
+            return encoded
+        # A normalizer can write a reserved word that was not there (full-width letters).
+        encoded = self._encoded(sample.turns, generation, armoured=True)
+        if isinstance(encoded, Encoded):
+            return encoded
+        name = self.tokenizer.convert_ids_to_tokens(encoded)
+        raise ModelError(f"plain text became the special token {name!r}", where=sample.source)
 
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-turn mark of the template and the tokenizer's end."""
+        ends = {self._end_mark} - {None}
+        if self.tokenizer.eos_token_id is not None:
+            ends.add(self.tokenizer.eos_token_id)
+        return frozenset(i for i in ends if i is not None)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The answer that generated ids are: without special tokens, but for those that answers
+        may hold, and without what the template itself puts before every answer."""
+        hidden = set(self.tokenizer.all_special_ids)
+        hidden |= {i for w, i in self._reserved.items() if w in self._special}
+        hidden -= {self._reserved[w] for w in self._allowed}
+        text = self.tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+        lead = self.lead.strip()
+        return text.lstrip().removeprefix(lead).lstrip() if lead else text
+
+    @cached_property
+    def lead(self) -> str:
+        """What the template writes between its invitation and the last answer, such as an empty
+        thinking block: it is learned, and so it is generated."""
+        layout = self.chat_template.layout(probe("b"), generation=False)
+        span = layout.spans[1]
+        return layout.text[layout.starts[1] : span[0]] if span else ""
+
+    @cached_property
+    def begin(self) -> tuple[int, ...]:
+        """Ids that the tokenizer itself puts before a text, where the template does not."""
+        bare = self.tokenizer.encode("a", add_special_tokens=False)
+        framed = self.tokenizer.encode("a", add_special_tokens=True)
+        for start in range(len(framed) - len(bare) + 1):
+            if framed[start : start + len(bare)] == bare:
+                return tuple(framed[:start])
+        return ()
+
+    @cached_property
+    def adds_begin(self) -> bool:
+        """Whether `begin` stands before a conversation: not where the template writes it."""
+        bos = self.tokenizer.bos_token
+        text = self.chat_template.render(probe("b"), generation=False)
+        return bool(self.begin) and not (bos and text.startswith(bos))
+
+    @cached_property
+    def begin_can_be_written(self) -> bool:
+        """Whether the beginning token written in the text gives the same ids as added before it.
+
+        After a token that is written, a SentencePiece tokenizer puts no blank before the first
+        word: `<s>USER` is not `<s>` and `USER`.
+        """
+        text = self.chat_template.render(probe("b"), generation=False)
+        written = self._ids_of(f"{self.tokenizer.bos_token}{text}")
+        return self.tokenizer.bos_token is not None and written == [
+            *self.begin,
+            *self._ids_of(text),
+        ]
+
+    def notes(self) -> list[str]:
+        """Where this template makes training and asking differ, in words; mostly nothing."""
+        return notes(self.chat_template, self.lead, ends=self._end_mark is not None)
+
+    def reserved_words(self, text: str) -> list[tuple[str, bool]]:
+        """Reserved words in an answer, and whether each stays one token there."""
+        found = _any_of(self._reserved).findall(text) if self._reserved else []
+        return [(word, word in self._allowed) for word in found]
+
+    # -- how it is done ---------------------------------------------------------------------
+
+    @cached_property
+    def _special(self) -> frozenset[str]:
+        return frozenset(str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special)
+
+    def _allowed_words(self) -> frozenset[str]:
+        """Reserved words that may be tokens in answers."""
+        named: set[str] = set()
+        for pattern in self.answer_tokens:
+            matching = {
+                w for w in self._reserved if w == pattern or fnmatch.fnmatchcase(w, pattern)
+            }
+            if not matching:
+                raise ConfigError(
+                    f"'{pattern}' is no token of the tokenizer",
+                    where="model.language_model.answer_tokens",
+                    fix="name added tokens of the tokenizer, such as <think> or <loc*>",
+                )
+            named |= matching
+        own = set(self.chat_template.words) & self._reserved.keys()
+        # A word that is no special token and that the template knows is meant to be said.
+        own |= {w for w in self._reserved if w not in self._special and w in self.template}
+        frame = {self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token}
+        return frozenset((named | own) - frame)
+
+    def _encoded(self, turns: Sequence[Turn], generation: bool, *, armoured: bool) -> Encoded | int:
+        """The encoded turns, or the id of a special token that a person's text became."""
+        images: list[Image] = []
+        messages = [
+            {"role": turn.role, "content": self._content(turn, images, armoured)} for turn in turns
+        ]
+        rendered = self.chat_template.layout(messages, generation=generation)
+        tokens = self._tokens(rendered.text)
+        if torn := [s for s in rendered.starts if s > 0 and self._is_torn(tokens, rendered, s)]:
+            rendered = _cut_at(rendered, torn)
+            tokens = self._tokens(rendered.text)
+        regions = [
+            self._region(turn, span, start)
+            for turn, span, start in zip(turns, rendered.spans, rendered.starts, strict=True)
+            if span is not None
+        ]
+        fates = self._fates(tokens, regions)
+        if isinstance(fates, int):
+            return fates
+        return self._assembled(tokens, fates, images)
+
+    def _content(self, turn: Turn, images: list[Image], armoured: bool) -> str:
+        """What a turn says, pictures as marks and reserved words cut in two."""
+        pattern = self._in_answers if turn.role == "assistant" else self._in_questions
+        for part in turn.parts:
+            if isinstance(part, Video):
+                raise ModelError(f"the model reads no videos, and this turn shows '{part.path}'")
+        pieces = []
+        parts = [p for p in turn.parts if isinstance(p, Text | Image)]
+        for part in joined(parts, self.joint or "line"):
+            if isinstance(part, Image):
+                images.append(part)
+                pieces.append(_PICTURE)
+            elif armoured:
+                pieces.append(_CUT.join(part.text))
+            else:
+                pieces.append(_cut_words(part.text, pattern))
+        return "".join(pieces)
+
+    @cached_property
+    def _marked_tokenizer(self) -> tuple[Any, int, int]:
+        """A copy of the tokenizer that knows both marks, and their ids (picture, cut)."""
+        from tokenizers import AddedToken, processors
+
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigError(
+                f"the tokenizer ({type(self.tokenizer).__name__}) is not one of the tokenizers "
+                "library, and tells no places of its tokens",
+                where="model.language_model.tokenizer",
+                fix="use a folder with tokenizer.json, or one that transformers can convert",
+            )
+        own = copy.deepcopy(backend)
+        own.no_padding()
+        own.no_truncation()
+        # What a text begins with is added here, not by it; and blanks belong to their tokens.
+        own.post_processor = processors.ByteLevel(trim_offsets=False)
+        marks = [AddedToken(m, special=True, normalized=False) for m in (_PICTURE, _CUT)]
+        own.add_special_tokens(marks)
+        return own, own.token_to_id(_PICTURE), own.token_to_id(_CUT)
+
+    def _tokens(self, text: str) -> list[_Token]:
+        encoding = self._marked_tokenizer[0].encode(text, add_special_tokens=False)
+        return [(i, s, e) for i, (s, e) in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def _ids_of(self, text: str) -> list[int]:
+        return self._marked_tokenizer[0].encode(text, add_special_tokens=False).ids
+
+    def _is_torn(self, tokens: Sequence[_Token], rendered: Rendered, place: int) -> bool:
+        """Whether the ids before `place` are not those that the text up to there has alone."""
+        last = next((n for n, (_, _, end) in enumerate(tokens) if end > place), len(tokens))
+        if last < len(tokens) and tokens[last][1] < place:
+            last += 1  # it stands for characters on both sides
+        first = last
+        # Added tokens split a text before anything else, so what lies before one has no say.
+        while first > 0:
+            first -= 1
+            if tokens[first][0] in self._splitting:
+                break
+        if first == last:
+            return False
+        local = rendered.text[tokens[first][1] if first else 0 : place]
+        return self._local_ids(local) != [token for token, _, _ in tokens[first:last]]
+
+    @cached_property
+    def _splitting(self) -> frozenset[int]:
+        _, picture, cut = self._marked_tokenizer
+        # The unknown token is added as well, and stands wherever a character is not known.
+        unknown = {self.tokenizer.unk_token_id}
+        return frozenset({*self.tokenizer.added_tokens_decoder, picture, cut} - unknown)
+
+    def _region(self, turn: Turn, span: tuple[int, int], start: int) -> _Region:
+        learned = turn.role == "assistant"
+        fate = Fate.TARGET if learned and turn.learn else Fate.PROMPT
+        return _Region(start if learned else span[0], span[1], fate, span, turn.role)
+
+    def _fates(self, tokens: Sequence[_Token], regions: Sequence[_Region]) -> list[Fate] | int:
+        """One fate per token; the id of a special token that stands inside a person's text."""
+        reserved, unknown = set(self._reserved.values()), self.tokenizer.unk_token_id
+        allowed = {self._reserved[w] for w in self._allowed}
+        fates = [Fate.TEMPLATE] * len(tokens)
+        current = 0
+        behind: int | None = None  # first token after an answer whose end mark is still to come
+        for number, (token, start, end) in enumerate(tokens):
+            while current < len(regions) and start >= regions[current].end and end > start:
+                ended = regions[current]
+                behind = number if ended.fate is Fate.TARGET else None
+                current += 1
+            region = regions[current] if current < len(regions) else None
+            if region is None or end <= region.start:
+                if behind is not None and token in reserved:
+                    fates[behind : number + 1] = [Fate.TARGET] * (number + 1 - behind)
+                    behind = None
+                continue
+            behind = None
+            if region.fate is Fate.TARGET and start < region.start:
+                continue  # an unknown word on both sides of the place where asking ends
+            fates[number] = region.fate
+            inside = start >= region.said[0] and end <= region.said[1]
+            if inside and token in reserved and token != unknown:
+                if region.role != "assistant" or token not in allowed:
+                    return token
+        return fates
+
+    def _assembled(
+        self, tokens: Sequence[_Token], fates: Sequence[Fate], images: list[Image]
+    ) -> Encoded:
+        _, picture, cut = self._marked_tokenizer
+        ids: list[int] = []
+        kept: list[Fate] = []
+        begin = self.begin if self.adds_begin else ()
+        if self.joint != "begin":
+            ids, kept, begin = [*begin], [Fate.TEMPLATE] * len(begin), ()
+        for (token, _, _), fate in zip(tokens, fates, strict=True):
+            if token == cut:
+                continue
+            if token == picture:
+                ids += [IMAGE_TOKEN] * self.tokens_per_image
+                kept += [Fate.IMAGE] * self.tokens_per_image
+                continue
+            ids += [*begin, token]
+            kept += [*[Fate.TEMPLATE] * len(begin), fate]
+            begin = ()
+        return Encoded((*ids, *begin), (*kept, *[Fate.TEMPLATE] * len(begin)), tuple(images))
+
+    @cached_property
+    def _end_mark(self) -> int | None:
+        """The reserved token that the template ends an answer with."""
         asked = Sample("", (Turn("user", (Text("a"),)), Turn("assistant", (Text("b"),))))
         encoded = self.encode(asked)
         targets = [i for i, f in zip(encoded.ids, encoded.fates, strict=True) if f is Fate.TARGET]
-        ends = {i for i in targets[-1:] if i in self._reserved_ids}
-        if self.tokenizer.eos_token_id is not None:
-            ends.add(self.tokenizer.eos_token_id)
-        return frozenset(ends)
-
-    def _render(
-        self, shape: tuple[tuple[str, int], ...], generation: bool
-    ) -> list[tuple[str, int | None]]:
-        messages, count = [], 0
-        for role, num_parts in shape:
-            marks = [f"\ue000{count + i}\ue001" for i in range(num_parts)]
-            messages.append({"role": role, "content": "".join(marks)})
-            count += num_parts
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.template,
-                add_generation_prompt=generation,
-                tokenize=False,
-            )
-        except Exception as error:  # Jinja and template authors raise what they like
-            roles = " ".join(role for role, _ in shape)
-            raise ConfigError(
-                f"the chat template cannot render the roles '{roles}': {error}",
-                fix="choose another template (language_model.template) or change the turns",
-            ) from error
-        pieces: list[tuple[str, int | None]] = []
-        end = 0
-        for match in _PLACEHOLDER.finditer(text):
-            if match.start() > end:
-                pieces.append((text[end : match.start()], None))
-            lead = ""
-            if pieces and pieces[-1][1] is None:
-                # A blank before a piece belongs to it: "ASSISTANT: yes" is learned as " yes"
-                # after "ASSISTANT:", which is where generation starts.
-                fragment = pieces[-1][0]
-                lead = fragment[len(fragment.rstrip(" ")) :]
-                pieces[-1] = (fragment.removesuffix(lead), None)
-            pieces.append((lead, int(match[1])))
-            end = match.end()
-        if end < len(text):
-            pieces.append((text[end:], None))
-        if [n for _, n in pieces if n is not None] != list(range(count)):
-            raise ConfigError(
-                "the chat template drops or reorders a part of the conversation",
-                fix="choose another template (language_model.template)",
-            )
-        return pieces
-
-    def _fragment(self, text: str) -> tuple[int, ...]:
-        if text not in self._fragments:
-            self._fragments[text] = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-        return self._fragments[text]
-
-    def _end_of_turn(self, tokens: tuple[int, ...]) -> int:
-        for index, token in enumerate(tokens):
-            if token in self._reserved_ids:
-                return index + 1
-        return 0
+        ends = [i for i in targets[-1:] if i in set(self._reserved.values())]
+        return ends[0] if ends else None
 
 
-def _joined(turn: Turn) -> list[Text | Image]:
-    """Parts of a turn with one line break between a picture and its neighbours.
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)))
 
-    Files differ in whether the break after a picture is written out; what the model sees
-    must not.
-    """
-    parts: list[Text | Image] = []
-    for index, part in enumerate(turn.parts):
-        before = turn.parts[index - 1] if index else None
-        after = turn.parts[index + 1] if index + 1 < len(turn.parts) else None
-        if isinstance(part, Video):
-            raise ModelError(f"the model reads no videos, and this turn shows '{part.path}'")
-        if isinstance(part, Image):
-            if parts:
-                parts.append(Text("\n"))
-            parts.append(part)
-            continue
-        text = part.text
-        if isinstance(before, Image):
-            text = text.lstrip("\n ")
-        if isinstance(after, Image):
-            text = text.rstrip("\n ")
-        if text:
-            if isinstance(before, Image):
-                # Merged with the text: the picture is the last token that samples can share.
-                text = "\n" + text
-            parts.append(Text(text))
-    return parts
+
+def _cut_words(text: str, pattern: re.Pattern[str]) -> str:
+    """The text with a cut behind the first character of every reserved word in it."""
+    cuts, position = [0], 0
+    while match := pattern.search(text, position):
+        position = match.start() + 1
+        cuts.append(position)
+    if len(cuts) == 1:
+        return text
+    return _CUT.join(text[a:b] for a, b in itertools.pairwise([*cuts, len(text)]))
+
+
+def _cut_at(rendered: Rendered, places: Sequence[int]) -> Rendered:
+    """The same conversation with cuts at these places, everything moved along."""
+
+    def moved(position: int, *, starts: bool) -> int:
+        before = sum(p < position or (starts and p == position) for p in places)
+        return position + before * len(_CUT)
+
+    pieces = [rendered.text[a:b] for a, b in itertools.pairwise([0, *places, len(rendered.text)])]
+    return replace(
+        rendered,
+        text=_CUT.join(pieces),
+        spans=tuple(
+            None if s is None else (moved(s[0], starts=True), moved(s[1], starts=False))
+            for s in rendered.spans
+        ),
+        starts=tuple(s if s < 0 else moved(s, starts=True) for s in rendered.starts),
+    )
 
 
 def truncate(encoded: Encoded, limit: int) -> Encoded:

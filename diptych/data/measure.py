@@ -27,8 +27,13 @@ class TokenCounter:
         return len(encoded), encoded.num_targets
 
     def key(self) -> str:
-        """Changes with the tokenizer, the template or the tokens of a picture."""
+        """Changes with the tokenizer, the template, its joints, or the tokens of a picture."""
         backend = getattr(self.encoder.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend else repr(self.encoder.tokenizer.get_vocab())
-        about = f"{self.encoder.template}\0{self.encoder.tokens_per_image}\0{vocabulary}"
+        encoder = self.encoder
+        words = " ".join(encoder.answer_tokens)
+        about = "\0".join(
+            ("2", encoder.template or "", encoder.joint or "", words,
+             str(encoder.tokens_per_image), vocabulary)
+        )  # fmt: skip
         return hashlib.sha256(about.encode()).hexdigest()[:16]

@@ -17,6 +17,19 @@ import numpy as np
 from diptych.errors import ModelError
 
 
+def reserved_tokens(tokenizer: Any) -> dict[str, int]:
+    """The words that a tokenizer has as single tokens of their own, and their ids.
+
+    One plain character that is an added token (a tab, say) can be had no other way, and words
+    that a tokenizer trained on data keeps whole are no marks: those have brackets.
+    """
+    return {
+        str(t): i
+        for i, t in tokenizer.added_tokens_decoder.items()
+        if t.special or (len(str(t)) > 1 and not str(t).strip().isalnum())
+    }
+
+
 class PlainText:
     """text -> token ids, special tokens impossible.
 
@@ -29,13 +42,7 @@ class PlainText:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        # One plain character that is an added token (a tab, say) can be had no other way, and
-        # words that a tokenizer trained on data keeps whole are no marks: those have brackets.
-        added = {
-            str(t): i
-            for i, t in tokenizer.added_tokens_decoder.items()
-            if t.special or (len(str(t)) > 1 and not str(t).strip().isalnum())
-        }
+        added = reserved_tokens(tokenizer)
         self.reserved_ids = frozenset(added.values())
         self._pattern = (
             re.compile("|".join(re.escape(t) for t in sorted(added, key=len, reverse=True)))

@@ -49,10 +49,14 @@ Part = Text | Image | Video
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says: text and pictures in reading order."""
+    """What one speaker says: text and pictures in reading order.
+
+    `learn` False marks an answer that is read and not learned (`weight: 0`).
+    """
 
     role: str
     parts: tuple[Part, ...]
+    learn: bool = True
 
     @property
     def text(self) -> str:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from diptych.data.chat import TEMPLATES
+from diptych.data.chat_template import TEMPLATES
 
 MARKS = ("<|endoftext|>", "<|im_end|>", "<|im_start|>")
 """Padding, end and start of a turn. The end has not the id 2: transformers' CLIP takes that number

@@ -47,7 +47,10 @@ def blip2_opt_2_7b() -> Recipe:
         vision_encoder=_vit_l(),
         connector=QFormerConfig(weights=f"{CHAINED}blip2-stage1"),
         language_model=LanguageModelConfig(
-            weights="facebook/opt-2.7b", template="plain", dtype="bfloat16"
+            weights="facebook/opt-2.7b",
+            template="plain",
+            picture_joint="begin",
+            dtype="bfloat16",
         ),
     )
     stage = _stage2("pairs", num_steps=80_000, global_batch_size=1920, learning_rate=1e-4)

@@ -62,7 +62,7 @@ def generate(
                         row.append(token)
     finally:
         model.train(was_training)
-    return [model.tokenizer.decode(r, skip_special_tokens=True).strip() for r in rows]
+    return [model.chat_encoder.decode(r).strip() for r in rows]
 
 
 @torch.no_grad()

@@ -36,7 +36,17 @@ class LanguageModelConfig(Config):
     """Local folder or hub name of the tokenizer; null takes the one beside the weights; `data`
     trains a small one on the run's training data, with `vocab_size` of `config` tokens."""
     template: str | None = None
-    """Chat template: plain, chatml, vicuna, qa, a Jinja text, or null for the tokenizer's."""
+    """Chat template: plain, chatml, vicuna, mistral, compact, qa, a Jinja text, or null for the
+    tokenizer's."""
+    picture_joint: Literal["line", "front", "none", "begin"] | None = None
+    """How a picture joins the text beside it: line (a line break between a picture at the start or
+    end of a turn and the text), front (a single picture moves to the front of its turn, as in
+    LLaVA), none (as the row has it), begin (pictures before the tokenizer's beginning token, as in
+    BLIP-2); null is the template's own way."""
+    answer_tokens: tuple[str, ...] = ()
+    """Words that stay single tokens in answers that are learned, such as `<think>` or `<loc*>`;
+    in questions they are plain text. Words that the chat template looks for in answers need not
+    be named."""
     start: Literal["look_up"] | None = None
     """How a model from scratch begins: look_up lets half of its heads begin by looking for words
     in the picture (model/look_up.py); null is as the config says."""

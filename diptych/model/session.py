@@ -80,12 +80,12 @@ class ChatSession:
         shown = ""
         for token in self._run(encoded):
             tokens.append(token)
-            text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+            text = model.chat_encoder.decode(tokens)
             # Half of a multi-byte character decodes to the replacement mark: wait for the rest.
             if not text.endswith("�"):
                 yield text[len(shown) :]
                 shown = text
-        text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = model.chat_encoder.decode(tokens)
         if text[len(shown) :]:
             yield text[len(shown) :]
         self._pending = []

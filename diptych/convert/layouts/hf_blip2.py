@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diptych.convert.blip2_layout import pairs_of_queries, refuse_other_encoders
-from diptych.convert.chat_parts import IMAGE_MARK
+from diptych.convert.chat_parts import IMAGE_MARK, for_parts, read_template
 from diptych.convert.comparison import NUM_NEW_TOKENS, ExportReport, padded
 from diptych.convert.probes import (
     compare_outputs,
@@ -47,8 +47,9 @@ NAME = "hf-blip2"
 _PROMPTS = ("", "What is shown here?", "Question: how many are there? Short answer:")
 _ANSWER = "two cats and a red umbrella"
 _NOTES = (
-    "Diptych writes a line break between picture and prompt, Blip2Processor the tokenizer's own "
-    "start: put the break into the prompt that you give to the class",
+    "this model was trained with a line break between picture and prompt, Blip2Processor writes "
+    "the tokenizer's own start there: put the break into the prompt that you give to the class, or "
+    "train with model.language_model.picture_joint=begin",
 )
 
 
@@ -77,6 +78,9 @@ def export(model: Vlm, out: Path) -> ExportReport:
     if IMAGE_MARK not in tokenizer.get_vocab():
         tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
     tokenizer.padding_side = "left"
+    chat = model.chat_encoder
+    # The class has no place for it; read again, the model is asked as it was.
+    tokenizer.chat_template = for_parts(chat.template or "", chat.joint or "line")
     image_token = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
     text_config = copy.deepcopy(model.language_model.hf_config)
     text_config.vocab_size = max(text_config.vocab_size, image_token + 1)
@@ -102,7 +106,8 @@ def export(model: Vlm, out: Path) -> ExportReport:
     values = {"processor_class": "Blip2Processor", "num_query_tokens": len(connector.queries)}
     merge_json(out / "processor_config.json", values)
     report = compare(model, out)
-    report.notes += _NOTES
+    if chat.joint != "begin":
+        report.notes += _NOTES
     return report
 
 
@@ -125,6 +130,7 @@ def load(path: Path) -> Vlm:
     theirs = read_class(Blip2ForConditionalGeneration, path, NAME)
     config = theirs.config
     former, vision = config.qformer_config, config.vision_config
+    template, joint = read_template(path)
     model = VlmConfig(
         vision_encoder=VisionEncoderConfig(
             config={**plain_config(vision), "model_type": "blip_2_vision_model"},
@@ -138,7 +144,10 @@ def load(path: Path) -> Vlm:
             norm_eps=float(vision.layer_norm_eps),
         ),
         language_model=LanguageModelConfig(
-            config=plain_config(config.text_config), tokenizer=str(path), template="plain"
+            config=plain_config(config.text_config),
+            tokenizer=str(path),
+            template=template or "plain",
+            picture_joint=joint or "begin",
         ),
     ).compose()
     with torch.no_grad():

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from diptych.convert import comparison
-from diptych.convert.chat_parts import IMAGE_MARK, for_parts, for_text
+from diptych.convert.chat_parts import IMAGE_MARK, for_parts, read_template
 from diptych.convert.comparison import ExportReport
 from diptych.convert.llava_class import LlavaReference, open_llava
 from diptych.convert.llava_projector import to_connector, to_projector
-from diptych.convert.probes import plain_config, preprocessing_of
+from diptych.convert.probes import plain_config, preprocessing_of, read_json
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import Vlm, VlmConfig
@@ -109,6 +109,11 @@ def export(model: Vlm, out: Path) -> ExportReport:
     for name, tensor in renamed(weights, "published", "loaded").items():
         if not torch.equal(loaded[name].cpu(), tensor.float()):
             report.problems.append(f"the weight {name} is not what was written")
+    if model.chat_encoder.adds_begin and not model.chat_encoder.begin_can_be_written:
+        report.notes.append(
+            f"the tokenizer itself writes {model.tokenizer.bos_token} before a conversation: servers "
+            "that tokenise a rendered chat without special tokens must be told to add them"
+        )
     if reference.stop_ids != model.chat_encoder.stop_ids():
         report.problems.append("generation stops at other tokens")
     if model.vision_encoder.hf_config.model_type not in WRAPPED_TOWERS:
@@ -227,13 +232,20 @@ def _tokenizer(model: Vlm) -> Any:
     if IMAGE_MARK not in tokenizer.added_tokens_encoder:
         mark = AddedToken(IMAGE_MARK, special=True, normalized=False)
         tokenizer.add_tokens([mark], special_tokens=True)
-    tokenizer.chat_template = for_parts(model.chat_encoder.template or "")
+    encoder = model.chat_encoder
+    tokenizer.chat_template = for_parts(
+        encoder.template or "",
+        encoder.joint or "line",
+        begin=encoder.adds_begin and encoder.begin_can_be_written,
+    )
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer("a").input_ids != tokenizer.encode("a", add_special_tokens=False):
-        # Diptych adds nothing that the template does not write; neither shall the processor.
-        tokenizer.add_bos_token = tokenizer.add_eos_token = False
+    if tokenizer("a").input_ids[len(encoder.begin) :] != tokenizer.encode(
+        "a", add_special_tokens=False
+    ):
+        # Behind a prompt comes the answer: nothing ends it.
+        tokenizer.add_eos_token = False
     return tokenizer
 
 
@@ -319,7 +331,7 @@ def load(path: Path) -> Vlm:
     the image mark stays in the embeddings, where nothing looks it up.
     """
     config_file = path / "config.json"
-    values = _read_json(config_file) if config_file.is_file() else {}
+    values = read_json(config_file) if config_file.is_file() else {}
     if values.get("model_type") != "llava":
         raise CheckpointError(
             f"the folder is no LLaVA model (model_type {values.get('model_type')!r})",
@@ -340,6 +352,7 @@ def load(path: Path) -> Vlm:
     dtype: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
     text_config = plain_config(config.text_config)
     text_config["tie_word_embeddings"] = bool(config.tie_word_embeddings)
+    template, joint = read_template(path)
     model = build(
         VlmConfig(
             vision_encoder=VisionEncoderConfig(
@@ -353,7 +366,8 @@ def load(path: Path) -> Vlm:
             language_model=LanguageModelConfig(
                 config=text_config,
                 tokenizer=str(path),
-                template=_read_template(path),
+                template=template,
+                picture_joint=joint,
                 dtype=dtype,
             ),
         )
@@ -361,31 +375,6 @@ def load(path: Path) -> Vlm:
     _fill(model, tensors, path)
     _refuse_cut_patches(model, config.vision_feature_select_strategy, config_file)
     return model
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise CheckpointError(f"the file is no JSON: {error}", where=str(file)) from None
-    if not isinstance(values, dict):
-        raise CheckpointError("the file holds no mapping", where=str(file))
-    return values
-
-
-def _read_template(path: Path) -> str | None:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers raises many kinds
-        raise CheckpointError(
-            f"transformers cannot read the tokenizer: {error}", where=str(path)
-        ) from error
-    template = tokenizer.chat_template
-    if (path / "chat_template.json").is_file():
-        template = _read_json(path / "chat_template.json").get("chat_template")
-    return for_text(template, tokenizer) if isinstance(template, str) else None
 
 
 @torch.no_grad()

@@ -99,10 +99,13 @@ class Vlm(Model):
     @cached_property
     def chat_encoder(self) -> ChatEncoder:
         """Samples -> token ids, as this model reads them."""
+        config = self.config.language_model
         return ChatEncoder(
             self.language_model.tokenizer,
-            self.config.language_model.template,
+            config.template,
             self.tokens_per_image,
+            config.picture_joint,
+            config.answer_tokens,
         )
 
     # -- computing --------------------------------------------------------------------------
@@ -204,12 +207,12 @@ class Vlm(Model):
             embeds = embeds + self._touch_image_parts()
         return lm.body(
             inputs_embeds=embeds,
-            attention_mask=self._attention_mask(batch),
+            attention_mask=self.attention_mask(batch),
             position_ids=batch.position_ids,
             use_cache=False,
         ).last_hidden_state
 
-    def _attention_mask(self, batch: Batch) -> Any:
+    def attention_mask(self, batch: Batch) -> Any:
         """What the language model's layers may see: one mask, or one for each kind of layer.
 
         Raises:
@@ -227,15 +230,15 @@ class Vlm(Model):
                 fix="set the stage's packed to false",
             )
         window = getattr(config, "sliding_window", None)
-        mask = self._as_layers_want(mask)
+        mask = self.as_layers_want(mask)
         if window is None or kinds == {"full_attention"} or int(batch.position_ids.max()) < window:
             return mask
         windowed = batch.attention_mask(window)
         assert windowed is not None, "the same rows gave a mask without the window"
-        near = self._as_layers_want(windowed)
+        near = self.as_layers_want(windowed)
         return {"full_attention": mask, "sliding_attention": near} if kinds else near
 
-    def _as_layers_want(self, mask: Tensor) -> Tensor:
+    def as_layers_want(self, mask: Tensor) -> Tensor:
         """SDPA takes True for visible; eager attention adds the mask to its scores."""
         if self.language_model.hf_config._attn_implementation == "sdpa":
             return mask
@@ -265,7 +268,11 @@ class Vlm(Model):
         a chunk are recomputed in the backward pass instead of being kept.
         Parity: tests/parity/test_language_model.py.
         """
-        hidden = self.hidden(batch).flatten(0, 1)[batch.target_positions]
+        return self.log_probs_at(self.hidden(batch), batch, chunk_size=chunk_size)
+
+    def log_probs_at(self, hidden: Tensor, batch: Batch, *, chunk_size: int = 2048) -> Tensor:
+        """`target_log_probs` from hidden states [R, T, D] that are known already."""
+        hidden = hidden.flatten(0, 1)[batch.target_positions]
         chunks = []
         for start in range(0, len(hidden), chunk_size):
             rows = hidden[start : start + chunk_size]

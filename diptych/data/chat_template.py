@@ -1,0 +1,213 @@
+"""Chat template: from turns to one text, and where in it stands what was said.
+
+A template is Jinja, as tokenizers carry it, and may look into what it is given: it may trim it, cut
+it at `</think>`, or refuse roles that do not alternate. So the whole conversation is rendered as
+a server would render it. To know which characters were said and which the template wrote, the
+conversation is rendered a second time with every visible character of turn k replaced by one mark
+of its own; both texts must agree everywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from diptych.errors import ConfigError
+
+Message = dict[str, str]
+
+
+TEMPLATES = {
+    "plain": "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
+    "chatml": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "vicuna": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
+    "{% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
+    "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    "mistral": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    " {{ m['content'] }}{{ eos_token }}{% else %}[INST] {{ m['content'] }} [/INST]{% endif %}"
+    "{% endfor %}",
+    "compact": "{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}"
+    "<|im_end|>{% else %}{{ m['content'] }}<|im_start|>{% endif %}{% endfor %}",
+    "qa": "{% for m in messages %}{% if m['role'] == 'user' %}Question: {{ m['content'] }} "
+    "{% elif m['role'] == 'assistant' %}Answer: {{ m['content'] }}{{ eos_token }}"
+    "{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Answer:{% endif %}",
+}
+"""Templates by name; a recipe may also give a Jinja text, or take the tokenizer's own."""
+
+JOINTS_OF_TEMPLATES = {TEMPLATES["vicuna"]: "front", TEMPLATES["mistral"]: "front"}
+"""How a picture joins the text beside it (`data/joints.py`) where that is not `line`: as LLaVA-1.5
+and LLaVA-NeXT do it (haotian-liu/LLaVA, llava/train/train.py, `preprocess_multimodal`)."""
+
+_FIRST_MARK = 0xF0000
+_MAX_TURNS = 0xFFFD
+_VISIBLE = re.compile(r"\S+")
+# transformers' own tag around what the assistant says; plain Jinja does not know it.
+_GENERATION_TAG = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: what a server would tokenise.
+        spans: for each message, (start, end) of what it says in `text`, blanks around it
+            included where they were kept; None where nothing of it is visible.
+        starts: for each message of the assistant, the end of the text that invites it: what is
+            asked ends there, what is learned begins there. -1 for other messages.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int] | None, ...]
+    starts: tuple[int, ...]
+
+
+class ChatTemplate:
+    """One tokenizer's way of rendering conversations.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        text: the Jinja text.
+    """
+
+    def __init__(self, tokenizer: Any, text: str):
+        self.tokenizer = tokenizer
+        self.text = text
+
+    def render(self, messages: Sequence[Message], *, generation: bool) -> str:
+        """The text of a conversation, with the invitation to answer where `generation` is set.
+
+        Raises:
+            ConfigError: the template refuses the roles or what they say.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.text,
+                add_generation_prompt=generation,
+                tokenize=False,
+            )
+        except Exception as error:  # Jinja and template authors raise what they like
+            roles = " ".join(m["role"] for m in messages)
+            raise ConfigError(
+                f"the chat template cannot render the roles '{roles}': {error}",
+                fix="choose another template (language_model.template) or change the turns",
+            ) from error
+
+    def layout(self, messages: Sequence[Message], *, generation: bool) -> Rendered:
+        """The text of a conversation, and where each message stands in it.
+
+        Raises:
+            ConfigError: the template refuses the conversation, or drops, repeats, reorders or
+                rewrites what is said.
+        """
+        text = self.render(messages, generation=generation)
+        spans = self._spans(messages, text, generation, ())
+        if spans is None and self.words:
+            spans = self._spans(messages, text, generation, self.words)
+        if spans is None:
+            raise ConfigError(
+                "the chat template drops or reorders a part of the conversation, or rewrites it",
+                fix="choose another template (language_model.template)",
+            )
+        starts = [-1] * len(messages)
+        for number, message in enumerate(messages):
+            span = spans[number]
+            if message["role"] != "assistant" or span is None:
+                continue
+            asked = self.render(messages[:number], generation=True) if number else ""
+            blanks = len(text[span[0] : span[1]]) - len(text[span[0] : span[1]].lstrip())
+            # A template that changes earlier turns later invites to nothing that stands here.
+            if text.startswith(asked) and len(asked) <= span[0] + blanks:
+                starts[number] = len(asked)
+                # A line break of the template's is not one that was trimmed from the answer.
+                spans[number] = (max(span[0], len(asked)), span[1])
+            else:
+                starts[number] = _behind_blanks(text, span[0])
+        return Rendered(text, tuple(spans), tuple(starts))
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words that the template looks for in what is said, such as `</think>`."""
+        from jinja2 import Environment, TemplateSyntaxError, nodes
+
+        source = _GENERATION_TAG.sub("", self.text)
+        try:
+            tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"the chat template is no Jinja: {error}") from error
+        found = set()
+        for call in tree.find_all(nodes.Call):
+            if isinstance(call.node, nodes.Getattr):
+                found |= {a.value for a in call.args if isinstance(a, nodes.Const)}
+        for test in tree.find_all(nodes.Compare):
+            if isinstance(test.expr, nodes.Const) and test.ops[0].op in ("in", "notin"):
+                found.add(test.expr.value)
+        marks = {w.strip() for w in found if isinstance(w, str) and not w.strip().isalnum()}
+        return tuple(sorted(marks - {""}, key=lambda w: (-len(w), w)))
+
+    def _spans(
+        self, messages: Sequence[Message], text: str, generation: bool, words: tuple[str, ...]
+    ) -> list[tuple[int, int] | None] | None:
+        """Where each message stands in `text`; None where that cannot be told.
+
+        `words` stay as they are in the second rendering, so that the template finds them there.
+        """
+        if len(messages) > _MAX_TURNS:
+            raise ConfigError(f"a conversation has {len(messages):,} turns")
+        marked = [
+            {**m, "content": _marked(m["content"], chr(_FIRST_MARK + n), words)}
+            for n, m in enumerate(messages)
+        ]
+        shadow = self.render(marked, generation=generation)
+        if len(shadow) != len(text):
+            return None
+        spans: list[tuple[int, int] | None] = []
+        end = 0
+        for number, message in enumerate(messages):
+            mark = chr(_FIRST_MARK + number)
+            said = message["content"]
+            first, last = shadow.find(mark, end), shadow.rfind(mark) + 1
+            if first < 0:
+                if said.strip():
+                    return None
+                spans.append(None)
+                continue
+            if text[end:first] != shadow[end:first]:
+                return None
+            core = text[first:last]
+            if core != said.strip() and not (words and _comes_from(core, said, words)):
+                return None
+            left = said[: len(said) - len(said.lstrip())]
+            right = said[len(said.rstrip()) :]
+            start = first - len(left) if text[end:first].endswith(left) else first
+            end = last + len(right) if text.startswith(right, last) else last
+            spans.append((start, end))
+        return spans if text[end:] == shadow[end:] else None
+
+
+def _marked(said: str, mark: str, words: tuple[str, ...]) -> str:
+    """The text with every visible character replaced, `words` left as they are."""
+    if not words:
+        return _VISIBLE.sub(lambda found: mark * len(found[0]), said)
+    pieces = re.split("(" + "|".join(map(re.escape, words)) + ")", said)
+    return "".join(p if n % 2 else _marked(p, mark, ()) for n, p in enumerate(pieces))
+
+
+def _comes_from(core: str, said: str, words: tuple[str, ...]) -> bool:
+    """Whether the characters that stand there were said in this order, `words` apart."""
+    drop = re.compile("|".join(map(re.escape, words)) + r"|\s+")
+    left = iter(drop.sub("", said))
+    return all(character in left for character in drop.sub("", core))
+
+
+def _behind_blanks(text: str, position: int) -> int:
+    """A blank before an answer belongs to it: "ASSISTANT: yes" is learned behind "ASSISTANT:"."""
+    return len(text[:position].rstrip(" "))
