@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diptych.cli.shell import err, out
 from diptych.errors import ConfigError
 from diptych.progress import Progress
+
+if TYPE_CHECKING:
+    from diptych.data.measure import TextCounter, TokenCounter
 
 
 def check_data(
@@ -25,14 +28,14 @@ def check_data(
     """Read everything once; returns the report and whether anything was rejected."""
     from diptych.data.check import check
 
-    measure = None
+    measure: TokenCounter | TextCounter | None = None
     if model is not None:
-        measure = measure_with(model)
+        measure = counter_of(model)
     elif context is not None:
         raise ConfigError(
             "--context needs --model, whose tokenizer counts", fix="add --model FOLDER"
         )
-    report = check(path, format=format, images=images, measure=measure, context=context)
+    report = check(path, format=format, images=images, counter=measure, context=context)
     if fix is not None:
         report.fix(str(fix))
     if show:
@@ -43,15 +46,18 @@ def check_data(
     return values, bool(values["rejects"])
 
 
-def measure_with(model: str) -> Any:
-    """Counts (tokens, supervised tokens) of samples as a model would read them."""
-    from diptych.data.measure import TokenCounter
+def counter_of(model: str) -> TokenCounter | TextCounter:
+    """Counts tokens of samples as a model, or a tokenizer with its template, would read them."""
+    from diptych.data.measure import TextCounter, TokenCounter
     from diptych.model.checkpoint import load_model
     from diptych.model.weights import locate
 
     folder = Path(model)
     if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
-        return TokenCounter(load_model(model).chat_encoder)
+        whole: Any = load_model(model)
+        if (encoder := getattr(whole, "chat_encoder", None)) is not None:
+            return TokenCounter(encoder)
+        return TextCounter(whole.text_tokens)
     from transformers import AutoTokenizer
 
     from diptych.data.chat import ChatEncoder

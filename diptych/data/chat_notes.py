@@ -41,8 +41,8 @@ def notes(template: ChatTemplate, lead: str, *, ends: bool) -> list[str]:
         )
     if not ends:
         found.append(
-            "the template ends an answer with no token at which generation stops: a model learns no "
-            "end (write {{ eos_token }} behind the answer)"
+            "the template ends an answer with no token at which generation stops: a model learns "
+            "no end (write {{ eos_token }} behind the answer)"
         )
     try:
         twice = template.layout(probe("b", "c"), generation=False)

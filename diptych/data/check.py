@@ -11,17 +11,27 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from diptych.data import files, shards
 from diptych.data import format as formats
-from diptych.data.examine import Examined, Measure, Verify, examine, shown
+from diptych.data.examine import REPEATED_ID, Examined, Measure, Verify, examine, shown
 from diptych.data.ledger import MAX_EXAMPLES, Ledger, RejectFile
 from diptych.data.rows import Reject
 from diptych.data.sample import Sample
 from diptych.data.source import Source, locate
 from diptych.data.table import Table
 from diptych.errors import DataError
+
+
+class Counts(Protocol):
+    """A measure that also knows the words (`diptych.data.measure`)."""
+
+    def __call__(self, sample: Sample) -> tuple[int, ...]: ...
+
+    def reserved(self, sample: Sample) -> list[tuple[str, bool]]: ...
+
+    def notes(self) -> list[str]: ...
 
 
 @dataclass
@@ -58,13 +68,15 @@ class Report:
     Attributes:
         source: what the path named.
         ledger: rows by what became of them.
-        rejects: every row that is not used, without its text.
+        rejects: every row that is not used, with its text.
         num_images: pictures that good samples refer to; `num_distinct_images` by content.
         widths, heights: of distinct pictures, in pixels.
         turns, images_per_sample, tokens: per good sample; `tokens` only with a measure.
         duplicate_images: (name, name) of pictures with equal content; the first few.
         duplicate_samples: (place, place) of samples that say the same about the same
             pictures; the first few. Duplicates are used: they are named, not rejected.
+        reserved: (reserved word in an answer, whether it is one token there) -> how often.
+        template_notes: where the chat template makes training and asking differ.
     """
 
     source: Source
@@ -84,6 +96,8 @@ class Report:
     duplicate_images: list[tuple[str, str]] = field(default_factory=list)
     duplicate_samples: list[tuple[str, str]] = field(default_factory=list)
     bad_numbers: set[int] = field(default_factory=set, repr=False)
+    reserved: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    template_notes: list[str] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
@@ -110,6 +124,13 @@ class Report:
             "turns": self.turns.to_dict(),
             "images_per_sample": self.images_per_sample.to_dict(),
             "tokens": self.tokens.to_dict(),
+            "repeated_ids": self.ledger.notes.get(REPEATED_ID, 0),
+            "notes": dict(self.ledger.notes),
+            "reserved_words": [
+                {"word": word, "single_token": is_token, "count": count}
+                for (word, is_token), count in self.reserved.most_common()
+            ],
+            "template_notes": self.template_notes,
             "duplicate_images": self.num_duplicate_images,
             "duplicate_samples": self.num_duplicate_samples,
             "duplicate_image_examples": [list(pair) for pair in self.duplicate_images],
@@ -167,11 +188,17 @@ class Report:
             cut = f"{self.ledger.num_truncated:,} ({self.ledger.num_cut_tokens:,} tokens cut)"
             rows.append(("truncated", cut))
         for name, count, examples in (
+            ("rows with an id that was used before", self.ledger.notes.get(REPEATED_ID, 0), []),
             ("pictures with equal content", self.num_duplicate_images, self.duplicate_images),
             ("samples that say the same", self.num_duplicate_samples, self.duplicate_samples),
         ):
             shown_pairs = "".join(f"\n{first} = {second}" for first, second in examples)
             rows.append((name, f"{count:,}{shown_pairs}"))
+        for (word, is_token), count in self.reserved.most_common():
+            how = "one token" if is_token else "plain characters; see answer_tokens"
+            rows.append((f"{word} in answers", f"{count:,} ({how})"))
+        rows += [("template", note) for note in self.template_notes]
+        rows += [(what, f"{n:,}") for what, n in self.ledger.notes.items() if what != REPEATED_ID]
         return rows
 
     def fix(self, out: str) -> Ledger:
@@ -217,6 +244,7 @@ def check(
     format: str | None = None,
     images: str | None = None,
     measure: Measure | None = None,
+    counter: Counts | None = None,
     context: int | None = None,
     verify: Verify = "full",
     workers: int | None = None,
@@ -227,6 +255,7 @@ def check(
     Args:
         path, format, images: as for `diptych.data.source.locate`.
         measure: (tokens, supervised tokens) of a sample; without it tokens are not counted.
+        counter: a measure that also tells of reserved words and of the template.
         context: longest sample in tokens; longer ones are rejects (SampleTooLong).
 
     Raises:
@@ -234,6 +263,9 @@ def check(
     """
     source = locate(path, format, images)
     report = Report(source)
+    if counter is not None:
+        measure = counter
+        report.template_notes = counter.notes()
     seen_images, seen_samples = Table(), Table()
     items = examine(source, verify=verify, measure=measure, context=context, workers=workers)
     label = f"reading {files.base_name(source.paths[0])}"
@@ -245,8 +277,12 @@ def check(
             report.bad_numbers.add(number)
         else:
             _count(report, item, seen_images, seen_samples)
+            for word, is_token in counter.reserved(item.sample) if counter is not None else ():
+                report.reserved[word, is_token] += 1
     seen_images.close()
     seen_samples.close()
+    for what, count in source.passed_over.items():
+        report.ledger.note(f"passed over: {what}", count)
     if not report.ledger.num_read:
         raise DataError(
             "the data set has no rows",
@@ -259,6 +295,8 @@ def check(
 
 def _count(report: Report, item: Examined, seen_images: Table, seen_samples: Table) -> None:
     sample = item.sample
+    for what in item.notes:
+        report.ledger.note(what)
     supervised = max(0, item.num_supervised_tokens)
     if item.num_cut_tokens:
         report.ledger.truncate(item.num_cut_tokens, supervised)

@@ -1,7 +1,7 @@
 """Examine: the one pass over a data set, whoever makes it.
 
-Reads rows, fetches and checks every picture, finds repeated ids and, given a tokenizer's
-measure, samples that are too long. `diptych.data.index` stores what comes out good,
+Reads rows, fetches and checks every picture, tells rows with one id apart (or refuses them) and,
+given a tokenizer's measure, finds samples that are too long. `diptych.data.index` stores what comes out good,
 `diptych.data.check` reports it to the user.
 
 Pictures are decoded by threads: Pillow releases the interpreter's lock while it decodes,
@@ -17,10 +17,11 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from diptych.data import format as formats
+from diptych.data.fields import unread
 from diptych.data.image import decode
 from diptych.data.image import measure as measure_image
 from diptych.data.rows import Reject
@@ -34,6 +35,7 @@ Measure = Callable[[Sample], tuple[int, ...]]
 """(tokens, supervised tokens) of a sample, and optionally tokens cut off; or SampleTooLong."""
 
 _MAX_REMEMBERED = 20_000
+REPEATED_ID = "id used before: the row is called ID#2, ID#3, ..."
 
 
 class Picture(NamedTuple):
@@ -53,6 +55,7 @@ class Examined:
         pictures: one for each of the sample's images; empty when they were not looked at.
         num_tokens, num_supervised_tokens: -1 when not measured.
         num_cut_tokens: tokens that its measure cuts off.
+        notes: what it says and nothing follows, and how its id was made.
     """
 
     sample: Sample
@@ -60,6 +63,7 @@ class Examined:
     num_tokens: int = -1
     num_supervised_tokens: int = -1
     num_cut_tokens: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class _Checks:
@@ -108,6 +112,7 @@ def examine(
     context: int | None = None,
     workers: int | None = None,
     on_image_fault: Callable[[Image], None] | None = None,
+    unique: bool = False,
 ) -> Iterator[Examined | Reject]:
     """Read everything once, in order; every row comes out exactly once, good or rejected.
 
@@ -117,14 +122,17 @@ def examine(
         context: longest sample in tokens that is accepted; needs `measure`.
         workers: threads that decode; None takes one for each core.
         on_image_fault: told of every picture that made its row a reject.
+        unique: ids are keys (embedding, pairing two evaluations): a row whose id was used before
+            is rejected. Elsewhere it is used, as `ID#2`: published sets repeat the id of a
+            picture for every conversation about it.
     """
     workers = workers or os.cpu_count() or 1
     checks = _Checks(source.root, verify, workers)
-    places = Table()
-    waiting: deque[tuple[Sample | Reject, list[Future[Picture | DataError]]]] = deque()
+    places, repeats = Table(), Table()
+    waiting: deque[_Waiting] = deque()
 
     def finish() -> Examined | Reject:
-        item, futures = waiting.popleft()
+        item, futures, notes = waiting.popleft()
         if isinstance(item, Reject):
             return item
         pictures = []
@@ -137,21 +145,25 @@ def examine(
                 return _reject(item, type(found)(message), source.format)
             pictures.append(found)
         try:
-            return _measured(item, tuple(pictures), measure, context)
+            found_notes = (*notes, *unread(item))
+            return _measured(item, tuple(pictures), measure, context, found_notes)
         except DataError as error:
             return _reject(item, error, source.format)
 
     try:
         for item in source.rows():
             futures: list[Future[Picture | DataError]] = []
+            notes: tuple[str, ...] = ()
             if isinstance(item, Sample):
                 first = places.add(item.id, item.source)
-                if first is not None:
+                if first is not None and unique:
                     error = DuplicateId(f"the id '{item.id}' was used before, at {first}")
                     item = _reject(item, error, source.format)
-                elif verify != "none":
-                    futures = [checks.submit(image) for image in item.images()]
-            waiting.append((item, futures))
+                elif first is not None:
+                    item, notes = _told_apart(item, places, repeats), (REPEATED_ID,)
+            if isinstance(item, Sample) and verify != "none":
+                futures = [checks.submit(image) for image in item.images()]
+            waiting.append((item, futures, notes))
             # The window bounds memory: a row of a shard carries its pictures' bytes.
             if len(waiting) > 8 * workers:
                 yield finish()
@@ -160,6 +172,21 @@ def examine(
     finally:
         checks.close()
         places.close()
+        repeats.close()
+
+
+_Waiting = tuple[Sample | Reject, list[Future[Picture | DataError]], tuple[str, ...]]
+
+
+def _told_apart(sample: Sample, places: Table, repeats: Table) -> Sample:
+    """The sample with a number behind its id: `7` was used, so it is `7#2`, or the next free one."""
+    number = int(repeats.pop(sample.id) or 1)
+    while True:
+        number += 1
+        name = f"{sample.id}#{number}"
+        if places.add(name, sample.source) is None:
+            repeats.add(sample.id, str(number))
+            return replace(sample, id=name)
 
 
 def _reject(sample: Sample, error: DataError, format: str | None) -> Reject:
@@ -167,14 +194,18 @@ def _reject(sample: Sample, error: DataError, format: str | None) -> Reject:
 
 
 def _measured(
-    sample: Sample, pictures: tuple[Picture, ...], measure: Measure | None, context: int | None
+    sample: Sample,
+    pictures: tuple[Picture, ...],
+    measure: Measure | None,
+    context: int | None,
+    notes: tuple[str, ...],
 ) -> Examined:
     if measure is None:
-        return Examined(sample, pictures)
+        return Examined(sample, pictures, notes=notes)
     num_tokens, num_supervised, *cut = measure(sample)
     if context is not None and num_tokens > context:
         raise SampleTooLong(f"the sample has {num_tokens} tokens, the context {context}")
-    return Examined(sample, pictures, num_tokens, num_supervised, cut[0] if cut else 0)
+    return Examined(sample, pictures, num_tokens, num_supervised, cut[0] if cut else 0, notes)
 
 
 def shown(items: Iterator[Any], what: str, progress: bool = True) -> Iterator[Any]:

@@ -277,6 +277,8 @@ def checked(sample: Sample) -> Sample:
         raise OneSidedConversation(f"nobody answers in {len(sample.turns)} turns")
     if "user" not in roles:
         raise OneSidedConversation(f"nobody asks in {len(sample.turns)} turns")
+    if not any(turn.learn for turn in sample.turns if turn.role == "assistant"):
+        raise OneSidedConversation("every answer is marked as not to be learned")
     return sample
 
 
@@ -348,10 +350,12 @@ def image_list(value: Any, key: str) -> list[str]:
     return paths
 
 
-def split_markers(text: str, images: Iterator[Image]) -> tuple[Text | Image, ...]:
+def split_markers(
+    text: str, images: Iterator[Image], marker: str = IMAGE_MARKER
+) -> tuple[Text | Image, ...]:
     """Text with `<image>` markers as parts; every marker takes the next picture."""
     parts_: list[Text | Image] = []
-    for number, piece in enumerate(text.split(IMAGE_MARKER)):
+    for number, piece in enumerate(text.split(marker)):
         if number:
             parts_.append(next(images))
         if piece:
@@ -359,7 +363,7 @@ def split_markers(text: str, images: Iterator[Image]) -> tuple[Text | Image, ...
     return tuple(parts_)
 
 
-def join_markers(turn: Turn) -> str:
+def join_markers(turn: Turn, marker: str = IMAGE_MARKER) -> str:
     """The opposite of `split_markers`.
 
     Raises:
@@ -368,14 +372,14 @@ def join_markers(turn: Turn) -> str:
     pieces = []
     for part in turn.parts:
         if isinstance(part, Text):
-            if IMAGE_MARKER in part.text:
+            if marker in part.text:
                 raise FormatError(
-                    f"the text itself contains '{IMAGE_MARKER}', which this format would take "
+                    f"the text itself contains '{marker}', which this format would take "
                     "for a picture"
                 )
             pieces.append(part.text)
         elif isinstance(part, Image):
-            pieces.append(IMAGE_MARKER)
+            pieces.append(marker)
         else:
             raise FormatError("this format cannot hold a video")
     return "".join(pieces)

@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from diptych.data.source import locate, read_bytes
 from diptych.data.table import Table
 from diptych.errors import DataError
 
-_VERSION = 1
+_VERSION = 2
 _PICTURES = "images.bin"
 
 
@@ -94,7 +94,8 @@ class Index(Sequence[Sample]):
             return [self[i] for i in range(*number.indices(len(self)))]
         row = self._row(int(number))
         turns = tuple(
-            Turn(role, tuple(self._part(part) for part in parts)) for role, parts in row["turns"]
+            Turn(role, tuple(self._part(part) for part in parts), not unlearned)
+            for role, parts, *unlearned in row["turns"]
         )
         return Sample(row["id"], turns, row["source"], row["meta"])
 
@@ -145,6 +146,7 @@ class Index(Sequence[Sample]):
         measure: Measure | None = None,
         measure_key: str | None = None,
         context: int | None = None,
+        unique: bool = False,
         progress: bool = True,
     ) -> Index:
         """Read a data set once and keep the good samples, or reuse what an earlier call kept.
@@ -157,7 +159,7 @@ class Index(Sequence[Sample]):
         Args:
             path, format, images: as for `diptych.data.source.locate`.
             cache: folder for indexes; made when missing.
-            verify, measure, context, workers: as for `examine`.
+            verify, measure, context, workers, unique: as for `examine`.
             measure_key: names what `measure` computes (a tokenizer's fingerprint); without
                 it an index with a measure is built anew each time.
             progress: show progress on a terminal.
@@ -168,7 +170,7 @@ class Index(Sequence[Sample]):
         paths = [path] if isinstance(path, str | os.PathLike) else list(path)
         paths = [_absolute(os.fspath(p)) for p in paths]
         images = _absolute(os.fspath(images)) if images is not None else None
-        settings = [_VERSION, paths, format, images, verify, measure_key, context]
+        settings = [_VERSION, paths, format, images, verify, measure_key, context, unique]
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         stem = "".join(c if c.isalnum() else "-" for c in files.base_name(paths[0]))[:40]
         folder = Path(cache) / f"{stem}-{key}"
@@ -196,8 +198,9 @@ class Index(Sequence[Sample]):
                 context=context,
                 workers=workers,
                 on_image_fault=note,
+                unique=unique,
             )
-            _store(shown(items, f"reading {stem}", progress), staged)
+            _store(shown(items, f"reading {stem}", progress), staged, source.passed_over)
             about = {
                 "root": source.root,
                 "format": source.format,
@@ -248,7 +251,9 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _store(items: Iterator[Examined | Reject], folder: Path) -> None:
+def _store(
+    items: Iterator[Examined | Reject], folder: Path, passed_over: Mapping[str, int]
+) -> None:
     """Write an index's files."""
     ledger = Ledger()
     offsets, lengths, keys = array("Q", [0]), array("i"), array("Q")
@@ -268,12 +273,16 @@ def _store(items: Iterator[Examined | Reject], folder: Path) -> None:
                 ledger.truncate(item.num_cut_tokens, max(0, item.num_supervised_tokens))
             else:
                 ledger.use(max(0, item.num_supervised_tokens))
+            for what in item.notes:
+                ledger.note(what)
             row = _stored(item, pictures, places)
             rows.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
             offsets.append(rows.tell())
             lengths.extend((item.num_tokens, item.num_supervised_tokens))
             keys.append(int(item.pictures[0].sha256[:16], 16) if item.pictures else 0)
     places.close()
+    for what, count in passed_over.items():
+        ledger.note(f"passed over: {what}", count)
     if not ledger.num_read:
         raise DataError("the data set has no rows", fix="check the path and the format")
     ledger.check()
@@ -305,7 +314,11 @@ def _stored(item: Examined, pictures: Any, places: Table) -> dict[str, Any]:
     return {
         "id": sample.id,
         "source": sample.source,
-        "turns": [[turn.role, [part(p) for p in turn.parts]] for turn in sample.turns],
+        # A third item marks a turn that is not learned.
+        "turns": [
+            [turn.role, [part(p) for p in turn.parts], *([] if turn.learn else [0])]
+            for turn in sample.turns
+        ],
         "meta": sample.meta,
         "pictures": [list(picture) for picture in item.pictures],
     }

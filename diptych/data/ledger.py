@@ -17,6 +17,7 @@ from diptych.data.rows import Reject
 from diptych.errors import DataError, TooManyRejects
 
 MAX_EXAMPLES = 5
+MAX_NOTES = 50
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Ledger:
         num_truncated: samples used without their end; `num_cut_tokens` is what they lost.
         num_supervised_tokens: tokens that carry a loss, over all samples used.
         rejected: error name -> how often, with the first examples.
+        notes: what was seen in samples that are used and is not followed -> how often.
     """
 
     num_read: int = 0
@@ -64,6 +66,13 @@ class Ledger:
     num_cut_tokens: int = 0
     num_supervised_tokens: int = 0
     rejected: dict[str, Fault] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Something about a sample that does not keep it from being used."""
+        if what not in self.notes and len(self.notes) >= MAX_NOTES:
+            what = "further things are not followed"
+        self.notes[what] = self.notes.get(what, 0) + count
 
     def read(self) -> None:
         """A sample enters."""
@@ -161,6 +170,8 @@ class Ledger:
         self.num_truncated += other.num_truncated
         self.num_cut_tokens += other.num_cut_tokens
         self.num_supervised_tokens += other.num_supervised_tokens
+        for what, count in other.notes.items():
+            self.note(what, count)
         for name, fault in other.rejected.items():
             total = self.rejected.setdefault(name, Fault())
             total.count += fault.count
@@ -174,6 +185,7 @@ class Ledger:
             "truncated": {"samples": self.num_truncated, "tokens": self.num_cut_tokens},
             "rejected": {name: fault.count for name, fault in self._by_count()},
             "supervised_tokens": self.num_supervised_tokens,
+            "notes": dict(self.notes),
             "examples": [
                 {"where": e["where"], "id": e["id"], "error": name, "message": e["message"]}
                 for name, fault in self._by_count()
@@ -191,6 +203,7 @@ class Ledger:
             values["truncated"]["tokens"],
             values["supervised_tokens"],
             {name: Fault(count) for name, count in values["rejected"].items()},
+            dict(values.get("notes", {})),
         )
         for example in values["examples"]:
             place = {key: example[key] for key in ("where", "id", "message")}
@@ -226,6 +239,8 @@ class Ledger:
             first = fault.examples[0]
             note = escape(f"{first['where']}: {first['message']}")
             table.add_row(f"  {name}", f"{fault.count:,}", note)
+        for what, count in self.notes.items():
+            table.add_row("  note", f"{count:,}", escape(what))
         return table
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a sample takes, for checks before training."""
+"""How many tokens a sample takes, and what a tokenizer makes of its words, before training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from diptych.data.chat import ChatEncoder
+from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Sample
 from diptych.errors import ConversationError, DataError, DiptychError
 
@@ -26,6 +27,15 @@ class TokenCounter:
             raise ConversationError(error.what, where=error.where, fix=error.fix) from error
         return len(encoded), encoded.num_targets
 
+    def reserved(self, sample: Sample) -> list[tuple[str, bool]]:
+        """Reserved words in its answers, and whether each stays one token there."""
+        said = (t for t in sample.turns if t.role == "assistant")
+        return [found for turn in said for found in self.encoder.reserved_words(turn.text)]
+
+    def notes(self) -> list[str]:
+        """Where the chat template makes training and asking differ."""
+        return self.encoder.notes()
+
     def key(self) -> str:
         """Changes with the tokenizer, the template, its joints, or the tokens of a picture."""
         backend = getattr(self.encoder.tokenizer, "backend_tokenizer", None)
@@ -37,3 +47,22 @@ class TokenCounter:
              str(encoder.tokens_per_image), vocabulary)
         )  # fmt: skip
         return hashlib.sha256(about.encode()).hexdigest()[:16]
+
+
+@dataclass
+class TextCounter:
+    """Sample -> (tokens, 0, tokens cut off), for models that read one text and learn no answers."""
+
+    texts: TextTokens
+
+    def __call__(self, sample: Sample) -> tuple[int, int, int]:
+        ids, num_cut = self.texts.ids(sample.answer.strip())
+        return len(ids), 0, num_cut
+
+    def reserved(self, sample: Sample) -> list[tuple[str, bool]]:
+        """None: every text is plain."""
+        return []
+
+    def notes(self) -> list[str]:
+        """None: there is no template."""
+        return []

@@ -6,6 +6,7 @@
 
 A file is a JSON array or JSON lines. Speakers are human or user, gpt or assistant, system.
 Markers may stand in any turn and are bound to the images in order; their number must agree.
+`system` may stand beside the turns; a turn with `weight: 0` or `loss: false` is not learned.
 Source: the LLaVA project's data format (haotian-liu/LLaVA, docs/Finetune_Custom_Data.md).
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from diptych.data import fields
 from diptych.data import format as contract
 from diptych.data.rows import Reject, Row, read_json
-from diptych.data.sample import Image, Sample, Turn
+from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import FormatError, UnknownRole
 
 MARK = "_llava"
-_KNOWN = frozenset({"id", "image", "images", "video", "conversations"})
+_KNOWN = frozenset({"id", "image", "images", "video", "conversations", *fields.SYSTEM_KEYS})
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -57,11 +59,13 @@ def parse(row: Row) -> Sample:
     value = row.value
     note: dict[str, Any] = {}
     sample_id = contract.take_id(row, note)
-    if value.get("video") is not None:
-        raise FormatError("video rows cannot be read yet")
+    fields.refuse_unseen(value)
+    system = fields.take_system(value, note)
     paths = _image_paths(value, note)
     conversations = contract.require(value, "conversations", list, "a list of turns")
     turns = [_turn(turn, number) for number, turn in enumerate(conversations)]
+    if system is not None and turns and _ROLES[turns[0][0]] == "system":
+        raise FormatError(f"system words stand in '{note['system']}' and in the first turn")
     contract.check_markers([text for _, text, _ in turns], len(paths))
     images = iter([Image(path) for path in paths])
     speakers = [speaker for speaker, _, _ in turns]
@@ -70,19 +74,29 @@ def parse(row: Row) -> Sample:
         note["from"] = speakers
     if extras:
         note["turns"] = extras
-    sample = Sample(
-        sample_id,
-        tuple(Turn(_ROLES[s], contract.split_markers(text, images)) for s, text, _ in turns),
-        row.where,
-        contract.take_meta(value, _KNOWN, MARK, note),
-    )
-    return contract.checked(sample)
+    said = [
+        Turn(_ROLES[s], contract.split_markers(text, images), _learned(extra, _ROLES[s], number))
+        for number, (s, text, extra) in enumerate(turns)
+    ]
+    if system is not None:
+        said.insert(0, Turn("system", (Text(system),)))
+    meta = contract.take_meta(value, _KNOWN, MARK, note)
+    return contract.checked(Sample(sample_id, tuple(said), row.where, meta))
+
+
+def _learned(extra: dict[str, Any], role: str, number: int) -> bool:
+    if not extra:
+        return True
+    try:
+        return fields.is_learned(extra, role)
+    except FormatError as error:
+        raise FormatError(f"turn {number + 1}: {error.what}", fix=error.fix) from None
 
 
 def _image_paths(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
-    if value.get("image") is not None and value.get("images") is not None:
-        raise FormatError("the row has both 'image' and 'images'")
-    key = "images" if value.get("images") is not None else "image"
+    key = fields.picture_column(value)
+    if key is None:
+        key = "images" if value.get("images") is not None else "image"
     given = value.get(key)
     paths = contract.image_list(given, key)
     if isinstance(given, list) and len(paths) == 1:
@@ -124,14 +138,16 @@ def render(sample: Sample) -> dict[str, Any]:
         row[note.get("key", "image")] = paths[0] if single else paths
     for key, value in note.get("empty", {}).items():
         row.setdefault(key, value)
+    said_turns, words = fields.without_system(sample, note)
+    fields.give_system(row, note, words)
     speakers = note.get("from", [])
     extras = note.get("turns", {})
     turns = []
-    for number, turn in enumerate(sample.turns):
+    for number, turn in enumerate(said_turns):
         speaker = _SPEAKERS[turn.role]
-        if len(speakers) == len(sample.turns) and _ROLES.get(speakers[number]) == turn.role:
+        if len(speakers) == len(said_turns) and _ROLES.get(speakers[number]) == turn.role:
             speaker = speakers[number]
         said = {"from": speaker, "value": contract.join_markers(turn)}
-        turns.append(said | extras.get(str(number), {}))
+        turns.append(said | fields.give_marks(turn, extras.get(str(number), {})))
     row["conversations"] = turns
     return contract.give_meta(row, sample.meta, _KNOWN, MARK)

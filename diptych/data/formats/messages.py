@@ -8,8 +8,12 @@
 Content is text or a list of parts; a picture is `{"type": "image", "image" | "path" | "url":
 ...}` or `{"type": "image_url", "image_url": {"url": ...}}`, also as a `data:` URL. Text is
 always just text, whatever it contains, with one exception that data sets in this shape use:
-in a row with a list `images`, pictures are bound in order to parts `{"type": "image"}` that
-name none, or else to `<image>` markers.
+in a row with `images` or `image`, pictures are bound to parts `{"type": "image"}` that name none
+(by their `index` where they have one, else in order), or else to markers in the text (`<image>`,
+or one of `diptych.data.fields.MARKERS`), or, where there is neither, stand before the first
+question. XTuner writes `<IMG_CONTEXT>` where the picture of an `image_url` part belongs.
+
+`system` may stand beside the messages; a message with `weight: 0` or `loss: false` is not learned.
 """
 
 from __future__ import annotations
@@ -17,15 +21,18 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
+from diptych.data import fields
 from diptych.data import format as contract
 from diptych.data.rows import Reject, Row, read_json
 from diptych.data.sample import ROLES, Image, Part, Sample, Text, Turn
 from diptych.errors import FormatError, MarkerMismatch, UnknownRole
 
 MARK = "_messages"
-_KNOWN = frozenset({"id", "messages", "images"})
+_KNOWN = frozenset({"id", "messages", *fields.PICTURE_KEYS, *fields.SYSTEM_KEYS})
+_CONTEXT_MARKER = "<IMG_CONTEXT>"
 _PATH_KEYS = ("image", "path", "url")
 
 
@@ -53,41 +60,139 @@ def parse(row: Row) -> Sample:
         ConversationError: the turns are empty, one-sided, or of an unknown role.
     """
     note: dict[str, Any] = {}
+    value = row.value
     sample_id = contract.take_id(row, note)
-    messages = contract.require(row.value, "messages", list, "a list of messages")
-    listed = row.value.get("images")
-    paths = contract.image_list(listed, "images")
-    named = [
-        p[k] for p in _content_parts(messages) if p.get("type") == "image" and (k := _path_key(p))
-    ]
-    # A list that is empty or repeats what the messages name themselves binds nothing.
-    style = _list_style(messages) if paths and paths != named else None
-    if style is None and "images" in row.value:
-        note["images"] = listed
-    if style and named:
-        raise FormatError("the pictures are named partly in 'images', partly in the messages")
-    if style:
-        note["style"] = style
-        num_places = _num_places(messages, style)
-        if num_places != len(paths):
-            raise MarkerMismatch(
-                f"the messages have {num_places} places for images, the row has {len(paths)} images"
-            )
-    images = iter([Image(path) for path in paths])
+    messages = contract.require(value, "messages", list, "a list of messages")
+    fields.refuse_unseen(value)
+    system = fields.take_system(value, note)
+    binding = _binding(value, messages, note)
     turns: list[Turn] = []
     notes: dict[str, Any] = {}
     for number, message in enumerate(messages):
         try:
-            turn, said = _turn(message, style, images)
-        except (FormatError, UnknownRole) as error:
-            raise type(error)(f"message {number + 1}: {error.what}") from None
+            turn, said = _turn(message, binding)
+        except (FormatError, UnknownRole, MarkerMismatch) as error:
+            raise type(error)(f"message {number + 1}: {error.what}", fix=error.fix) from None
         turns.append(turn)
         if said:
             notes[str(number)] = said
     if notes:
         note["turns"] = notes
-    meta = contract.take_meta(row.value, _KNOWN, MARK, note)
+    if system is not None:
+        if turns and turns[0].role == "system":
+            raise FormatError(f"system words stand in '{note['system']}' and in the first message")
+        turns.insert(0, Turn("system", (Text(system),)))
+    binding.check()
+    meta = contract.take_meta(value, _KNOWN, MARK, note)
     return contract.checked(Sample(sample_id, tuple(turns), row.where, meta))
+
+
+class _Binding:
+    """How the pictures beside the messages find their places in them.
+
+    Attributes:
+        style: `placeholders`, `indexed`, `front`, the marker in the text, or None where pictures
+            are named in the messages themselves.
+    """
+
+    def __init__(self, paths: list[str], style: str | None):
+        self.style = style
+        self._images = [Image(path) for path in paths]
+        self._taken: set[int] = set()
+
+    @property
+    def marker(self) -> str | None:
+        """What marks a picture's place in a text."""
+        return self.style if self.style in fields.MARKERS else None
+
+    def next(self) -> Image:
+        """The picture after the last that was taken."""
+        return self.at(len(self._taken))
+
+    def at(self, index: Any) -> Image:
+        """The picture of a number.
+
+        Raises:
+            FormatError: there is none of that number.
+        """
+        if not isinstance(index, int) or not 0 <= index < len(self._images):
+            raise FormatError(
+                f"an image part has the index {index}, the row has {len(self._images)} images"
+            )
+        self._taken.add(index)
+        return self._images[index]
+
+    def rest(self) -> list[Image]:
+        """All pictures that were not taken yet."""
+        left = [n for n in range(len(self._images)) if n not in self._taken]
+        return [self.at(n) for n in left]
+
+    def check(self) -> None:
+        """Make sure that every picture has found its place.
+
+        Raises:
+            MarkerMismatch: one has not.
+        """
+        left = [n for n in range(len(self._images)) if n not in self._taken]
+        if self.style is not None and left:
+            raise MarkerMismatch(f"image {left[0] + 1} of {len(self._images)} has no place")
+
+
+def _binding(value: dict[str, Any], messages: list[Any], note: dict[str, Any]) -> _Binding:
+    key = fields.picture_column(value)
+    for name in fields.PICTURE_KEYS:
+        if name in value and name != key:
+            note.setdefault("empty", {})[name] = value[name]
+    if key is None:
+        return _Binding([], None)
+    listed = value[key]
+    paths = contract.image_list(listed, key)
+    if key != "images":
+        note["key"] = key
+    if isinstance(listed, str):
+        note["single"] = True
+    named = [
+        p[k] for p in _content_parts(messages) if p.get("type") == "image" and (k := _path_key(p))
+    ]
+    if paths == named:  # a list that repeats what the messages name themselves binds nothing
+        note["repeats"] = listed
+        return _Binding([], None)
+    if named:
+        raise FormatError(f"the pictures are named partly in '{key}', partly in the messages")
+    binding = _Binding(paths, _style(messages, len(paths)))
+    note["style"] = binding.style
+    if binding.style == "indexed":
+        note["listed"] = paths
+    return binding
+
+
+def _style(messages: list[Any], num_images: int) -> str:
+    """How a row's pictures are bound; see `_Binding`.
+
+    Raises:
+        MarkerMismatch: there are places, and not as many as pictures.
+    """
+    parts = list(_content_parts(messages))
+    typed = [p for p in parts if p.get("type") == "image" and not _path_key(p)]
+    if typed and all(isinstance(p.get("index"), int) for p in typed):
+        return "indexed"
+    if typed:
+        _agree(len(typed), num_images, "parts of the type image")
+        return "placeholders"
+    texts = [str(p.get("text")) for p in parts if p.get("type") == "text"]
+    for marker in fields.MARKERS:
+        if num_places := sum(text.count(marker) for text in texts):
+            _agree(num_places, num_images, marker)
+            return marker
+    return "front"
+
+
+def _agree(num_places: int, num_images: int, what: str) -> None:
+    if num_places != num_images:
+        raise MarkerMismatch(
+            f"the messages have {num_places} places for images ({what}), the row has "
+            f"{num_images} images"
+        )
 
 
 def _content_parts(messages: list[Any]) -> Iterator[dict[str, Any]]:
@@ -99,59 +204,70 @@ def _content_parts(messages: list[Any]) -> Iterator[dict[str, Any]]:
             yield from (part for part in content if isinstance(part, dict))
 
 
-def _list_style(messages: list[Any]) -> str:
-    """How a row's `images` are bound: to `placeholders`, or to `markers` in the text."""
-    typed = any(p.get("type") == "image" and not _path_key(p) for p in _content_parts(messages))
-    return "placeholders" if typed else "markers"
-
-
-def _num_places(messages: list[Any], style: str) -> int:
-    parts = list(_content_parts(messages))
-    if style == "placeholders":
-        return sum(p.get("type") == "image" and not _path_key(p) for p in parts)
-    return sum(str(p.get("text")).count(contract.IMAGE_MARKER) for p in parts)
-
-
 def _path_key(part: dict[str, Any]) -> str | None:
     return next((k for k in _PATH_KEYS if part.get(k) is not None), None)
 
 
-def _turn(message: Any, style: str | None, images: Iterator[Image]) -> tuple[Turn, dict[str, Any]]:
+def _turn(message: Any, binding: _Binding) -> tuple[Turn, dict[str, Any]]:
     if not isinstance(message, dict):
         raise FormatError("it is not an object with 'role' and 'content'")
     role = contract.require(message, "role", str, "text")
     if role not in ROLES:
         raise UnknownRole(f"it is spoken by '{role[:80]}'; known are {', '.join(ROLES)}")
+    extra = {k: v for k, v in message.items() if k not in ("role", "content")}
+    learned = fields.is_learned(extra, role) if extra else True
     content = contract.require(message, "content", (str, list), "text or a list of parts")
     note: dict[str, Any] = {}
-    extra = {k: v for k, v in message.items() if k not in ("role", "content")}
     if extra:
         note["extra"] = extra
     pieces: list[Part] = []
+    if role == "user" and binding.style == "front" and (images := binding.rest()):
+        pieces.extend(images)
+        note["front"] = len(images)
     if isinstance(content, str):
-        marked = style == "markers"
-        pieces.extend(_text_pieces(content, marked, images))
+        pieces.extend(_text_pieces(content, binding))
         # A bare string is the usual way to say text only; with pictures a list is.
-        if marked and any(isinstance(p, Image) for p in pieces):
+        if any(isinstance(p, Image) for p in pieces):
             note["shape"] = "text"
-        return Turn(role, tuple(pieces)), note
+        return Turn(role, tuple(pieces), learned), note
     shape: list[Any] = []
     for part in content:
         if not isinstance(part, dict):
             raise FormatError("a content part is not an object with 'type'")
-        new, how = _part(part, style, images)
+        new, how = _part(part, binding)
         pieces.extend(new)
         shape.append(how)
-    turn = Turn(role, _merged(pieces))
-    if shape != _usual_shape(turn):
+    if binding.style is None and (moved := _into_context(pieces)) is not None:
+        note["context"] = shape
+        return Turn(role, moved, learned), note
+    turn = Turn(role, _merged(pieces), learned)
+    if note.get("front") or shape != _usual_shape(turn):
         note["shape"] = shape
     return turn, note
 
 
-def _text_pieces(text: str, marked: bool, images: Iterator[Image]) -> list[Part]:
-    if marked:
-        return list(contract.split_markers(text, images))
+def _text_pieces(text: str, binding: _Binding) -> list[Part]:
+    if binding.marker is not None:
+        count = text.count(binding.marker)
+        images = iter([binding.next() for _ in range(count)])
+        return list(contract.split_markers(text, images, binding.marker))
     return [Text(text)] if text else []
+
+
+def _into_context(pieces: list[Part]) -> tuple[Part, ...] | None:
+    """The pieces with their pictures moved to XTuner's markers; None where there are none.
+
+    Raises:
+        MarkerMismatch: there are markers, and not as many as pictures.
+    """
+    images = [p for p in pieces if isinstance(p, Image)]
+    text = "".join(p.text for p in pieces if isinstance(p, Text))
+    count = text.count(_CONTEXT_MARKER)
+    if not images or not count:
+        return None
+    if count != len(images):
+        raise MarkerMismatch(f"it has {count} {_CONTEXT_MARKER} markers and {len(images)} images")
+    return contract.split_markers(text, iter(images), _CONTEXT_MARKER)
 
 
 def _merged(pieces: list[Part]) -> tuple[Part, ...]:
@@ -171,15 +287,13 @@ def _usual_shape(turn: Turn) -> list[Any] | str:
     return [len(p.text) if isinstance(p, Text) else {"as": "image"} for p in turn.parts]
 
 
-def _part(
-    part: dict[str, Any], style: str | None, images: Iterator[Image]
-) -> tuple[list[Part], Any]:
+def _part(part: dict[str, Any], binding: _Binding) -> tuple[list[Part], Any]:
     """The pieces of a content part, and how it said them: a text's length or a dict."""
     part = {k: v for k, v in part.items() if v is not None}
     kind = part.pop("type", None)
     if kind == "text":
         text = contract.require(part, "text", str, "text")
-        pieces = _text_pieces(text, style == "markers", images)
+        pieces = _text_pieces(text, binding)
         extra = {k: v for k, v in part.items() if k != "text"}
         how: Any = len(text)
         if extra or any(isinstance(p, Image) for p in pieces):
@@ -197,9 +311,11 @@ def _part(
         key = _path_key(part)
         extra = {k: v for k, v in part.items() if k != key}
         if key is None:
-            if style != "placeholders":
+            if binding.style == "indexed":
+                return [binding.at(part["index"])], {"as": "placeholder"} | _if("extra", extra)
+            if binding.style != "placeholders":
                 raise FormatError("an image part names no image, and the row has no 'images'")
-            return [next(images)], {"as": "placeholder"} | _if("extra", extra)
+            return [binding.next()], {"as": "placeholder"} | _if("extra", extra)
         path = contract.require(part, key, str, "a path")
         return [_image(path)], {"as": key} | _if("extra", extra)
     if kind == "video":
@@ -235,36 +351,71 @@ def render(sample: Sample) -> dict[str, Any]:
     style = note.get("style")
     notes = note.get("turns", {})
     row = contract.give_id(sample, note)
+    turns, words = fields.without_system(sample, note)
+    fields.give_system(row, note, words)
     messages = []
-    for number, turn in enumerate(sample.turns):
+    for number, turn in enumerate(turns):
         said = notes.get(str(number), {})
-        content = _content(turn, said.get("shape"), style)
-        messages.append({"role": turn.role, "content": content} | said.get("extra", {}))
+        content = _content(turn, said, style)
+        marks = fields.give_marks(turn, said.get("extra", {}))
+        messages.append({"role": turn.role, "content": content} | marks)
     row["messages"] = messages
+    key = note.get("key", "images")
     if style is not None:
-        row["images"] = [_url(image) for image in sample.images()]
-    elif "images" in note:
-        row["images"] = note["images"]
+        paths = note["listed"] if style == "indexed" else [_url(i) for i in sample.images()]
+        row[key] = paths[0] if note.get("single") and len(paths) == 1 else paths
+    elif "repeats" in note:
+        row[key] = note["repeats"]
+    for name, blank in note.get("empty", {}).items():
+        row.setdefault(name, blank)
     return contract.give_meta(row, sample.meta, _KNOWN, MARK)
 
 
-def _content(turn: Turn, shape: Any, style: str | None) -> str | list[dict[str, Any]]:
+def _content(turn: Turn, said: dict[str, Any], style: str | None) -> str | list[dict[str, Any]]:
+    if (in_context := said.get("context")) is not None:
+        content = _context_content(turn, in_context)
+        if content is not None:
+            return content
+    if front := said.get("front", 0):
+        if all(isinstance(p, Image) for p in turn.parts[:front]):
+            turn = replace(turn, parts=turn.parts[front:])
+    shape = said.get("shape")
+    marker = style if style in fields.MARKERS else None
+    if shape == "text" and (marker or front):
+        return contract.join_markers(turn, marker or contract.IMAGE_MARKER)
     usual = _usual_shape(turn)
-    if shape == "text" and style == "markers":
-        return contract.join_markers(turn)
     if isinstance(shape, list):
-        content = _shaped(turn, shape, style)
+        content = _shaped(turn, shape, marker)
         if content is not None:
             return content
     if usual == "text":
         return turn.text
-    listed = [{"as": "placeholder"} if isinstance(s, dict) and style else s for s in usual]
-    content = _shaped(turn, listed, style)
+    bound = style is not None
+    listed = [{"as": "placeholder"} if isinstance(s, dict) and bound else s for s in usual]
+    content = _shaped(turn, listed, marker)
     assert content is not None
     return content
 
 
-def _shaped(turn: Turn, shape: list[Any], style: str | None) -> list[dict[str, Any]] | None:
+def _context_content(turn: Turn, shape: list[Any]) -> list[dict[str, Any]] | None:
+    """XTuner's way, pictures beside a text with markers; None where the turn fits it no more."""
+    images = [p for p in turn.parts if isinstance(p, Image)]
+    text = contract.join_markers(turn, _CONTEXT_MARKER)
+    content: list[dict[str, Any]] = []
+    for how in shape:
+        how = {"as": "text", "length": how} if isinstance(how, int) else how
+        extra = how.get("extra", {})
+        if how["as"] == "text":
+            content.append({"type": "text", "text": text[: how["length"]]} | extra)
+            text = text[how["length"] :]
+        elif images:
+            content.append(_image_part(images.pop(0), how) | extra)
+        else:
+            return None
+    return content if not text and not images else None
+
+
+def _shaped(turn: Turn, shape: list[Any], marker: str | None) -> list[dict[str, Any]] | None:
     """The turn's content said in a noted way; None where the turn no longer fits it."""
     # The turn as one sequence of characters and pictures, consumed part by part.
     left: list[Any] = []
@@ -281,7 +432,7 @@ def _shaped(turn: Turn, shape: list[Any], style: str | None) -> list[dict[str, A
         how = {"as": "text", "length": how} if isinstance(how, int) else how
         extra = how.get("extra", {})
         if how["as"] == "text":
-            text, position = _take_text(left, position, how["length"], style)
+            text, position = _take_text(left, position, how["length"], marker)
             if text is None:
                 return None
             content.append({"type": "text", "text": text} | extra)
@@ -294,16 +445,18 @@ def _shaped(turn: Turn, shape: list[Any], style: str | None) -> list[dict[str, A
 
 
 def _take_text(
-    left: list[Any], position: int, length: int, style: str | None
+    left: list[Any], position: int, length: int, marker: str | None
 ) -> tuple[str | None, int]:
     text = ""
     while len(text) < length:
         if position >= len(left):
             return None, position
         item = left[position]
-        if isinstance(item, Image) and style != "markers":
-            return None, position
-        text += contract.IMAGE_MARKER if isinstance(item, Image) else item
+        if isinstance(item, Image):
+            if marker is None:
+                return None, position
+            item = marker
+        text += item
         position += 1
     return (text, position) if len(text) == length else (None, position)
 

@@ -6,6 +6,10 @@ Two files: `{"questions": [{"question_id", "image_id", "question"}], "data_subty
 found beside it by name; or both: `questions.json,annotations.json`. Flat rows (JSON lines, a
 JSON array, Parquet) hold the keys of both, and `image`.
 
+ChartQA's names (`query`, `label`, `imgname`), TextVQA's file (`{"dataset_name", "data": [rows]}`)
+and ScienceQA's rows (`choices` and the number of the right one as `answer`; some without a
+picture) are read as well.
+
 The assistant says the most common answer; all stand in `meta["answers"]`, and the answer
 type (else the question type) in `meta["kind"]`. Without a key `image` the picture is
 `COCO_<data_subtype>_<image_id, 12 digits>.jpg`, as VQA names them.
@@ -23,7 +27,7 @@ from typing import Any
 
 from diptych.data import files
 from diptych.data import format as contract
-from diptych.data.rows import Reject, Row, layout, read_json, read_object
+from diptych.data.rows import Reject, Row, layout, object_keys, read_json, read_object
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.data.table import Table
 from diptych.errors import DuplicateId, FormatError, OneSidedConversation
@@ -31,16 +35,23 @@ from diptych.errors import DuplicateId, FormatError, OneSidedConversation
 MARK = "_vqa"
 # What only the pair of files says; flat rows keep it like any key they do not know.
 _PAIR_MARK = "_vqa_pair"
-_ANSWER_KEYS = ("answers", "answer", "multiple_choice_answer", "question_type", "answer_type")
-_KNOWN = frozenset({"question", "image", "kind", *_ANSWER_KEYS})
+_ANSWER_KEYS = (
+    "answers", "answer", "label", "multiple_choice_answer", "question_type", "answer_type",
+)  # fmt: skip
+_SAID_KEYS = _ANSWER_KEYS[:3]
+_QUESTION_KEYS = ("question", "query")
+_IMAGE_KEYS = ("image", "imgname", "img_name")
+_KNOWN = frozenset({"kind", *_QUESTION_KEYS, *_IMAGE_KEYS, *_ANSWER_KEYS})
+_TEXTVQA = frozenset({"dataset_name", "data"})
 
 
 def sniff(row: dict[str, Any]) -> bool:
-    """VQA's list of questions, or a question with answers."""
-    if "questions" in row:
+    """VQA's list of questions, TextVQA's data, or a question with answers."""
+    if "questions" in row or row.keys() >= _TEXTVQA:
         return True
-    answered = any(key in row for key in ("answers", "answer", "multiple_choice_answer"))
-    return "question" in row and answered and "messages" not in row
+    answered = any(key in row for key in (*_SAID_KEYS, "multiple_choice_answer"))
+    asked = any(key in row for key in _QUESTION_KEYS)
+    return asked and answered and not {"messages", "conversations"} & row.keys()
 
 
 def read(path: str) -> Iterator[Sample | Reject]:
@@ -48,7 +59,25 @@ def read(path: str) -> Iterator[Sample | Reject]:
     questions, comma, annotations = path.partition(",")
     if not comma and layout(questions) != "object":
         return contract.parsed(read_json(questions), parse)
+    if not comma and "data" in set(object_keys(questions)):
+        return _read_data(questions)
     return _read_pair(questions, annotations or _annotations_beside(questions))
+
+
+def _read_data(path: str) -> Iterator[Sample | Reject]:
+    """TextVQA's file: rows under `data`, each picture named by its id."""
+
+    def rows() -> Iterator[Row | Reject]:
+        for key, item in read_object(path, frozenset({"data"})):
+            if isinstance(item, Reject):
+                yield item
+            elif isinstance(item, Row) and key == "data":
+                value = dict(item.value)
+                if "image" not in value and isinstance(value.get("image_id"), int | str):
+                    value["image"] = _usual_name(value["image_id"], None)
+                yield Row(value, item.where, item.raw, item.number)
+
+    return contract.parsed(rows(), parse)
 
 
 def _annotations_beside(questions: str) -> str:
@@ -142,36 +171,58 @@ def parse(row: Row) -> Sample:
     id_key = "question_id" if "question_id" in value else "id"
     sample_id = contract.take_id(row, note, id_key)
     note.pop("id", None)
-    note.pop("no_id", None)
-    question = contract.require(value, "question", str, "text")
+    if id_key != "id":
+        note.pop("no_id", None)
+    question_key = _first(value, _QUESTION_KEYS)
+    image_key = _first(value, _IMAGE_KEYS)
+    if (question_key, image_key) != ("question", "image"):
+        note["keys"] = [question_key, image_key]
+    question = contract.require(value, question_key, str, "text")
     answers = _answers(value, note)
     best = value.get("multiple_choice_answer")
     if best is not None and not isinstance(best, str):
         raise FormatError("'multiple_choice_answer' is not text")
     if best is None:
         best = Counter(answers).most_common(1)[0][0] if answers else ""
-    given = {k: value[k] for k in _ANSWER_KEYS[2:] if k in value}
+    given = {k: value[k] for k in _ANSWER_KEYS[3:] if k in value}
     if given:
         note["given"] = given
     if "kind" in value:
         note["kind"] = value["kind"]
-    path = contract.require(value, "image", str, "a path")
-    if not path:
-        raise FormatError("'image' is empty, not a path")
+    shown: tuple[Image, ...] = ()
+    if value.get(image_key) is None and note.get("answers") == "number":
+        # Multiple-choice sets have questions without a picture.
+        note["no_image"] = {image_key: None} if image_key in value else {}
+    else:
+        path = contract.require(value, image_key, str, "a path")
+        if not path:
+            raise FormatError(f"'{image_key}' is empty, not a path")
+        shown = (Image(path),)
     meta = contract.take_meta(value, _KNOWN, MARK, note)
     meta["answers"] = answers
     kind = value.get("kind") or value.get("answer_type") or value.get("question_type")
     if isinstance(kind, str):
         meta["kind"] = kind
-    asked = (Image(path), Text(question)) if question.strip() else ()
+    asked = (*shown, Text(question)) if question.strip() else ()
     said = (Text(best),) if best else ()
     turns = (Turn("user", asked), Turn("assistant", said))
     return contract.checked(Sample(sample_id, turns, row.where, meta))
 
 
+def _first(value: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return next((key for key in keys if key in value), keys[0])
+
+
 def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
-    key = "answers" if "answers" in value else "answer"
+    key = next((k for k in _SAID_KEYS if k in value), "answer")
     given = value.get(key)
+    choices = value.get("choices")
+    if isinstance(given, int) and not isinstance(given, bool) and isinstance(choices, list):
+        if not 0 <= given < len(choices) or not isinstance(choices[given], str):
+            raise FormatError(f"'{key}' is {given}, and there are {len(choices)} choices")
+        note["answers"] = "number"
+        note["answers_key"] = key
+        return [choices[given]]
     if given is None and "multiple_choice_answer" in value:
         note["answers"] = "none"
         return [str(value["multiple_choice_answer"])]
@@ -190,7 +241,7 @@ def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
         if any(extra is not None for extra in extras):
             note["answers"] = extras
         answers = texts
-    if key == "answer":
+    if key != "answers":
         note["answers_key"] = key
     return answers
 
@@ -212,26 +263,35 @@ def render(sample: Sample) -> dict[str, Any]:
             Turn("user", (Image() as image, Text(question))),
             Turn("assistant", (Text(answer),)),
         ):
-            pass
+            shown = contract.image_path(image)
+        case (Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))) if (
+            contract.noted(sample, MARK).get("no_image") is not None
+        ):
+            shown = None
         case _:
             raise FormatError("the sample is not one picture, one question and one answer")
     note = contract.noted(sample, MARK)
     meta = {k: v for k, v in sample.meta.items() if k not in ("answers", "kind")}
     row: dict[str, Any] = {}
-    if "question_id" not in meta:
+    generated = note.get("no_id") and sample.id.startswith("row-")
+    if "question_id" not in meta and not generated:
         row["id"] = meta.pop("id", sample.id)
-    row |= {"image": contract.image_path(image), "question": question}
+    question_key, image_key = note.get("keys", ("question", "image"))
+    row |= note["no_image"] if shown is None else {image_key: shown}
+    row[question_key] = question
     answers = sample.meta.get("answers") or [answer]
-    row.update(_answers_row(answers, note))
+    row.update(_answers_row(answers, note, sample.meta.get("choices")))
     row.update(note.get("given", {} if note else {"multiple_choice_answer": answer}))
     if "kind" in note or (not note and "kind" in sample.meta):
         row["kind"] = note.get("kind", sample.meta.get("kind"))
     return contract.give_meta(row, meta, _KNOWN, MARK)
 
 
-def _answers_row(answers: list[str], note: dict[str, Any]) -> dict[str, Any]:
+def _answers_row(answers: list[str], note: dict[str, Any], choices: Any) -> dict[str, Any]:
     key = note.get("answers_key", "answers")
     how = note.get("answers")
+    if how == "number" and isinstance(choices, list) and answers[0] in choices:
+        return {key: choices.index(answers[0])}
     if how == "none":
         return {}
     if how == "text" and len(answers) == 1:

