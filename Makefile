@@ -24,6 +24,8 @@ $(STAMPS)/core: pyproject.toml constraints.txt
 $(STAMPS)/dev: $(STAMPS)/core
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	sh tests/system_packages.sh
+	# A real SentencePiece model for tests/field lies in this package, which need not be installed.
+	$(PIP) download --quiet --no-deps --constraint constraints.txt --dest $(VENV)/field mistral-common
 	touch $@
 
 test: $(STAMPS)/dev

@@ -1,8 +1,8 @@
 """Examine: the one pass over a data set, whoever makes it.
 
 Reads rows, fetches and checks every picture, tells rows with one id apart (or refuses them) and,
-given a tokenizer's measure, finds samples that are too long. `diptych.data.index` stores what comes out good,
-`diptych.data.check` reports it to the user.
+given a tokenizer's measure, finds samples that are too long. `diptych.data.index` stores what
+comes out good, `diptych.data.check` reports it to the user.
 
 Pictures are decoded by threads: Pillow releases the interpreter's lock while it decodes,
 bytes need not be copied between processes, and a script needs no `__main__` guard.
@@ -179,7 +179,7 @@ _Waiting = tuple[Sample | Reject, list[Future[Picture | DataError]], tuple[str, 
 
 
 def _told_apart(sample: Sample, places: Table, repeats: Table) -> Sample:
-    """The sample with a number behind its id: `7` was used, so it is `7#2`, or the next free one."""
+    """The sample with a number behind its id: where `7` was used, `7#2`, or the next free one."""
     number = int(repeats.pop(sample.id) or 1)
     while True:
         number += 1

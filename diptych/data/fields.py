@@ -102,11 +102,15 @@ def give_system(row: dict[str, Any], note: dict[str, Any], words: str | None) ->
 
 
 def refuse_unseen(value: dict[str, Any]) -> None:
-    """Make sure that a row shows nothing which would be passed over.
+    """Make sure that a row is to be learned, and shows nothing which would be passed over.
 
     Raises:
-        FormatError: it has a video or sound, or names pictures in a column that is not read.
+        FormatError: it has a video or sound, names pictures in a column that is not read, or is
+            marked as not to be learned.
     """
+    for key in _TURN_MARKS:
+        if key in value and not isinstance(value[key], list) and value[key] in (0, False):
+            raise FormatError(f"the row is marked as not to be learned ('{key}': {value[key]!r})")
     for key in _OTHER_MEDIA:
         if value.get(key):
             raise FormatError(f"{key.rstrip('s')} rows cannot be read yet ('{key}' is not empty)")

@@ -1,8 +1,8 @@
 """Where the conformance data lie, and a loud word when they are missing.
 
-The folder comes from the environment variable DIPTYCH_CONFORMANCE; by default it is
-`../shared/conformance` beside the repository. Each test takes sizes and cases from the files, so
-another set of the same layout can be put in its place.
+They lie in `data/` beside this file; the environment variable DIPTYCH_CONFORMANCE names another
+folder. Each test takes sizes and cases from the files, so another set of the same layout can be
+put in its place.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+_DATA = Path(__file__).resolve().parent / "data"
 _missing: set[str] = set()
 
 
 def conformance_root() -> Path:
     """The folder that holds one folder per fixture."""
     given = os.environ.get("DIPTYCH_CONFORMANCE")
-    return Path(given) if given else _REPOSITORY.parent / "shared" / "conformance"
+    return Path(given) if given else _DATA
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from diptych.data.sample import Sample, Text, Turn
 from diptych.eval.benchmarks.choices import CONTINUATIONS, LETTERS, Choices, Item, prompt_text
 from diptych.eval.runner import evaluate
 
@@ -92,3 +93,28 @@ def test_log_likelihoods_choice_and_accuracy(data, folder, tmp_path):
                 assert record.score == row["acc"]
             expected = data["summary"][f"{subject}.{shots}shot"]["acc,none"]
             assert result.score == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def own_model(folder):
+    """Diptych's own model around the reference's language model."""
+    from diptych.model.architecture import build, config_from_dict
+
+    eye = {"model_type": "clip_vision_model", "hidden_size": 8, "intermediate_size": 8,
+           "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 14, "patch_size": 7}  # fmt: skip
+    values = {
+        "vision_encoder": {"config": eye, "image": {"resize": "exact", "size": [14, 14]}},
+        "connector": "mlp",
+        "language_model": {"weights": str(folder / "tiny_lm"), "template": "plain"},
+    }
+    return build(config_from_dict(values)).eval()
+
+
+def test_prompts_that_are_read_once_give_the_same_numbers(data, own_model):
+    """All prompts in one call, several subjects and numbers of worked examples after another."""
+    rows = sorted(data["items"], key=lambda row: (row["num_fewshot"], row["subject"]))
+    samples = [Sample(str(n), (Turn("user", (Text(r["prompt"]),)),)) for n, r in enumerate(rows)]
+    found = own_model.log_likelihoods(samples, [r["continuations"] for r in rows], chat=False)
+    for row, own in zip(rows, found, strict=True):
+        assert own == pytest.approx(row["loglikelihoods"], abs=1e-4, rel=0)
+        assert max(range(4), key=own.__getitem__) == row["argmax"]

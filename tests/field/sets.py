@@ -129,7 +129,7 @@ def _(folder: Path) -> Path:
             "<image>\nWho wrote this book?\nAnswer the question using a single word or phrase.",
             "A. Nobody", "What is the title?", "Green")},
         {"id": "011e7e629fb9ae7b", "image": text, "conversations": said(
-            f"<image>\nProvide a one-sentence caption.\nReference OCR token: BLUE, 12", "A sign that says blue 12.")},
+            "<image>\nProvide a one-sentence caption.\nReference OCR token: BLUE, 12", "A sign that says blue 12.")},
         {"id": 2, "image": region, "conversations": said(
             "<image>\nPlease provide a short description for this region: [0.0, 0.25, 0.5, 0.75].",
             "the left of a green square",

@@ -13,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.field.sets import SETS, Set
 from transformers import AutoTokenizer
 
 from diptych.data import format as formats
@@ -25,6 +24,7 @@ from diptych.data.source import rows
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
+from tests.field.sets import SETS, Set
 
 SNAPSHOTS = Path(__file__).with_name("snapshots.json")
 

@@ -12,7 +12,6 @@ import json
 import pytest
 import torch
 from PIL import Image as Pillow
-from tests.field.test_chat_ids import MARKS, QWEN3, THINKING, TRIMS
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from diptych.convert import layout
@@ -23,6 +22,7 @@ from diptych.model.architectures.vlm import VlmConfig
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
+from tests.field.test_chat_ids import MARKS, QWEN3, THINKING, TRIMS
 
 TEMPLATES = {"vicuna": "vicuna", "qwen3": QWEN3, "trims": TRIMS}
 NEW_TOKENS = 8
