@@ -13,7 +13,7 @@ from typing import Any
 
 from diptych.convert.probes import read_json
 from diptych.data.chat import ChatEncoder
-from diptych.data.joints import JOINTS, joined
+from diptych.data.joints import JOINTS, Joint, joined
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError
 
@@ -108,7 +108,7 @@ def for_parts(template: str, joint: str = "line", *, begin: bool = False) -> str
     return (_BEGIN if begin else "") + _PRELUDES[joint] + template
 
 
-def for_text(template: str, tokenizer: Any) -> tuple[str, str]:
+def for_text(template: str, tokenizer: Any) -> tuple[str, Joint]:
     """A template of a processor -> one that takes text content, and its joint.
 
     The joint of a template from elsewhere is the one that renders pictures and text alike in most
@@ -131,7 +131,7 @@ def for_text(template: str, tokenizer: Any) -> tuple[str, str]:
     return template, joint
 
 
-def read_template(path: Path) -> tuple[str | None, str | None]:
+def read_template(path: Path) -> tuple[str | None, Joint | None]:
     """The template of a folder's tokenizer or processor for text content, and its joint.
 
     Raises:
@@ -166,7 +166,7 @@ _PROBES = (
 )
 
 
-def _joint_of(template: str, tokenizer: Any) -> str:
+def _joint_of(template: str, tokenizer: Any) -> Joint:
     """The joint by which a template for parts joins pictures and text."""
 
     def rendered(parts: list[dict[str, str]]) -> str:
@@ -174,7 +174,7 @@ def _joint_of(template: str, tokenizer: Any) -> str:
             [{"role": "user", "content": parts}], chat_template=template, tokenize=False
         )
 
-    def agrees(joint: str, parts: tuple[Image | Text, ...]) -> bool:
+    def agrees(joint: Joint, parts: tuple[Image | Text, ...]) -> bool:
         try:
             theirs = rendered([_part(p) for p in parts])
         except Exception:  # Jinja raises what it likes: the template takes no parts
@@ -182,8 +182,8 @@ def _joint_of(template: str, tokenizer: Any) -> str:
         text = "".join(p.text if isinstance(p, Text) else IMAGE_MARK for p in joined(parts, joint))
         return text in theirs
 
-    scores = {j: sum(agrees(j, p) for p in _PROBES) for j in ("line", "front", "none")}
-    return max(scores, key=lambda j: scores[j])
+    candidates: tuple[Joint, ...] = ("line", "front", "none")
+    return max(candidates, key=lambda joint: sum(agrees(joint, p) for p in _PROBES))
 
 
 def _part(part: Image | Text) -> dict[str, str]:

@@ -9,14 +9,11 @@ typed (`<|im_end|>`) is cut in two, so that it is read as the characters that it
 
 from __future__ import annotations
 
-import copy
 import fnmatch
-import itertools
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from diptych.data.batch import IMAGE_TOKEN
@@ -25,19 +22,22 @@ from diptych.data.chat_template import (
     JOINTS_OF_TEMPLATES,
     TEMPLATES,
     ChatTemplate,
-    Rendered,
 )
 from diptych.data.joints import joined
+from diptych.data.marked_tokenizer import (
+    CUT,
+    PICTURE,
+    MarkedTokenizer,
+    Token,
+    any_of,
+    cut_at,
+    cut_words,
+)
 from diptych.data.plain_text import reserved_tokens
 from diptych.data.sample import Image, Sample, Text, Turn, Video
 from diptych.errors import ConfigError, EmptyConversation, ModelError
 
 __all__ = ["TEMPLATES", "ChatEncoder", "Encoded", "Fate", "truncate"]
-
-_PICTURE = "\ue000picture\ue001"
-_CUT = "\ue000cut\ue001"
-"""Marks that only the encoder's own copy of the tokenizer knows. `_CUT` becomes nothing; it keeps
-what stands on both sides of it apart."""
 
 
 class Fate(IntEnum):
@@ -92,10 +92,6 @@ class _Region:
     role: str
 
 
-_Token = tuple[int, int, int]
-"""Id, and the characters that it stands for: from, to."""
-
-
 @dataclass
 class ChatEncoder:
     """Encodes Samples with one tokenizer and one template.
@@ -143,10 +139,9 @@ class ChatEncoder:
         self.chat_template = ChatTemplate(self.tokenizer, self.template)
         self._reserved = reserved_tokens(self.tokenizer)
         self._allowed = self._allowed_words()
-        words = {**self._reserved, _PICTURE: -1, _CUT: -1}
-        self._in_questions = _any_of(words)
-        self._in_answers = _any_of(words.keys() - self._allowed)
-        self._local_ids = lru_cache(maxsize=10_000)(self._ids_of)
+        words = {**self._reserved, PICTURE: -1, CUT: -1}
+        self._in_questions = any_of(words)
+        self._in_answers = any_of(words.keys() - self._allowed)
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent to decode workers; the copy of the tokenizer is made anew there.
@@ -229,11 +224,8 @@ class ChatEncoder:
         word: `<s>USER` is not `<s>` and `USER`.
         """
         text = self.chat_template.render(probe("b"), generation=False)
-        written = self._ids_of(f"{self.tokenizer.bos_token}{text}")
-        return self.tokenizer.bos_token is not None and written == [
-            *self.begin,
-            *self._ids_of(text),
-        ]
+        bos, ids = self.tokenizer.bos_token, self._marked.ids
+        return bos is not None and ids(f"{bos}{text}") == [*self.begin, *ids(text)]
 
     def notes(self) -> list[str]:
         """Where this template makes training and asking differ, in words; mostly nothing."""
@@ -241,10 +233,14 @@ class ChatEncoder:
 
     def reserved_words(self, text: str) -> list[tuple[str, bool]]:
         """Reserved words in an answer, and whether each stays one token there."""
-        found = _any_of(self._reserved).findall(text) if self._reserved else []
+        found = any_of(self._reserved).findall(text) if self._reserved else []
         return [(word, word in self._allowed) for word in found]
 
     # -- how it is done ---------------------------------------------------------------------
+
+    @cached_property
+    def _marked(self) -> MarkedTokenizer:
+        return MarkedTokenizer(self.tokenizer)
 
     @cached_property
     def _special(self) -> frozenset[str]:
@@ -266,7 +262,8 @@ class ChatEncoder:
             named |= matching
         own = set(self.chat_template.words) & self._reserved.keys()
         # A word that is no special token and that the template knows is meant to be said.
-        own |= {w for w in self._reserved if w not in self._special and w in self.template}
+        text = self.chat_template.text
+        own |= {w for w in self._reserved if w not in self._special and w in text}
         frame = {self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token}
         return frozenset((named | own) - frame)
 
@@ -277,10 +274,11 @@ class ChatEncoder:
             {"role": turn.role, "content": self._content(turn, images, armoured)} for turn in turns
         ]
         rendered = self.chat_template.layout(messages, generation=generation)
-        tokens = self._tokens(rendered.text)
-        if torn := [s for s in rendered.starts if s > 0 and self._is_torn(tokens, rendered, s)]:
-            rendered = _cut_at(rendered, torn)
-            tokens = self._tokens(rendered.text)
+        tokens = self._marked.tokens(rendered.text)
+        is_torn = self._marked.is_torn
+        if torn := [s for s in rendered.starts if s > 0 and is_torn(rendered.text, tokens, s)]:
+            rendered = cut_at(rendered, torn)
+            tokens = self._marked.tokens(rendered.text)
         regions = [
             self._region(turn, span, start)
             for turn, span, start in zip(turns, rendered.spans, rendered.starts, strict=True)
@@ -302,71 +300,19 @@ class ChatEncoder:
         for part in joined(parts, self.joint or "line"):
             if isinstance(part, Image):
                 images.append(part)
-                pieces.append(_PICTURE)
+                pieces.append(PICTURE)
             elif armoured:
-                pieces.append(_CUT.join(part.text))
+                pieces.append(CUT.join(part.text))
             else:
-                pieces.append(_cut_words(part.text, pattern))
+                pieces.append(cut_words(part.text, pattern))
         return "".join(pieces)
-
-    @cached_property
-    def _marked_tokenizer(self) -> tuple[Any, int, int]:
-        """A copy of the tokenizer that knows both marks, and their ids (picture, cut)."""
-        from tokenizers import AddedToken, processors
-
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ConfigError(
-                f"the tokenizer ({type(self.tokenizer).__name__}) is not one of the tokenizers "
-                "library, and tells no places of its tokens",
-                where="model.language_model.tokenizer",
-                fix="use a folder with tokenizer.json, or one that transformers can convert",
-            )
-        own = copy.deepcopy(backend)
-        own.no_padding()
-        own.no_truncation()
-        # What a text begins with is added here, not by it; and blanks belong to their tokens.
-        own.post_processor = processors.ByteLevel(trim_offsets=False)
-        marks = [AddedToken(m, special=True, normalized=False) for m in (_PICTURE, _CUT)]
-        own.add_special_tokens(marks)
-        return own, own.token_to_id(_PICTURE), own.token_to_id(_CUT)
-
-    def _tokens(self, text: str) -> list[_Token]:
-        encoding = self._marked_tokenizer[0].encode(text, add_special_tokens=False)
-        return [(i, s, e) for i, (s, e) in zip(encoding.ids, encoding.offsets, strict=True)]
-
-    def _ids_of(self, text: str) -> list[int]:
-        return self._marked_tokenizer[0].encode(text, add_special_tokens=False).ids
-
-    def _is_torn(self, tokens: Sequence[_Token], rendered: Rendered, place: int) -> bool:
-        """Whether the ids before `place` are not those that the text up to there has alone."""
-        last = next((n for n, (_, _, end) in enumerate(tokens) if end > place), len(tokens))
-        if last < len(tokens) and tokens[last][1] < place:
-            last += 1  # it stands for characters on both sides
-        first = last
-        # Added tokens split a text before anything else, so what lies before one has no say.
-        while first > 0:
-            first -= 1
-            if tokens[first][0] in self._splitting:
-                break
-        if first == last:
-            return False
-        local = rendered.text[tokens[first][1] if first else 0 : place]
-        return self._local_ids(local) != [token for token, _, _ in tokens[first:last]]
-
-    @cached_property
-    def _splitting(self) -> frozenset[int]:
-        _, picture, cut = self._marked_tokenizer
-        # The unknown token is added as well, and stands wherever a character is not known.
-        unknown = {self.tokenizer.unk_token_id}
-        return frozenset({*self.tokenizer.added_tokens_decoder, picture, cut} - unknown)
 
     def _region(self, turn: Turn, span: tuple[int, int], start: int) -> _Region:
         learned = turn.role == "assistant"
         fate = Fate.TARGET if learned and turn.learn else Fate.PROMPT
         return _Region(start if learned else span[0], span[1], fate, span, turn.role)
 
-    def _fates(self, tokens: Sequence[_Token], regions: Sequence[_Region]) -> list[Fate] | int:
+    def _fates(self, tokens: Sequence[Token], regions: Sequence[_Region]) -> list[Fate] | int:
         """One fate per token; the id of a special token that stands inside a person's text."""
         reserved, unknown = set(self._reserved.values()), self.tokenizer.unk_token_id
         allowed = {self._reserved[w] for w in self._allowed}
@@ -395,9 +341,9 @@ class ChatEncoder:
         return fates
 
     def _assembled(
-        self, tokens: Sequence[_Token], fates: Sequence[Fate], images: list[Image]
+        self, tokens: Sequence[Token], fates: Sequence[Fate], images: list[Image]
     ) -> Encoded:
-        _, picture, cut = self._marked_tokenizer
+        picture, cut = self._marked.picture, self._marked.cut
         ids: list[int] = []
         kept: list[Fate] = []
         begin = self.begin if self.adds_begin else ()
@@ -423,40 +369,6 @@ class ChatEncoder:
         targets = [i for i, f in zip(encoded.ids, encoded.fates, strict=True) if f is Fate.TARGET]
         ends = [i for i in targets[-1:] if i in set(self._reserved.values())]
         return ends[0] if ends else None
-
-
-def _any_of(words: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)))
-
-
-def _cut_words(text: str, pattern: re.Pattern[str]) -> str:
-    """The text with a cut behind the first character of every reserved word in it."""
-    cuts, position = [0], 0
-    while match := pattern.search(text, position):
-        position = match.start() + 1
-        cuts.append(position)
-    if len(cuts) == 1:
-        return text
-    return _CUT.join(text[a:b] for a, b in itertools.pairwise([*cuts, len(text)]))
-
-
-def _cut_at(rendered: Rendered, places: Sequence[int]) -> Rendered:
-    """The same conversation with cuts at these places, everything moved along."""
-
-    def moved(position: int, *, starts: bool) -> int:
-        before = sum(p < position or (starts and p == position) for p in places)
-        return position + before * len(_CUT)
-
-    pieces = [rendered.text[a:b] for a, b in itertools.pairwise([0, *places, len(rendered.text)])]
-    return replace(
-        rendered,
-        text=_CUT.join(pieces),
-        spans=tuple(
-            None if s is None else (moved(s[0], starts=True), moved(s[1], starts=False))
-            for s in rendered.spans
-        ),
-        starts=tuple(s if s < 0 else moved(s, starts=True) for s in rendered.starts),
-    )
 
 
 def truncate(encoded: Encoded, limit: int) -> Encoded:

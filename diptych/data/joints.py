@@ -15,11 +15,13 @@ the template that leaves with a model; tests/unit/convert/test_chat_parts.py hol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from diptych.data.sample import Image, Text
 from diptych.errors import ConfigError
 
-JOINTS = ("line", "front", "none", "begin")
+Joint = Literal["line", "front", "none", "begin"]
+JOINTS: tuple[Joint, ...] = get_args(Joint)
 
 
 def joined(parts: Sequence[Text | Image], joint: str) -> list[Text | Image]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.config import Config
+from diptych.data.joints import Joint
 from diptych.errors import ConfigError, WeightsNotFound
 from diptych.model import products
 from diptych.model.look_up import look_up
@@ -38,7 +39,7 @@ class LanguageModelConfig(Config):
     template: str | None = None
     """Chat template: plain, chatml, vicuna, mistral, compact, qa, a Jinja text, or null for the
     tokenizer's."""
-    picture_joint: Literal["line", "front", "none", "begin"] | None = None
+    picture_joint: Joint | None = None
     """How a picture joins the text beside it: line (a line break between a picture at the start or
     end of a turn and the text), front (a single picture moves to the front of its turn, as in
     LLaVA), none (as the row has it), begin (pictures before the tokenizer's beginning token, as in

@@ -111,8 +111,8 @@ def export(model: Vlm, out: Path) -> ExportReport:
             report.problems.append(f"the weight {name} is not what was written")
     if model.chat_encoder.adds_begin and not model.chat_encoder.begin_can_be_written:
         report.notes.append(
-            f"the tokenizer itself writes {model.tokenizer.bos_token} before a conversation: servers "
-            "that tokenise a rendered chat without special tokens must be told to add them"
+            f"the tokenizer itself writes {model.tokenizer.bos_token} before a conversation: "
+            "servers that tokenise a rendered chat without special tokens must be told to add them"
         )
     if reference.stop_ids != model.chat_encoder.stop_ids():
         report.problems.append("generation stops at other tokens")

@@ -21,18 +21,17 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from diptych.data import fields
 from diptych.data import format as contract
+from diptych.data.message_shapes import CONTEXT_MARKER, content_of, url_of, usual_shape
 from diptych.data.rows import Reject, Row, read_json
 from diptych.data.sample import ROLES, Image, Part, Sample, Text, Turn
 from diptych.errors import FormatError, MarkerMismatch, UnknownRole
 
 MARK = "_messages"
 _KNOWN = frozenset({"id", "messages", *fields.PICTURE_KEYS, *fields.SYSTEM_KEYS})
-_CONTEXT_MARKER = "<IMG_CONTEXT>"
 _PATH_KEYS = ("image", "path", "url")
 
 
@@ -241,7 +240,7 @@ def _turn(message: Any, binding: _Binding) -> tuple[Turn, dict[str, Any]]:
         note["context"] = shape
         return Turn(role, moved, learned), note
     turn = Turn(role, _merged(pieces), learned)
-    if note.get("front") or shape != _usual_shape(turn):
+    if note.get("front") or shape != usual_shape(turn):
         note["shape"] = shape
     return turn, note
 
@@ -262,12 +261,12 @@ def _into_context(pieces: list[Part]) -> tuple[Part, ...] | None:
     """
     images = [p for p in pieces if isinstance(p, Image)]
     text = "".join(p.text for p in pieces if isinstance(p, Text))
-    count = text.count(_CONTEXT_MARKER)
+    count = text.count(CONTEXT_MARKER)
     if not images or not count:
         return None
     if count != len(images):
-        raise MarkerMismatch(f"it has {count} {_CONTEXT_MARKER} markers and {len(images)} images")
-    return contract.split_markers(text, iter(images), _CONTEXT_MARKER)
+        raise MarkerMismatch(f"it has {count} {CONTEXT_MARKER} markers and {len(images)} images")
+    return contract.split_markers(text, iter(images), CONTEXT_MARKER)
 
 
 def _merged(pieces: list[Part]) -> tuple[Part, ...]:
@@ -279,12 +278,6 @@ def _merged(pieces: list[Part]) -> tuple[Part, ...]:
         else:
             merged.append(piece)
     return tuple(merged)
-
-
-def _usual_shape(turn: Turn) -> list[Any] | str:
-    if all(isinstance(p, Text) for p in turn.parts):
-        return "text"
-    return [len(p.text) if isinstance(p, Text) else {"as": "image"} for p in turn.parts]
 
 
 def _part(part: dict[str, Any], binding: _Binding) -> tuple[list[Part], Any]:
@@ -356,124 +349,16 @@ def render(sample: Sample) -> dict[str, Any]:
     messages = []
     for number, turn in enumerate(turns):
         said = notes.get(str(number), {})
-        content = _content(turn, said, style)
+        content = content_of(turn, said, style)
         marks = fields.give_marks(turn, said.get("extra", {}))
         messages.append({"role": turn.role, "content": content} | marks)
     row["messages"] = messages
     key = note.get("key", "images")
     if style is not None:
-        paths = note["listed"] if style == "indexed" else [_url(i) for i in sample.images()]
+        paths = note["listed"] if style == "indexed" else [url_of(i) for i in sample.images()]
         row[key] = paths[0] if note.get("single") and len(paths) == 1 else paths
     elif "repeats" in note:
         row[key] = note["repeats"]
     for name, blank in note.get("empty", {}).items():
         row.setdefault(name, blank)
     return contract.give_meta(row, sample.meta, _KNOWN, MARK)
-
-
-def _content(turn: Turn, said: dict[str, Any], style: str | None) -> str | list[dict[str, Any]]:
-    if (in_context := said.get("context")) is not None:
-        content = _context_content(turn, in_context)
-        if content is not None:
-            return content
-    if front := said.get("front", 0):
-        if all(isinstance(p, Image) for p in turn.parts[:front]):
-            turn = replace(turn, parts=turn.parts[front:])
-    shape = said.get("shape")
-    marker = style if style in fields.MARKERS else None
-    if shape == "text" and (marker or front):
-        return contract.join_markers(turn, marker or contract.IMAGE_MARKER)
-    usual = _usual_shape(turn)
-    if isinstance(shape, list):
-        content = _shaped(turn, shape, marker)
-        if content is not None:
-            return content
-    if usual == "text":
-        return turn.text
-    bound = style is not None
-    listed = [{"as": "placeholder"} if isinstance(s, dict) and bound else s for s in usual]
-    content = _shaped(turn, listed, marker)
-    assert content is not None
-    return content
-
-
-def _context_content(turn: Turn, shape: list[Any]) -> list[dict[str, Any]] | None:
-    """XTuner's way, pictures beside a text with markers; None where the turn fits it no more."""
-    images = [p for p in turn.parts if isinstance(p, Image)]
-    text = contract.join_markers(turn, _CONTEXT_MARKER)
-    content: list[dict[str, Any]] = []
-    for how in shape:
-        how = {"as": "text", "length": how} if isinstance(how, int) else how
-        extra = how.get("extra", {})
-        if how["as"] == "text":
-            content.append({"type": "text", "text": text[: how["length"]]} | extra)
-            text = text[how["length"] :]
-        elif images:
-            content.append(_image_part(images.pop(0), how) | extra)
-        else:
-            return None
-    return content if not text and not images else None
-
-
-def _shaped(turn: Turn, shape: list[Any], marker: str | None) -> list[dict[str, Any]] | None:
-    """The turn's content said in a noted way; None where the turn no longer fits it."""
-    # The turn as one sequence of characters and pictures, consumed part by part.
-    left: list[Any] = []
-    for part in turn.parts:
-        if isinstance(part, Text):
-            left.extend(part.text)
-        elif isinstance(part, Image):
-            left.append(part)
-        else:
-            raise FormatError("this format cannot hold a video yet")
-    content: list[dict[str, Any]] = []
-    position = 0
-    for how in shape:
-        how = {"as": "text", "length": how} if isinstance(how, int) else how
-        extra = how.get("extra", {})
-        if how["as"] == "text":
-            text, position = _take_text(left, position, how["length"], marker)
-            if text is None:
-                return None
-            content.append({"type": "text", "text": text} | extra)
-            continue
-        if position >= len(left) or not isinstance(left[position], Image):
-            return None
-        content.append(_image_part(left[position], how) | extra)
-        position += 1
-    return content if position == len(left) else None
-
-
-def _take_text(
-    left: list[Any], position: int, length: int, marker: str | None
-) -> tuple[str | None, int]:
-    text = ""
-    while len(text) < length:
-        if position >= len(left):
-            return None, position
-        item = left[position]
-        if isinstance(item, Image):
-            if marker is None:
-                return None, position
-            item = marker
-        text += item
-        position += 1
-    return (text, position) if len(text) == length else (None, position)
-
-
-def _image_part(image: Image, how: dict[str, Any]) -> dict[str, Any]:
-    if how["as"] == "placeholder":
-        return {"type": "image"}
-    url = _url(image)
-    if how["as"] == "image_url":
-        return {"type": "image_url", "image_url": {"url": url} | how.get("inner", {})}
-    if how["as"] == "image_url_text":
-        return {"type": "image_url", "image_url": url}
-    return {"type": "image", how["as"]: url}
-
-
-def _url(image: Image) -> str:
-    if image.data is not None and image.span is None:
-        head = image.path if image.path.startswith("data:") else "data:;base64"
-        return f"{head},{base64.b64encode(image.data).decode('ascii')}"
-    return contract.image_path(image)

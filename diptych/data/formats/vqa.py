@@ -28,7 +28,7 @@ from typing import Any
 from diptych.data import files
 from diptych.data import format as contract
 from diptych.data.rows import Reject, Row, layout, object_keys, read_json, read_object
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.sample import Image, Part, Sample, Text, Turn
 from diptych.data.table import Table
 from diptych.errors import DuplicateId, FormatError, OneSidedConversation
 
@@ -203,7 +203,7 @@ def parse(row: Row) -> Sample:
     kind = value.get("kind") or value.get("answer_type") or value.get("question_type")
     if isinstance(kind, str):
         meta["kind"] = kind
-    asked = (*shown, Text(question)) if question.strip() else ()
+    asked: tuple[Part, ...] = (*shown, Text(question)) if question.strip() else ()
     said = (Text(best),) if best else ()
     turns = (Turn("user", asked), Turn("assistant", said))
     return contract.checked(Sample(sample_id, turns, row.where, meta))
@@ -263,7 +263,7 @@ def render(sample: Sample) -> dict[str, Any]:
             Turn("user", (Image() as image, Text(question))),
             Turn("assistant", (Text(answer),)),
         ):
-            shown = contract.image_path(image)
+            shown: str | None = contract.image_path(image)
         case (Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))) if (
             contract.noted(sample, MARK).get("no_image") is not None
         ):

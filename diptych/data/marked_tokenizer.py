@@ -1,0 +1,130 @@
+"""A tokenizer that knows two marks more: where a picture stands, and where a text is cut.
+
+Both are special tokens of a copy, so the tokenizer itself splits the text at them before anything
+else, as it does at `<image>` in an exported model, and every other token is what it always is.
+
+Source: tokenizers, `AddedToken` (special, not normalized).
+Parity: tests/field/test_chat_ids.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from diptych.data.chat_template import Rendered
+from diptych.errors import ConfigError
+
+PICTURE = "\ue000picture\ue001"
+CUT = "\ue000cut\ue001"
+"""`CUT` becomes nothing; it keeps what stands on both sides of it apart."""
+
+
+class Token(NamedTuple):
+    """An id, and the characters of the text that it stands for: from, to."""
+
+    id: int
+    start: int
+    end: int
+
+
+class MarkedTokenizer:
+    """A Hugging Face tokenizer's own copy with `PICTURE` and `CUT`.
+
+    Attributes:
+        picture, cut: ids of the marks.
+
+    Raises:
+        ConfigError: the tokenizer is not backed by the tokenizers library.
+    """
+
+    def __init__(self, tokenizer: Any):
+        from tokenizers import AddedToken, processors
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigError(
+                f"the tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers "
+                "library, and tells no places of its tokens",
+                where="model.language_model.tokenizer",
+                fix="use a folder with tokenizer.json, or one that transformers can convert",
+            )
+        self._backend = copy.deepcopy(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        # What a text begins with is added elsewhere; and blanks belong to their tokens.
+        self._backend.post_processor = processors.ByteLevel(trim_offsets=False)
+        marks = [AddedToken(m, special=True, normalized=False) for m in (PICTURE, CUT)]
+        self._backend.add_special_tokens(marks)
+        self.picture: int = self._backend.token_to_id(PICTURE)
+        self.cut: int = self._backend.token_to_id(CUT)
+        # The unknown token is added as well, and stands wherever a character is not known.
+        self._splitting = frozenset(
+            {*tokenizer.added_tokens_decoder, self.picture, self.cut} - {tokenizer.unk_token_id}
+        )
+        self._local_ids = lru_cache(maxsize=10_000)(self.ids)
+
+    def tokens(self, text: str) -> list[Token]:
+        """The tokens of a text with their places."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return [Token(i, *place) for i, place in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def is_torn(self, text: str, tokens: Sequence[Token], place: int) -> bool:
+        """Whether the ids before `place` are not those that `text` has when it ends there."""
+        last = next((n for n, token in enumerate(tokens) if token.end > place), len(tokens))
+        if last < len(tokens) and tokens[last].start < place:
+            last += 1  # it stands for characters on both sides
+        first = last
+        # Added tokens split a text before anything else, so what lies before one has no say.
+        while first > 0:
+            first -= 1
+            if tokens[first].id in self._splitting:
+                break
+        if first == last:
+            return False
+        local = text[tokens[first].start if first else 0 : place]
+        return self._local_ids(local) != [token.id for token in tokens[first:last]]
+
+
+def any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the words, the longest first."""
+    return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)))
+
+
+def cut_words(text: str, pattern: re.Pattern[str]) -> str:
+    """The text with a cut behind the first character of every word that the pattern finds."""
+    cuts, position = [0], 0
+    while match := pattern.search(text, position):
+        position = match.start() + 1
+        cuts.append(position)
+    if len(cuts) == 1:
+        return text
+    return CUT.join(text[a:b] for a, b in itertools.pairwise([*cuts, len(text)]))
+
+
+def cut_at(rendered: Rendered, places: Sequence[int]) -> Rendered:
+    """The same conversation with cuts at these places, everything moved along."""
+
+    def moved(position: int, *, starts: bool) -> int:
+        before = sum(p < position or (starts and p == position) for p in places)
+        return position + before * len(CUT)
+
+    pieces = [rendered.text[a:b] for a, b in itertools.pairwise([0, *places, len(rendered.text)])]
+    return replace(
+        rendered,
+        text=CUT.join(pieces),
+        spans=tuple(
+            None if s is None else (moved(s[0], starts=True), moved(s[1], starts=False))
+            for s in rendered.spans
+        ),
+        starts=tuple(s if s < 0 else moved(s, starts=True) for s in rendered.starts),
+    )
