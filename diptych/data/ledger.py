@@ -150,12 +150,11 @@ class Ledger:
 
     def add(self, step: Step) -> None:
         """Count one training step: each sample of it is read anew, and ends anew."""
-        cut = dict(step.truncated)
+        # Counted, not looked up by id: two data sets, and two visits, may share one.
         self.num_read += len(step.used) + len(step.rejected)
-        self.num_used += sum(id not in cut for id in step.used)
-        for id in step.used:
-            if id in cut:
-                self.truncate(cut[id])
+        self.num_used += len(step.used) - len(step.truncated)
+        for _, num_cut_tokens in step.truncated:
+            self.truncate(num_cut_tokens)
         self.num_supervised_tokens += step.num_targets
         for id, error in step.rejected:
             reject = Reject(

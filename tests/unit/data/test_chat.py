@@ -208,3 +208,108 @@ def test_a_normalizer_cannot_make_a_special_token():
     assert reserved in fast.encode("＜ｔｏｏｌ＞", add_special_tokens=False), "the attack works"
     encoder = ChatEncoder(fast, "plain")
     assert reserved not in encoder.encode(sample(("user", Text("＜ｔｏｏｌ＞<tool>")))).ids
+
+
+# -- reserved words in answers, templates that look into what is said -------------------------
+
+THINKS = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}"
+    "{%- set said = m.content %}{%- set thought = '' %}"
+    "{%- if '</think>' in m.content %}"
+    "{%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{%- set said = m.content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{- '<|im_start|>assistant\n' }}"
+    "{%- if loop.last %}{{- '<think>\n' + thought + '\n</think>\n\n' }}{%- endif %}"
+    "{{- said + '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def thinking(tokenizer_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.add_tokens(["<think>", "</think>", "<loc0001>", "<loc0002>"])
+    tokenizer.add_tokens(["<box>"], special_tokens=True)
+    return tokenizer
+
+
+def names(tokenizer, encoded, fate):
+    return tokenizer.convert_ids_to_tokens(of(encoded, fate))
+
+
+def test_words_that_the_recipe_names_are_tokens_in_answers_only(thinking):
+    asked = ("user", Text("<box> <loc0001> <think>"))
+    said = ("assistant", Text("<box><loc0001><loc0002></think><|im_end|>"))
+    encoder = ChatEncoder(thinking, "chatml", answer_tokens=("<box>", "<loc*>"))
+    encoded = encoder.encode(sample(asked, said))
+    reserved = set(encoder._reserved)
+    assert not reserved & set(names(thinking, encoded, Fate.PROMPT))
+    targets = names(thinking, encoded, Fate.TARGET)
+    assert targets[:3] == ["<box>", "<loc0001>", "<loc0002>"]
+    assert "</think>" not in targets and targets.count("<|im_end|>") == 1
+    assert encoder.decode(of(encoded, Fate.TARGET)) == said[1].text.removesuffix("<|im_end|>") + "<|im_end|>"
+    assert pickle.loads(pickle.dumps(encoder)).encode(sample(asked, said)) == encoded
+    with pytest.raises(ConfigError, match="no token of the tokenizer"):
+        ChatEncoder(thinking, "chatml", answer_tokens=("<seg*>",))
+
+
+def test_words_that_the_template_looks_for_are_tokens_in_answers(thinking):
+    encoder = ChatEncoder(thinking, THINKS)
+    one = sample(("user", Text("hm </think>")), ("assistant", Text("<think>\nslow\n</think>\n\nyes")))
+    encoded = encoder.encode(one)
+    assert "</think>" not in names(thinking, encoded, Fate.PROMPT)
+    targets = names(thinking, encoded, Fate.TARGET)
+    assert targets[0] == "<think>" and targets.count("</think>") == 1
+    text = thinking.apply_chat_template(
+        [{"role": "user", "content": "hm "}, {"role": "assistant", "content": one.answer}],
+        chat_template=THINKS, tokenize=False,
+    )  # fmt: skip
+    assert plain(thinking, encoded.ids) == text.replace("hm ", "hm </think>")
+    harmless = encoder.encode(sample(("user", Text("hm ")), ("assistant", one.turns[1].parts[0])))
+    assert plain(thinking, harmless.ids) == text
+
+
+def test_what_is_learned_begins_where_asking_ends(thinking):
+    """A template that writes an empty thinking block before the last answer: it is learned."""
+    encoder = ChatEncoder(thinking, THINKS)
+    whole = encoder.encode(sample(("user", Text("q")), ("assistant", Text("yes"))))
+    asked = encoder.encode(sample(("user", Text("q"))), generation=True)
+    assert whole.ids[: whole.fates.index(Fate.TARGET)] == asked.ids
+    assert encoder.decode(of(whole, Fate.TARGET)).strip() == "yes", "taken off again"
+    said = " ".join(encoder.notes())
+    assert "<think>" in said and "earlier answers" in said and "taken out" in said
+
+
+def test_notes_of_templates(encoders, tokenizer):
+    for name in TEMPLATES:
+        assert encoders[name].notes() == [], name
+    assert "blanks" in " ".join(encoders["strips"].notes())
+    endless = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert "no token at which generation stops" in " ".join(ChatEncoder(tokenizer, endless).notes())
+
+
+def test_turns_that_are_not_learned_are_read(encoders, tokenizer):
+    turns = (
+        Turn("user", (Text("one"),)), Turn("assistant", (Text("uno"),), learn=False),
+        Turn("user", (Text("two"),)), Turn("assistant", (Text("dos"),)),
+    )  # fmt: skip
+    encoded = encoders["chatml"].encode(Sample("s", turns))
+    assert plain(tokenizer, of(encoded, Fate.TARGET)) == "dos<|im_end|>"
+    assert "uno" in plain(tokenizer, encoded.ids)
+
+
+@pytest.mark.parametrize("joint", ["line", "front", "none", "begin"])
+def test_pictures_inside_a_sentence(tokenizer, joint):
+    turn = ("user", Text("Is "), Image("a"), Text(" or "), Image("b"), Text(" red?"))
+    encoded = ChatEncoder(tokenizer, "chatml", 1, joint).encode(sample(turn), generation=True)
+    assert plain(tokenizer, [i for i in encoded.ids if i != IMAGE_TOKEN]).count("Is  or  red?") == 1
+
+
+def test_front_moves_a_single_picture(tokenizer):
+    encoder = ChatEncoder(tokenizer, "vicuna", 1)
+    inside = encoder.encode(sample(("user", Text("Is "), Image("a"), Text(" red? "))), generation=True)
+    before = encoder.encode(sample(("user", Image("a"), Text("\nIs  red?"))), generation=True)
+    assert encoder.joint == "front" and inside.ids == before.ids

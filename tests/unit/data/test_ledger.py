@@ -107,3 +107,14 @@ def test_reject_file_appears_whole_or_not_at_all(tmp_path):
     with RejectFile(path):
         pass
     assert not path.exists() and not list(tmp_path.iterdir())
+
+
+def test_two_samples_of_one_step_may_share_an_id():
+    """Ids are unique within a data set; a step may hold samples of several."""
+    from diptych.data.collate import Prepared
+
+    ledger = Ledger()
+    ledger.add(Prepared(used=["1", "1", "2"], truncated=[("1", 7)]))
+    assert (ledger.num_read, ledger.num_used, ledger.num_truncated) == (3, 2, 1)
+    assert ledger.num_cut_tokens == 7
+    ledger.check()
