@@ -26,6 +26,9 @@ from pydantic_core import PydanticCustomError
 from diptych import parts
 from diptych.errors import ConfigError, DiptychError
 
+SAME_RESULT: Any = {"same_result": True}
+"""Mark of a field that cannot change what comes out; see `Config.deciding`."""
+
 
 class Config(BaseModel):
     """A frozen, strict node of the configuration tree."""
@@ -63,9 +66,17 @@ class Config(BaseModel):
         """Indented JSON with a final newline."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
+    def deciding(self) -> dict[str, Any]:
+        """The tree as plain data, without fields that cannot change what comes out.
+
+        Such a field is marked by `json_schema_extra=SAME_RESULT`: how a step is cut, how often a
+        run is saved, how many processes decode.
+        """
+        return _deciding(self, self.to_dict())
+
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when any value of the tree changes."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        """Twelve hexadecimal digits that change when a value changes that decides the result."""
+        canonical = json.dumps(self.deciding(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def override(self, assignments: Iterable[str]) -> Self:
@@ -93,6 +104,22 @@ class PartConfig(Config):
 
     name: str
     """File stem of the part."""
+
+
+def _deciding(node: Any, values: Any) -> Any:
+    """`values`, which `node` was written as, without the fields marked by SAME_RESULT."""
+    if isinstance(node, Config):
+        extra = {name: f.json_schema_extra for name, f in type(node).model_fields.items()}
+        return {
+            key: _deciding(getattr(node, key), value)
+            for key, value in values.items()
+            if extra[key] != SAME_RESULT
+        }
+    if isinstance(node, tuple):
+        return [_deciding(item, value) for item, value in zip(node, values, strict=True)]
+    if isinstance(node, dict):
+        return {key: _deciding(node[key], value) for key, value in values.items()}
+    return values
 
 
 T = TypeVar("T", bound=PartConfig)

@@ -20,15 +20,21 @@
     |  |  |  |- OneSidedConversation  nobody asks, or nobody answers
     |  |  |  `- UnknownRole           a speaker that is neither user, assistant nor system
     |  |  |- DuplicateId              two rows with one id
+    |  |  |- DataChanged              the data behind a stopped run are not what they were
     |  |  |- SampleTooLong            does not fit the context
     |  |  `- TooManyRejects           more rejected rows than allowed
-    |  `- WeightsNotFound             no such pretrained weights, or no network to get them
+    |  |- WeightsNotFound             no such pretrained weights, or no network to get them
+    |  |- StartChanged                the tokenizer or weights behind a stopped run are others now
+    |  `- RunTaken                    the folder holds another run, or another process works in it
     |- ModelError
     |  |- ImageTokenMismatch          image placeholders and image features differ in number
+    |  |- TooManyFailures             more questions of an evaluation failed than it allows
+    |  |- ZeroVector                  a vector without a direction: zeros, or numbers not finite
     |  |- CheckpointError             a model folder or checkpoint that cannot be used
     |  |- WeightsCorrupt              a download whose hash is wrong
     |  `- UnsafeFile                  a file that could execute code (pickle) was refused
     |- TrainingError
+    |  |- ProcessesDisagree           two counts of the processes of one run differ
     |  |- NothingLearns               a part that should move did not
     |  |- FrozenPartMoved             a part that should stand still moved
     |  `- LossNotFinite               the loss became NaN or infinite
@@ -165,6 +171,10 @@ class DuplicateId(DataError):
     """Two rows share one id."""
 
 
+class DataChanged(DataError):
+    """The data behind a stopped run are not what they were when it began."""
+
+
 class SampleTooLong(DataError):
     """The sample has more tokens than the context."""
 
@@ -177,12 +187,28 @@ class WeightsNotFound(InputError):
     """Pretrained weights of that name are neither local nor reachable."""
 
 
+class StartChanged(InputError):
+    """The tokenizer, template or weights behind a stopped run are not what they were."""
+
+
+class RunTaken(ConfigError):
+    """The folder holds a run of another recipe or other settings, or is in use."""
+
+
 class ModelError(DiptychError):
     """A model cannot be built, loaded or run."""
 
 
 class ImageTokenMismatch(ModelError):
     """Image placeholders and image features differ in number."""
+
+
+class TooManyFailures(ModelError):
+    """More questions of an evaluation failed than it allows; it has no score."""
+
+
+class ZeroVector(ModelError):
+    """A vector is all zeros or has numbers that are not finite, so it has no direction."""
 
 
 class CheckpointError(ModelError):
@@ -199,6 +225,10 @@ class UnsafeFile(ModelError):
 
 class TrainingError(DiptychError):
     """Training cannot go on."""
+
+
+class ProcessesDisagree(TrainingError):
+    """The launcher, PyTorch and Accelerate count the processes of one run differently."""
 
 
 class NothingLearns(TrainingError):

@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from diptych import parts
-from diptych.config import Config, inner_error, read_file
+from diptych.config import SAME_RESULT, Config, inner_error, read_file
 from diptych.errors import ConfigError, PartNotFound
 from diptych.model.architecture import ArchitectureField
 from diptych.model.language_model import TRAINED_ON_DATA
@@ -54,10 +54,14 @@ class EvaluationConfig(Config):
     one is scored. Null scores all of it."""
     num_beams: int = Field(default=1, ge=1)
     """Width of the beam search for an answer; 1 takes the likeliest token each time (greedy)."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, json_schema_extra=SAME_RESULT)
     """Questions asked at once."""
     limit: int | None = Field(default=None, ge=1)
     """At most so many questions, drawn with the recipe's seed; null takes all."""
+    max_failure_share: float = Field(default=0.01, ge=0, le=1)
+    """Share of the questions that may fail (a picture that cannot be read, memory that runs out);
+    with more there is no score but an error. A prompt that is too long is no failure: it is
+    wrong."""
     before: bool = True
     """Measure before training too; false saves time."""
     choices: str | None = None
@@ -77,7 +81,7 @@ class Recipe(Config):
     """How it is measured; null trains only."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, data order and everything random."""
-    trackers: tuple[str, ...] = ("tensorboard",)
+    trackers: tuple[str, ...] = Field(default=("tensorboard",), json_schema_extra=SAME_RESULT)
     """Experiment trackers that Accelerate knows: tensorboard, wandb, mlflow."""
 
     @model_validator(mode="after")
@@ -97,6 +101,17 @@ class Recipe(Config):
         if len({s.precision for s in self.stages}) > 1:
             raise ValueError("the stages differ in precision; use one for the whole run")
         return self
+
+    def override(self, assignments: Iterable[str]) -> Self:
+        """As `Config.override`; a value that would change nothing is an error, too.
+
+        Raises:
+            ConfigError: see there; or another setting makes this one idle (names it).
+        """
+        given = list(assignments)
+        changed = super().override(given)
+        _refuse_idle(changed, [assignment.partition("=")[0].strip() for assignment in given])
+        return changed
 
     def located(self, folder: Path) -> Recipe:
         """The same recipe with its data paths absolute, read as relative to `folder`."""
@@ -129,7 +144,9 @@ def load(reference: str) -> Recipe:
     if path.is_dir() and (path / "recipe.json").is_file():
         path = path / "recipe.json"
     if path.is_file():
-        return Recipe.from_dict(_read(path, ()), where=str(path))
+        recipe = Recipe.from_dict(_read(path, ()), where=str(path))
+        _refuse_idle(recipe, _changes_of(path), where=str(path))
+        return recipe
     recipes = named()
     name = reference.replace("_", "-")
     if name in recipes:
@@ -140,6 +157,70 @@ def load(reference: str) -> Recipe:
         f"'{reference}' is neither a recipe file nor a known recipe",
         fix=f"{hint}known: {', '.join(sorted(recipes))}",
     )
+
+
+def _changes_of(path: Path) -> list[str]:
+    """Dotted keys that a recipe file changes in the stages of its base."""
+    values = read_file(path)
+    stages = values.get("stages")
+    if "base" not in values or not isinstance(stages, dict):
+        return []
+    keys: list[str] = []
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, dict) and node:
+            for name, value in node.items():
+                walk(value, f"{key}.{name}")
+        else:
+            keys.append(key)
+
+    walk(stages, "stages")
+    return keys
+
+
+def _refuse_idle(recipe: Recipe, keys: Iterable[str], where: str | None = None) -> None:
+    """Refuse changes of settings that another setting of the same stage makes idle.
+
+    Raises:
+        ConfigError: names the setting that counts instead.
+    """
+    numbered = {str(number): stage for number, stage in enumerate(recipe.stages)}
+    stages = {**numbered, **{stage.name: stage for stage in recipe.stages}}
+    for key in keys:
+        room, _, rest = key.partition(".")
+        name, _, rest = rest.partition(".")
+        if room != "stages" or name not in stages:
+            continue
+        idle = _idle(stages[name], rest, f"stages.{name}")
+        if idle is not None:
+            what, fix = idle
+            raise ConfigError(what, where=f"{where}: {key}" if where else key, fix=fix)
+
+
+def _idle(stage: Stage, key: str, place: str) -> tuple[str, str] | None:
+    """What makes a key of a stage idle, and what to set instead; None where it counts."""
+    own = [part for part, how in stage.learn.items() if how.learning_rate is not None]
+    if key == "learning_rate" and len(own) == len(stage.learn) and not stage.objective.learns:
+        rates = ", ".join(f"{place}.learn.{part}.learning_rate" for part in own)
+        return (
+            f"every part of this stage names its own rate ({', '.join(own)}), so the stage's "
+            "changes nothing",
+            f"set {rates}; null takes the stage's",
+        )
+    if key == "num_epochs" and stage.num_steps is not None and stage.num_epochs is not None:
+        return (
+            f"num_steps is {stage.num_steps} and wins over num_epochs",
+            f"set {place}.num_steps=null too",
+        )
+    words = key.split(".")
+    if len(words) > 2 and words[0] == "learn" and words[2] == "lora":
+        how = stage.learn.get(words[1])
+        if how is not None and how.how != "lora":
+            return (
+                f"the {words[1]} learns in full, without adapters",
+                f"set {place}.learn.{words[1]}.how=lora too",
+            )
+    return None
 
 
 CHAINED = "recipe:"

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "diptych"
 LEVELS = (
-    {"config", "errors", "parts", "progress", "machine"},
+    {"config", "errors", "parts", "progress", "machine", "json_text"},
     {"data"},
     {"model"},
     {"train", "eval", "embed", "serve", "convert"},

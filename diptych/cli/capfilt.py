@@ -15,16 +15,17 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
 
+from diptych import json_text
 from diptych.cli.evaluation import write_json
+from diptych.cli.filter_threshold import Held, calibrated, filter_scores
 from diptych.data.index import Index
-from diptych.data.sample import Image, Sample
+from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.model.checkpoint import (
     composition,
@@ -35,6 +36,7 @@ from diptych.model.checkpoint import (
 )
 from diptych.model.trainable import Learn
 from diptych.progress import Progress
+from diptych.train.claim import hold, working_in
 from diptych.train.stage import DataConfig, Stage
 from diptych.train.trainer import Trainer
 
@@ -86,7 +88,8 @@ def capfilt(
             before the run stops.
 
     Raises:
-        ConfigError: the model is no captioner, or `out` holds another run.
+        ConfigError: the model is no captioner.
+        RunTaken: `out` holds another run, or another process works in it.
         DataError: a set cannot be used.
     """
     settings = {
@@ -95,6 +98,25 @@ def capfilt(
         "learning_rate": learning_rate, "batch_size": batch_size, "top_p": top_p, "seed": seed,
     }  # fmt: skip
     model_hashes = _captioner(model)
+    _compare(out, settings, None)
+    with working_in(out):
+        return _bootstrap(
+            out, settings, model_hashes, images, clean_images, max_reject_share, progress
+        )
+
+
+def _bootstrap(
+    out: Path,
+    settings: dict[str, Any],
+    model_hashes: dict[str, str],
+    images: str | None,
+    clean_images: str | None,
+    max_reject_share: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """See `capfilt`; the folder is this process's alone."""
+    noisy, clean, model = settings["noisy"], settings["clean"], settings["model"]
+    by, threshold, seed = settings["by"], settings["threshold"], settings["seed"]
     index = Index.build(noisy, out / "data", images=images)
     index.ledger.enforce(max_reject_share, advice="or allow them with --max-reject-share")
     clean_index = Index.build(clean, out / "clean", images=clean_images)
@@ -103,7 +125,8 @@ def capfilt(
         name: {"files": found.files, "images": found.root}
         for name, found in (("noisy", index), ("clean", clean_index))
     }
-    _claim(out, settings, contents | {"model": model_hashes})
+    _compare(out, settings, contents | {"model": model_hashes})
+    write_json(out / _RUN, {"settings": settings, "contents": contents | {"model": model_hashes}})
     # Rows name pictures beside the noisy set, or in `images/` where those are no files.
     as_files = all(image.span is None for row in index for image in row.images())
     root = index.root if as_files else str(out.resolve())
@@ -114,7 +137,7 @@ def capfilt(
     }
     calibration = None
     if threshold is None:
-        calibration = _calibrated(tuned["filter"], held, by, out, seed)
+        calibration = calibrated(tuned["filter"], held, by, out, seed)
         threshold = float(calibration["threshold"])
     parts = range(0, len(index), PART_ROWS)
     (out / "parts").mkdir(exist_ok=True)
@@ -182,46 +205,46 @@ def _captioner(model: str) -> dict[str, str]:
     return {file.name: file_hash(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
-def _claim(out: Path, settings: dict[str, Any], contents: dict[str, Any]) -> None:
-    """Note what the folder is for; parts of other settings or data are not mixed in."""
-    mark: dict[str, Any] = {"settings": settings, "contents": contents}
-    canonical = json.dumps(mark, sort_keys=True).encode()
-    mark["fingerprint"] = hashlib.sha256(canonical).hexdigest()[:12]
-    file = out / "run.json"
-    if file.is_file():
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known["fingerprint"] != mark["fingerprint"]:
-            changed = [
-                name
-                for part in ("settings", "contents")
-                for name in mark[part]
-                if known.get(part, {}).get(name) != json.loads(json.dumps(mark[part][name]))
-            ]
-            raise ConfigError(
-                f"the folder holds a run with other settings or data: {', '.join(changed)}",
-                where=str(out),
-                fix="name a new one",
-            )
+_RUN = "run.json"
+
+
+def _compare(out: Path, settings: dict[str, Any], contents: dict[str, Any] | None) -> None:
+    """Hold a run to what its folder is for: parts of other settings or data are not mixed in.
+
+    Args:
+        contents: what the data and the model hold; None where they have not been read yet.
+
+    Raises:
+        RunTaken: the folder is for something else.
+    """
+    file = out / _RUN
+    if not file.is_file():
         return
-    write_json(file, mark)
+    known = json.loads(file.read_text(encoding="utf-8"))
+    both: Any = (
+        {"settings": {}, "contents": {}, **known},
+        {"settings": settings, "contents": contents},
+    )
+    there, here = (
+        {
+            name: [one["settings"].get(name), one["contents"].get(name) if contents else None]
+            for name in settings
+        }
+        for one in both
+    )
+    hold(out, _short(there), _short(here), what="settings or data")
 
 
-@dataclass(frozen=True)
-class _Held:
-    """The clean pairs: a file to tune on, and pairs to set the threshold by."""
-
-    tune: str
-    images: str
-    pairs: tuple[tuple[Image, str], ...]
-    index: Index
-    apart: bool
+def _short(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON text, so that a difference is told by its name alone."""
+    return {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
 
 
 MIN_HELD = 16
 MAX_HELD = 512
 
 
-def _hold_out(clean: str, index: Index, out: Path, seed: int) -> _Held:
+def _hold_out(clean: str, index: Index, out: Path, seed: int) -> Held:
     """A tenth of the clean pictures for the threshold, the rest for tuning.
 
     Where that is too few, or pictures are not files of their own, all pairs serve for both.
@@ -237,7 +260,7 @@ def _hold_out(clean: str, index: Index, out: Path, seed: int) -> _Held:
     names = sorted({image.path for image, _ in pairs})
     count = min(MAX_HELD, len(names) // 10)
     if count < MIN_HELD or any(i.span is not None or i.data is not None for i, _ in pairs):
-        return _Held(clean, index.root, tuple(pairs[:MAX_HELD]), index, apart=False)
+        return Held(clean, index.root, tuple(pairs[:MAX_HELD]), index, apart=False)
     held = set(random.Random(seed).sample(names, count))
     rows = [
         {"id": str(n), "image": i.path, "image_id": i.path, "caption": text}
@@ -245,7 +268,7 @@ def _hold_out(clean: str, index: Index, out: Path, seed: int) -> _Held:
         if i.path not in held
     ]
     _write(out / "clean_tune.jsonl", rows)
-    return _Held(
+    return Held(
         str(out / "clean_tune.jsonl"),
         index.root,
         tuple(pair for pair in pairs if pair[0].path in held),
@@ -254,82 +277,13 @@ def _hold_out(clean: str, index: Index, out: Path, seed: int) -> _Held:
     )
 
 
-def _calibrated(model: Any, held: _Held, by: str, out: Path, seed: int) -> dict[str, Any]:
-    """The threshold with the best mean of true pairs kept and exchanged ones dropped.
-
-    Raises:
-        DataError: all clean texts are the same, so that nothing can be exchanged.
-    """
-    file = out / "threshold.json"
-    if file.is_file():
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    order = list(range(len(held.pairs)))
-    random.Random(seed).shuffle(order)
-    images = [held.pairs[i][0] for i in order]
-    texts = [held.pairs[i][1] for i in order]
-    # Every picture gets the next text that no pair says of it.
-    said: dict[Image, set[str]] = {}
-    for image, text in held.pairs:
-        said.setdefault(image, set()).add(text)
-    others = [
-        next((t for t in (*texts[n + 1 :], *texts[:n]) if t not in said[image]), None)
-        for n, image in enumerate(images)
-    ]
-    if not texts or None in others:
-        raise DataError(
-            "the clean texts are all alike, so that no threshold can be found",
-            fix="give a threshold",
-        )
-    if not held.apart:
-        log.warning(
-            "the clean set is too small, or its pictures are no files, so nothing is held out: "
-            "the threshold is set on pairs that the filter was tuned on"
-        )
-    data = [held.index.image_bytes(image) for image in images]
-    both = [*texts, *(t for t in others if t is not None)]
-    pairs = [(n % len(texts), n) for n in range(len(both))]
-    scores = _scores(model, data, both, pairs, by)
-    true, wrong = sorted(scores[: len(texts)]), sorted(scores[len(texts) :])
-    best = max(
-        sorted({*true, *wrong}),
-        key=lambda at: _share(true, at) + 1 - _share(wrong, at),
-    )
-    found = {
-        "threshold": best,
-        "pairs": len(texts),
-        "kept_true": _share(true, best),
-        "kept_exchanged": _share(wrong, best),
-        "held_out": held.apart,
-    }
-    write_json(file, found)
-    return found
-
-
-def _share(scores: Sequence[float], threshold: float) -> float:
-    return sum(score >= threshold for score in scores) / len(scores)
-
-
-def _scores(
-    model: Any, images: list[bytes], texts: list[str], pairs: list[tuple[int, int]], by: str
-) -> list[float]:
-    """What the filter thinks of each (picture, text), 0..1; see `capfilt`."""
-    kinds = []
-    if by != "similarity":
-        kinds.append(model.match_scores(images, texts, pairs))
-    if by != "match":
-        pictures, words = model.encode_images(images), model.encode_texts(texts)
-        left, right = [i for i, _ in pairs], [t for _, t in pairs]
-        kinds.append((1 + (pictures[left] * words[right]).sum(1)) / 2)
-    return [float(sum(values) / len(kinds)) for values in zip(*kinds, strict=True)]
-
-
 def _tuned(
     model: str,
     name: str,
     losses: list[str],
     out: Path,
     settings: dict[str, Any],
-    held: _Held,
+    held: Held,
     progress: Progress,
 ) -> Any:
     """The captioner or the filter: the model, tuned on the clean pairs for its task alone."""
@@ -389,7 +343,7 @@ def _decide(
     ]
     said = [(i, t) for i, _, t in texts if t]
     scores = iter(
-        _scores(
+        filter_scores(
             tuned["filter"], data, [t for _, t in said],
             [(i, n) for n, (i, _) in enumerate(said)], settings["by"],
         )
@@ -429,7 +383,7 @@ def _extracted(picture: bytes, out: Path) -> str:
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json_text.dumps(row) + "\n" for row in rows)
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from diptych.cli.shell import err, out, show_error
-from diptych.errors import ConfigError, DiptychError, MissingImage
+from diptych.data.image import given
+from diptych.errors import ConfigError, DiptychError
 from diptych.model.checkpoint import load_model
 
 _HELP = "/image PATH shows a picture, /reset starts over, /quit leaves"
@@ -15,7 +15,7 @@ _HELP = "/image PATH shows a picture, /reset starts over, /quit leaves"
 
 def talk(
     name: str,
-    image: Path | None,
+    image: str | None,
     question: str | None,
     as_json: bool,
     max_new_tokens: int,
@@ -23,8 +23,7 @@ def talk(
     top_p: float,
 ) -> dict[str, Any] | None:
     """One question, or turns until the user leaves."""
-    if image is not None and not image.is_file():
-        raise MissingImage("there is no such picture", where=str(image))
+    shown = None if image is None else given(image)  # before the model, which takes longer
     model = load_model(name)
     if not hasattr(model, "chat"):
         raise ConfigError(
@@ -32,7 +31,7 @@ def talk(
             where=name,
             fix=f"ask it with `{(model.command or 'diptych eval {} DATA').format(name)}`",
         )
-    session = model.chat(image, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    session = model.chat(shown, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     if question is not None:
         answer = session.ask(question)
         if not as_json:
@@ -56,7 +55,7 @@ def talk(
                 session.reset()
                 err.print("[dim]forgotten[/]")
             elif line.startswith("/image"):
-                session.show(Path(line.removeprefix("/image").strip()).expanduser())
+                session.show(line.removeprefix("/image").strip())
                 err.print("[dim]picture added to the next question[/]")
             elif line.startswith("/"):
                 err.print(f"[dim]unknown command; {_HELP}[/]")

@@ -17,6 +17,7 @@ from diptych.model.checkpoint import load_model, save_model
 from diptych.progress import Progress
 from diptych.recipe import load
 from diptych.report.embeddings import write_embeddings
+from diptych.train.claim import working_in
 
 RECIPE = "blip2-demonstration"
 
@@ -91,6 +92,7 @@ def demonstrate(
 
     Raises:
         InputError: `pictures` is no corpus of `diptych data pictures`.
+        RunTaken: `out` holds a demonstration of other settings, or another process works in it.
     """
     train, test = pictures / "train.jsonl", pictures / "test.jsonl"
     if not train.is_file() or not test.is_file():
@@ -107,29 +109,29 @@ def demonstrate(
             *overrides,
         ]
     )
-    out.mkdir(parents=True, exist_ok=True)
-    progress = Progress(out / "demonstration.log")
-    run = out / "run"
-    run_recipe(recipe, run, progress=progress)
-    models = {"before": out / "before" / "model", "after": run / "model"}
-    if not (models["before"] / "config.json").is_file():
-        save_model(compose(recipe, run), models["before"])
-    settings = EmbedConfig(what="multimodal", space="states", pool="mean")
-    for name, folder in models.items():
-        embedder = Embedder(
-            load_model(folder).to(chosen_device(None)), settings, str(folder.resolve())
-        )
-        place = out / name / "vectors"
-        job = JobConfig(
-            to=(f"parquet:{place}",), state=place / "_job", limit=num,
-            fields=(field,) if field else (),
+    with working_in(out):
+        progress = Progress(out / "demonstration.log")
+        run = out / "run"
+        run_recipe(recipe, run, progress=progress)
+        models = {"before": out / "before" / "model", "after": run / "model"}
+        if not (models["before"] / "config.json").is_file():
+            save_model(compose(recipe, run), models["before"])
+        settings = EmbedConfig(what="multimodal", space="states", pool="mean")
+        for name, folder in models.items():
+            embedder = Embedder(
+                load_model(folder).to(chosen_device(None)), settings, str(folder.resolve())
+            )
+            place = out / name / "vectors"
+            job = JobConfig(
+                to=(f"parquet:{place}",), state=place / "_job", limit=num,
+                fields=(field,) if field else (),
+            )  # fmt: skip
+            embed(embedder, str(train), job, progress=progress)
+        scores = [Result.load(run / "eval" / name) for name in models]
+        recall = [s.score for s in scores]
+        found = compare_places(
+            f"parquet:{out / 'before' / 'vectors'}", f"parquet:{out / 'after' / 'vectors'}",
+            out / "page", num=num, field=field, method=method, seed=seed, names=("before", "after"),
+            extra={"Held-out pairs, recall@1": recall},
         )  # fmt: skip
-        embed(embedder, str(train), job, progress=progress)
-    scores = [Result.load(run / "eval" / name) for name in models]
-    recall = [s.score for s in scores]
-    found = compare_places(
-        f"parquet:{out / 'before' / 'vectors'}", f"parquet:{out / 'after' / 'vectors'}",
-        out / "page", num=num, field=field, method=method, seed=seed, names=("before", "after"),
-        extra={"Held-out pairs, recall@1": recall},
-    )  # fmt: skip
-    return {**found, "recall@1": recall, "steps": recipe.stages[0].num_steps, "run": str(run)}
+        return {**found, "recall@1": recall, "steps": recipe.stages[0].num_steps, "run": str(run)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych import json_text
 from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError
@@ -18,6 +19,8 @@ from diptych.eval.retriever import Found, retrieve
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
 from diptych.recipe import EvaluationConfig
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_data(
@@ -38,9 +41,21 @@ def evaluate_data(
         ConfigError: the model cannot be measured so.
     """
     index = Index.build(
-        config.data.path, cache, format=config.data.format, images=config.data.images
+        config.data.path,
+        cache,
+        format=config.data.format,
+        images=config.data.images,
+        unique=True,
     )
-    index.ledger.enforce(0.01, advice="a score over fewer questions is another one")
+    index.ledger.enforce(
+        config.max_failure_share, advice="a score over fewer questions is another one"
+    )
+    if index.ledger.num_rejected:
+        log.warning(
+            "%d rows of %s cannot be read; they are not asked and in no score",
+            index.ledger.num_rejected,
+            config.data.path,
+        )
     samples = [index[row] for row in range(len(index))]
     answers = hasattr(model, "generate")
     if config.how == "retrieval":
@@ -86,6 +101,7 @@ def evaluate_data(
         # Without a picture a dual encoder has nothing to say at all.
         blind=blind and answers,
         batch_size=config.batch_size,
+        max_failure_share=config.max_failure_share,
     )
     return result, None
 
@@ -110,9 +126,9 @@ class _Filled:
 def measure_text(model: Any, choices: str | None) -> TextAbility | None:
     """Text-only ability: perplexity on held-out text, and a multiple-choice file when given.
 
-    None for a model that writes nothing.
+    None for a model that writes nothing, and for an encoder-decoder, which reads no plain text.
     """
-    if not hasattr(model, "text_log_likelihood"):
+    if not hasattr(model, "text_log_likelihood") or model.language_model.is_encoder_decoder:
         return None
     return text_ability(model, choices=choices)
 
@@ -136,6 +152,9 @@ def summarize(
             "blind": after.blind.to_dict() if after.blind else None,
             "majority": after.majority.to_dict(),
             "majority_method": after.majority_from,
+            "lookup": after.lookup.to_dict() if after.lookup else None,
+            "best_control": after.best_control,
+            "gain": after.gain.to_dict() if after.gain else None,
             "by_kind": _by_kind(before, after),
             "aggregates": after.aggregates,
         }
@@ -146,7 +165,10 @@ def summarize(
             "n": after.n,
             "blind_method": "the same trained model, image withheld" if after.blind else None,
             "names": {"majority": "Chance"} if after.majority_from == "chance" else {},
+            "lookup_method": _lookup_method(after),
             "failures": after.failures,
+            "too_long": after.too_long,
+            "ties": after.ties,
             "images": _images_folder(config),
             "text": _text(before, after),
         }
@@ -168,6 +190,7 @@ def _by_kind(before: Result | None, after: Result) -> dict[str, Any]:
             "after": {"score": score.score, "low": score.low, "high": score.high, "n": score.n},
             "blind": {"score": score.blind, "n": score.n} if score.blind is not None else None,
             "majority": {"score": score.majority, "n": score.n},
+            "lookup": {"score": score.lookup, "n": score.n} if score.lookup is not None else None,
         }
         if before is not None and kind in before.by_kind:
             old = before.by_kind[kind]
@@ -178,6 +201,15 @@ def _by_kind(before: Result | None, after: Result) -> dict[str, Any]:
                 "n": old.n,
             }
     return kinds
+
+
+def _lookup_method(after: Result) -> str | None:
+    if after.lookup is None:
+        return None
+    return (
+        f"{after.majority_from} to the same question text; {after.lookup_found} of {after.n} "
+        "questions were found, the others have the majority answer"
+    )
 
 
 def _paired(comparison: Comparison) -> dict[str, Any]:
@@ -217,7 +249,7 @@ def _write_records(run: Path, before: Result | None, after: Result) -> None:
         rows = []
         for record in result.records:
             rows.append(
-                json.dumps(
+                json_text.dumps(
                     {
                         "id": record.id,
                         "question": record.question,
@@ -226,8 +258,7 @@ def _write_records(run: Path, before: Result | None, after: Result) -> None:
                         "score": getattr(record, score),
                         "kind": record.kind,
                         "image": record.image,
-                    },
-                    ensure_ascii=False,
+                    }
                 )
             )
         return "".join(row + "\n" for row in rows)
@@ -244,5 +275,5 @@ def _write_records(run: Path, before: Result | None, after: Result) -> None:
 def write_json(file: Path, values: Any) -> None:
     """Replace a JSON file as a whole."""
     staged = file.with_name(f".{file.name}.new")
-    staged.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.write_text(json_text.dumps(values, indent=2) + "\n", encoding="utf-8")
     staged.rename(file)

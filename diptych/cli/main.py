@@ -107,9 +107,16 @@ def train(
     run: Annotated[
         Path | None, typer.Option(help="Run folder; default: name and fingerprint in --runs.")
     ] = None,
+    accept_changed_data: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-data",
+            help="Where data, tokenizer or weights changed behind a stopped stage, start it anew.",
+        ),
+    ] = False,
     json: Json = False,
     debug: Debug = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Run a recipe: compose, measure, train, measure again, write the report.
 
     The same command resumes a run that was stopped.
@@ -124,14 +131,23 @@ def train(
     """
     from diptych.cli.run import run_folder, run_recipe
     from diptych.cli.summary import show_summary
-    from diptych.progress import Progress
     from diptych.recipe import load
+    from diptych.train import processes
 
     chosen = load(recipe).override(set or []).located(Path.cwd())
     folder = run or run_folder(chosen, runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    err.print(f"run folder: {folder}", highlight=False)
-    summary = run_recipe(chosen, folder, progress=Progress(folder / "train.log"))
+    first = processes.is_first()
+    if first:
+        err.print(f"run folder: {folder}", highlight=False)
+    try:
+        summary = run_recipe(chosen, folder, accept_changed=accept_changed_data)
+    except Exception as error:
+        if first:
+            raise
+        err.print(f"another process of this run: {error}", markup=False, highlight=False)
+        raise typer.Exit(getattr(error, "exit_code", 1)) from None
+    if not first:  # of several processes the first one speaks
+        return None
     if not json:
         show_summary(summary)
     return summary
@@ -214,7 +230,7 @@ def eval_(
     format: Format = None,
     metric: Annotated[str, typer.Option(help="exact, relaxed, vqa_official ...")] = "exact",
     train: Annotated[
-        str | None, typer.Option(help="Training data, for the majority answer.")
+        str | None, typer.Option(help="Training data, for the majority answer and the look-up.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions.")] = None,
     how: Annotated[str, typer.Option(help="generate, likelihood or retrieval.")] = "generate",
@@ -225,7 +241,8 @@ def eval_(
         int | None, typer.Option(min=1, help="Retrieval: re-rank so many by the matching head.")
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(help="A picture to compare with --text; repeatable.")
+        list[str] | None,
+        typer.Option(help="A picture (file or address) to compare with --text; repeatable."),
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="A text to compare with --image; repeatable.")
@@ -236,6 +253,9 @@ def eval_(
         str | None, typer.Option(help='Score what follows this, such as " =" behind working.')
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 32,
+    max_failure_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the questions; with more there is no score.")
+    ] = 0.01,
     choices: Annotated[
         str | None, typer.Option(help="MMLU-style CSV for text-only ability.")
     ] = None,
@@ -244,7 +264,7 @@ def eval_(
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
-    """Measure a model: score, interval, blind control, majority answer, split by kind.
+    """Measure a model: score, interval, controls without a picture, split by kind.
 
     Examples:
 
@@ -269,7 +289,7 @@ def eval_(
         model, data, images=images, format=format, metric=metric, train=train, limit=limit,
         how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
         save=save, seed=seed, templates=tuple(template or ()), rerank=rerank, num_beams=num_beams,
-        answer_after=answer_after,
+        answer_after=answer_after, max_failure_share=max_failure_share,
     )  # fmt: skip
     if not json:
         out.print(result_table(result))
@@ -303,7 +323,9 @@ def compare(
 @command
 def chat(
     model: Annotated[str, typer.Argument(help="Model or run folder.")],
-    image: Annotated[Path | None, typer.Argument(help="A picture to talk about.")] = None,
+    image: Annotated[
+        str | None, typer.Argument(help="A picture to talk about: a file or an address.")
+    ] = None,
     ask: Annotated[
         str | None, typer.Option(help="Ask one question, print the answer and exit.")
     ] = None,

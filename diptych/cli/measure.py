@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -42,6 +43,7 @@ def measure(
     rerank: int | None = None,
     num_beams: int = 1,
     answer_after: str | None = None,
+    max_failure_share: float = 0.01,
 ) -> Result:
     """Evaluate a model on a data set; the index is temporary."""
     if how not in ("generate", "likelihood", "retrieval"):
@@ -57,6 +59,7 @@ def measure(
         limit=limit,
         templates=templates or ("{}",),
         rerank=rerank,
+        max_failure_share=max_failure_share,
     )
     loaded = load_model(model)
     with tempfile.TemporaryDirectory() as cache:
@@ -69,9 +72,11 @@ def measure(
 
 
 def compare_given(
-    model: str, data: str | None, images: Sequence[Path], texts: Sequence[str]
+    model: str, data: str | None, images: Sequence[str], texts: Sequence[str]
 ) -> dict[str, Any]:
     """Cosines of given pictures and texts, and what share each text has of a picture.
+
+    `truncated` is how many tokens of each text were cut off, as the text encoder reads no more.
 
     Raises:
         ConfigError: neither data nor both of pictures and texts, or a model without vectors.
@@ -88,11 +93,12 @@ def compare_given(
             where=model,
             fix="use a dual encoder, or ask it with `diptych chat`",
         )
-    cosines = loaded.similarity([str(p) for p in images], texts)
+    cosines = loaded.similarity(images, texts)
     shares = (loaded.scale().detach().cpu() * cosines).softmax(1)
     return {
-        "images": [str(p) for p in images],
+        "images": list(images),
         "texts": list(texts),
+        "truncated": [loaded.text_tokens.ids(text)[1] for text in texts],
         "similarity": cosines.tolist(),
         "share": shares.tolist(),
     }
@@ -106,7 +112,8 @@ def similarity_table(found: dict[str, Any]) -> Table:
     for image, cosines, shares in zip(
         found["images"], found["similarity"], found["share"], strict=True
     ):
-        rows = sorted(zip(cosines, shares, found["texts"], strict=True), reverse=True)
+        rows = list(zip(cosines, shares, found["texts"], strict=True))
+        rows.sort(key=lambda row: -math.inf if math.isnan(row[0]) else row[0], reverse=True)
         for cosine, share, text in rows:
             table.add_row(escape(image), escape(text), f"{cosine:.3f}", f"{share:.1%}")
     return table
@@ -141,12 +148,13 @@ def result_table(result: Result) -> Group:
         table.add_column(title, justify="left" if not title else "right")
     guess = "chance" if result.majority_from == "chance" else "majority"
     rows = {"model": result.overall, "blind": result.blind, guess: result.majority}
+    rows["look-up"] = result.lookup
     for name, score in rows.items():
         if score is not None:
             interval = f"{score.low:.1%} to {score.high:.1%}"
             table.add_row(name, f"{score.score:.1%}", interval, str(score.n))
     kinds = Table(title="by kind", title_justify="left")
-    for title in ("kind", "score", "95 % interval", "blind", guess, "questions"):
+    for title in ("kind", "score", "95 % interval", "blind", guess, "look-up", "questions"):
         kinds.add_column(title, justify="left" if title == "kind" else "right")
     for kind, score in sorted(result.by_kind.items()):
         blind = "-" if score.blind is None else f"{score.blind:.1%}"
@@ -157,12 +165,12 @@ def result_table(result: Result) -> Group:
             interval,
             blind,
             f"{score.majority:.1%}",
+            "-" if score.lookup is None else f"{score.lookup:.1%}",
             str(score.n),
         )
     if result.text is not None:
         kinds.caption = f"text-only perplexity {result.text.perplexity:.2f}"
-    if result.failures:
-        table.caption = f"{result.failures} more could not be answered and do not count"
+    table.caption = "\n".join(_notes(result)) or None
     if not result.aggregates or result.how == "retrieval":
         return Group(table, kinds)
     # Figures of the whole set, such as BLEU and CIDEr-D.
@@ -183,6 +191,30 @@ def result_table(result: Result) -> Group:
     return Group(table, whole, kinds)
 
 
+def _notes(result: Result) -> Iterator[str]:
+    """What a reader of the score must know besides."""
+    if result.gain is not None:
+        yield above_control(result.best_control, result.gain.to_dict(), result.majority_from)
+    if result.too_long:
+        yield (
+            f"{len(result.too_long)} prompts are longer than the context and count as wrong: "
+            f"{escape(', '.join(result.too_long[:5]))}"
+        )
+    if result.ties:
+        yield f"{result.ties} ties between candidates count against the model"
+    if result.failures:
+        yield f"{result.failures} more could not be answered and do not count"
+
+
+def above_control(name: str | None, gain: dict[str, Any], majority_from: str = "") -> str:
+    """How far a model is above the control that is hardest to beat, as a sentence."""
+    names = {"lookup": "look-up", "majority": "chance" if majority_from == "chance" else "majority"}
+    return (
+        f"{gain['score']:+.1%} over the best control ({names.get(str(name), str(name))}), "
+        f"{gain['low']:+.1%} to {gain['high']:+.1%}"
+    )
+
+
 def comparison_table(comparison: Comparison) -> Group:
     """Differences with intervals, overall and by kind."""
     table = Table(title="second minus first, paired by question", title_justify="left")
@@ -201,6 +233,9 @@ def comparison_table(comparison: Comparison) -> Group:
         )
     gained, lost = len(comparison.gained_ids), len(comparison.lost_ids)
     table.caption = f"gained {gained} questions, lost {lost}"
+    for name, control in comparison.controls.items():
+        if control:
+            table.caption += f"\n{name}: {above_control(control['best_control'], control['gain'])}"
     parts: list[Any] = [table]
     if comparison.forgotten:
         forgotten = Table(title="text-only ability", show_header=False, title_justify="left")

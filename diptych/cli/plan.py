@@ -28,7 +28,8 @@ _QUESTION = 64
 def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameters, tokens, steps, memory and floating-point work of every stage.
 
-    Memory: weights, gradients and AdamW moments of what learns, activations of what is computed
+    Memory: weights (float32 where they learn in full, else as the recipe keeps them), gradients and
+    AdamW moments of what learns, activations of what is computed
     at once, and the logits of one chunk of targets. Activations of text: 64 bytes per token, width
     unit and layer (4 with checkpointing; Korthikanti et al., arXiv:2205.05198, section 4.1, without
     dropout, scores not kept); of pictures, where the encoder learns: what its forward pass keeps;
@@ -40,7 +41,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     names = recipe.model.parts
     parts = {name: sum(p.numel() for p in model.part(name).parameters()) for name in names}
     configs = {name: getattr(recipe.model, name, None) for name in names}
-    weight_bytes = sum(parts[n] * _BYTES[getattr(configs[n], "dtype", "float32")] for n in names)
+    kept_bytes = {n: _BYTES[getattr(configs[n], "dtype", "float32")] for n in names}
     work_of_picture, kept_of_picture = _one_picture(model)
     reader: Any = model.part(recipe.model.text_part)
     text = reader.hf_config.get_text_config()
@@ -52,6 +53,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     for stage in recipe.stages:
         groups = trainable.apply(model, stage.learn, stage.learning_rate)
         learning = {g.name: g.num_trainable for g in groups}
+        # As `trainable.hold_precision`: what learns in full is float32 while it does.
+        full = {name for name, how in stage.learn.items() if how.how == "full"}
+        weight_bytes = sum(parts[n] * (4 if n in full else kept_bytes[n]) for n in names)
+        adapters = {n: learning[n] for n, how in stage.learn.items() if how.how == "lora"}
+        weight_bytes += 4 * sum(adapters.values())
         num_samples = _num_samples(stage)
         steps = stage.num_steps
         if steps is None and num_samples is not None:

@@ -9,17 +9,14 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +24,26 @@ import psutil
 import torch
 
 import diptych
+from diptych.cli.claimed_run import check_finished, claim, note, origins
 from diptych.cli.evaluation import evaluate_data, measure_text, summarize, write_json
+from diptych.cli.own_tokenizer import with_tokenizer
 from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.eval import embedding_map
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
 from diptych.machine import memory_bytes
-from diptych.model.architecture import ArchitectureConfig, Model, build
+from diptych.model.architecture import Model, build
 from diptych.model.checkpoint import load_model, save_model
-from diptych.model.language_model import TRAINED_ON_DATA
 from diptych.progress import Progress
 from diptych.recipe import Recipe, chained
 from diptych.recipe import load as load_recipe
+from diptych.train import identity, processes
+from diptych.train.claim import working_in
 from diptych.train.feed import open_index
 from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+|(19|20)\d\d")
-_WORD = re.compile(r"\D*[^\W\d_]\D*|[a-z]\d\d|\d{1,2}[\u4e00-\u9fff]")
-"""A word that is no number; also a month in Chinese, and a word for numbers that begin alike."""
-READ_ROWS = 8_000
-"""Most rows of a data set that its tokenizer is trained on: the first."""
-
-OFTEN = 100
-"""Times that a word told of pictures counts when pieces of words are counted: they are the same
-few hundred again and again, and would cost most of the time."""
 
 
 class Phases:
@@ -91,7 +82,7 @@ class Phases:
             "seconds": self.seconds,
             "peak_memory_bytes": self.peak,
         }
-        self.file.write_text(json.dumps(values, indent=2) + "\n")
+        write_json(self.file, values)
 
 
 def run_folder(recipe: Recipe, root: Path) -> Path:
@@ -103,65 +94,118 @@ def run_recipe(
     recipe: Recipe,
     run: Path,
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     phases: Phases | None = None,
     command: list[str] | None = None,
+    accept_changed: bool = False,
 ) -> dict[str, Any]:
     """Run (or go on with) a recipe; returns what `--json` prints.
 
     Writes `recipe.json environment.json parameters.json metrics.jsonl ledger.json
     evaluation.json records_*.jsonl timings.json checkpoints/ model/ report.html`.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    phases = phases or Phases(run)
-    (run / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-    before = _before(recipe, run.parent)
-    for first, folder in before.values():
-        if not (folder / "model" / "config.json").is_file():
-            log.info("recipe %s comes first, in %s", first.name, folder)
-            run_recipe(first, folder, progress=progress, command=command)
-    write_json(run / "environment.json", environment(command))
-    finished = run / "model" / "config.json"
-    measured = _Measured(recipe, run, phases, progress)
-    if finished.is_file():
-        log.info("this run is trained already; its model is %s", run / "model")
-        for file in sorted((run / "data").glob("*/index.json")):
-            index = Index(file.parent)
-            if not index.is_current:
-                log.warning(
-                    "%s has changed since; to train on it as it is now, give another name= or "
-                    "remove the run",
-                    index.files[0][0],
-                )
-        model = load_model(run / "model")
-    else:
-        with phases("compose"):
-            model = compose(recipe, run)
-        measured.before(model)
-        with phases("train"):
-            trainer = Trainer(
-                model,
-                recipe.stages,
-                run,
-                seed=recipe.seed,
-                trackers=recipe.trackers,
-                progress=progress,
-            )
-            trainer.train()
-        save_model(model, run / "model")
-    comparison = measured.after(model)
-    phases.save()
-    summary = summarize(
-        run, measured.results, comparison, phases.seconds, phases.peak, recipe.evaluation
-    )
-    from diptych.report.page import write
+    Of several processes all train; the first one alone measures, writes and returns a summary, the
+    others return nothing.
 
-    with phases("report"):
-        write(run)
-    summary["seconds"] = phases.seconds
-    summary["ask"] = model.command and model.command.format(run)
-    summary["before_it"] = {first.name: str(folder) for first, folder in before.values()}
-    return summary
+    Args:
+        progress: progress display; None writes `train.log` into the run folder.
+        accept_changed: as for `Trainer`.
+
+    Raises:
+        RunTaken: the folder holds another recipe's run, or another process works in it.
+        DataChanged, StartChanged: what a stopped run reads is not what it was.
+    """
+    if not processes.is_first():
+        return _follow(recipe, run, accept_changed)
+    with working_in(run):
+        moved = claim(recipe, run)
+        processes.agreed(moved)
+        progress = progress or Progress(run / "train.log")
+        phases = phases or Phases(run)
+        before = _before(recipe, run.parent)
+        _run_first(before, progress, command, accept_changed)
+        write_json(run / "environment.json", environment(command))
+        measured = _Measured(recipe, run, phases, progress)
+        finished = processes.agreed((run / "model" / "config.json").is_file())
+        if finished:
+            log.info("this run is trained already; its model is %s", run / "model")
+            model = load_model(run / "model")
+            check_finished(recipe, run, model, before, moved)
+        else:
+            with phases("compose"):
+                with_tokenizer(recipe, run)
+                processes.wait()
+                model = compose(recipe, run)
+            measured.before(model)
+            with phases("train"):
+                _train(recipe, run, model, before, progress, accept_changed, moved)
+            save_model(model, run / "model")
+            processes.wait()
+        if moved:
+            note(recipe, run)
+        comparison = measured.after(model)
+        phases.save()
+        summary = summarize(
+            run, measured.results, comparison, phases.seconds, phases.peak, recipe.evaluation
+        )
+        from diptych.report.page import write
+
+        with phases("report"):
+            write(run)
+        summary["seconds"] = phases.seconds
+        summary["ask"] = model.command and model.command.format(run)
+        summary["before_it"] = {first.name: str(folder) for first, folder in before.values()}
+        return summary
+
+
+def _follow(recipe: Recipe, run: Path, accept_changed: bool) -> dict[str, Any]:
+    """What the other processes do beside `run_recipe`: they train with the first one."""
+    moved = processes.agreed(False)
+    before = _before(recipe, run.parent)
+    _run_first(before, Progress(quiet=True), None, accept_changed)
+    if processes.agreed(False):
+        return {}
+    processes.wait()  # for the tokenizer that the first one may train
+    model = compose(recipe, run)
+    _train(recipe, run, model, before, Progress(quiet=True), accept_changed, moved)
+    processes.wait()  # until the model is saved: another recipe may begin with it
+    return {}
+
+
+def _run_first(
+    before: dict[str, tuple[Recipe, Path]],
+    progress: Progress,
+    command: list[str] | None,
+    accept_changed: bool,
+) -> None:
+    """Run the recipes whose weights this one begins with, where they have not been run."""
+    for first, folder in before.values():
+        if not processes.agreed((folder / "model" / "config.json").is_file()):
+            log.info("recipe %s comes first, in %s", first.name, folder)
+            run_recipe(
+                first, folder, progress=progress, command=command, accept_changed=accept_changed
+            )
+
+
+def _train(
+    recipe: Recipe,
+    run: Path,
+    model: Model,
+    before: dict[str, tuple[Recipe, Path]],
+    progress: Progress,
+    accept_changed: bool,
+    moved: bool,
+) -> None:
+    Trainer(
+        model,
+        recipe.stages,
+        run,
+        seed=recipe.seed,
+        trackers=recipe.trackers,
+        progress=progress,
+        origins=origins(before),
+        accept_changed=accept_changed,
+        moved=moved,
+    ).train()
 
 
 def _before(recipe: Recipe, runs: Path) -> dict[str, tuple[Recipe, Path]]:
@@ -185,68 +229,6 @@ def compose(recipe: Recipe, run: Path) -> Any:
     return build(with_tokenizer(recipe.override(weights), run), seed=recipe.seed)
 
 
-def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
-    """The recipe's model with a tokenizer trained on its data, where it asks for one.
-
-    Trained once and kept in the run folder, so that a resumed run reads the same tokens.
-    """
-    from diptych.data.source import rows
-    from diptych.data.tokenizer import VOCAB_SIZE, train
-
-    config = recipe.model.text_config
-    if config.tokenizer != TRAINED_ON_DATA:
-        return recipe.model
-    folder = run / "tokenizer"
-
-    if not (folder / "tokenizer.json").is_file():
-        texts, answers, words = [], Counter[str](), Counter[str]()
-        every = [data for stage in recipe.stages for data in stage.data]
-        for data in {(d.path, d.format, d.images): d for d in every}.values():
-            for row in islice(rows(data.path, data.format, data.images), READ_ROWS):
-                if isinstance(row, Sample):
-                    for turn in row.turns:
-                        # As the template writes them: an answer starts with a blank.
-                        texts.append(turn.text if turn.role == "user" else f" {turn.text}")
-                    answers[row.answer.strip()] += 1
-                    for told, written in _told(row):
-                        for word in told.split():
-                            if words[word] < OFTEN:
-                                texts.append(f" {word}")
-                            words[word] += 1
-                        answers[written] += 1
-                    if not row.question:  # of a list of captions, the others
-                        texts += [f" {text}" for text in row.texts[1:]]
-        size = (config.config or {}).get("vocab_size", VOCAB_SIZE)
-        train(texts, folder, vocab_size=size, words=_names(answers), whole=_whole(words))
-    text = config.model_copy(update={"tokenizer": str(folder.absolute())})
-    return recipe.model.model_copy(update={recipe.model.text_part: text})
-
-
-def _told(row: Sample) -> list[tuple[str, str]]:
-    """What the regions of a row tell, and what of it is written there."""
-    regions = row.meta.get("regions")
-    if not isinstance(regions, list):
-        return []
-    return [
-        (str(region[0]), str(region[-1] if len(region) > 5 else region[0]))
-        for region in regions
-        if isinstance(region, list) and region
-    ]
-
-
-def _names(answers: Counter[str]) -> list[str]:
-    """Years, and words in a script without blanks, that often are the whole of an answer or of
-    what is written in one place.
-    """
-    return [a for a, n in answers.items() if n >= 5 and len(a) <= 8 and _NAME.fullmatch(a)]
-
-
-def _whole(words: Counter[str]) -> list[str]:
-    """Words that regions often tell, the most frequent first; numbers are spelled."""
-    often = [(word, n) for word, n in words.items() if n >= 6 and _WORD.fullmatch(word)]
-    return [word for word, _ in sorted(often, key=lambda pair: (-pair[1], pair[0]))]
-
-
 class _Measured:
     """The evaluations of a run."""
 
@@ -267,8 +249,11 @@ class _Measured:
     def after(self, model: Model) -> Comparison | None:
         if self.config is None:
             return None
-        if self.config.before and (self.run / "eval" / "before").is_dir():
+        if self.config.before and self._is_measured("before"):
             self.results["before"] = Result.load(self.run / "eval" / "before")
+        else:  # a report must not show answers to other questions beside these
+            for name in ("records_before.jsonl", "retrieval_before.json", "map_before.json"):
+                (self.run / name).unlink(missing_ok=True)
         self._measure("after", model, blind=True)
         if "before" not in self.results:
             return None
@@ -276,7 +261,7 @@ class _Measured:
 
     def _measure(self, name: str, model: Model, *, blind: bool) -> None:
         folder = self.run / "eval" / name
-        if (folder / "result.json").is_file():
+        if self._is_measured(name):
             self.results[name] = Result.load(folder)
             return
         assert self.config is not None
@@ -300,7 +285,26 @@ class _Measured:
             else:
                 log.info("no map of the shared space: pip install 'diptych[maps]'")
         result.save(folder)
+        write_json(folder / "data.json", self._data())
         self.results[name] = result
+
+    def _is_measured(self, name: str) -> bool:
+        """Whether there is a result about the questions as they are now."""
+        folder = self.run / "eval" / name
+        if not (folder / "result.json").is_file():
+            return False
+        file = folder / "data.json"
+        if not file.is_file() or json.loads(file.read_text())["sha256"] == self._data()["sha256"]:
+            return True
+        log.warning("the questions changed since the score %s training; it counts no more", name)
+        return False
+
+    def _data(self) -> dict[str, Any]:
+        """Identity of the questions."""
+        assert self.config is not None
+        data = self.config.data
+        index = Index.build(data.path, self.run / "data", format=data.format, images=data.images)
+        return identity.of_data(data, index)
 
     def _training_samples(self, model: Model) -> Iterator[Sample]:
         """What the last stage learns from, for the majority answer."""

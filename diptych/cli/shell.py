@@ -1,8 +1,9 @@
 """How every command behaves: streams, exit codes, errors.
 
 With `--json`, standard output is exactly one JSON object; logs and progress always go to
-standard error. Exit 0 done, 1 failed, 2 bad input or usage, 75 stopped and resumable. A
-user's mistake never shows a traceback unless `--debug` asks for it.
+standard error. A number that is not finite is null there, and `not_finite` names it. Exit 0 done,
+1 failed, 2 bad input or usage, 75 stopped and resumable. A user's mistake never shows a traceback
+unless `--debug` asks for it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import logging
 import os
 import sys
@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from diptych import json_text
 from diptych.errors import DiptychError
 
 _NO_ROOM = "make room, then give the same command: it goes on where it was"
@@ -99,7 +100,7 @@ _answered: list[bool] = []
 
 def _answer(result: Any) -> None:
     _answered.append(True)
-    sys.stdout.write(json.dumps(result, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(json_text.dumps(result, default=str) + "\n")
     sys.stdout.flush()
 
 

@@ -27,7 +27,9 @@ def search(
         str, typer.Argument(help="parquet:FOLDER, lance:FOLDER or redis://HOST/GROUP.")
     ],
     text: Annotated[str | None, typer.Argument(help="What to look for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to look for.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="A picture to look for: a file or an address.")
+    ] = None,
     k: Annotated[int, typer.Option(min=1, help="How many to find.")] = 10,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare with every vector, also with an index.")
@@ -61,6 +63,7 @@ def search(
 
         diptych search lance:vectors --recall 500
     """
+    from diptych.data.image import given
     from diptych.embed import index as indexes
     from diptych.errors import ConfigError
 
@@ -84,10 +87,11 @@ def search(
         if text is not None:
             hits = asked.text(text, k, exact=exact)
         else:
-            assert image is not None, "checked above"
-            hits = asked.image(image, k, exact=exact)
+            shown = given(image)
+            hits = asked.image(shown, k, exact=exact)
         found = {
-            "question": text if text is not None else str(image),
+            "question": text if text is not None else image,
+            "truncated": asked.cut_tokens,
             "version": opened.about.version,
             "found": [{**h.row, "id": h.id, "score": round(h.score, 6)} for h in hits],
         }
@@ -95,7 +99,8 @@ def search(
             from diptych.report.found import write_found
 
             roots = {name: images or root for name, root in opened.roots.items()}
-            written = write_found(page, found, roots, asked_image=image)
+            file = None if image is None else _kept(page, shown)
+            written = write_found(page, found, roots, asked_image=file)
             found["page"] = str(written)
     finally:
         opened.close()
@@ -109,6 +114,18 @@ def search(
         if page is not None:
             err.print(f"page: {found['page']}", highlight=False, markup=False)
     return found
+
+
+def _kept(page: Path, shown: Any) -> Path:
+    """The file of a picture that was looked for; one from an address is kept beside the page."""
+    from diptych.data.files import is_url, replacing
+
+    if not is_url(shown.path):
+        return Path(shown.path).expanduser()
+    file = page / "asked_image"
+    with replacing(file) as temporary:
+        temporary.write_bytes(shown.data)
+    return file
 
 
 @command
@@ -192,7 +209,7 @@ def store_check(
             "missing": "offline only",
             "older": "the online one is older",
             "newer": "the online one is newer: embed into both with --again",
-            "different": "the same time, other numbers",
+            "different": "the same time, other numbers or kept fields",
             "extra": "online only",
             "repaired": "written online now",
         }

@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from diptych.cli.measure import above_control
 from diptych.cli.shell import out
 
 
@@ -19,12 +20,16 @@ def show_summary(summary: dict[str, Any]) -> None:
         # Retrieval has chance where others have a majority answer, and nothing blind.
         guess = "chance" if summary["majority_method"] == "chance" else "majority"
         names = {"before": "before", "after": "after", "blind": "blind", "majority": guess}
+        names["lookup"] = "look-up"
         names = {name: title for name, title in names.items() if summary.get(name)}
         for name, title in names.items():
             score = summary[name]
             interval = f"{score['low']:.1%} to {score['high']:.1%}"
             style = "bold green" if name == "after" else None
             table.add_row(title, f"{score['score']:.1%}", interval, str(score["n"]), style=style)
+        if summary.get("gain"):
+            method = summary["majority_method"]
+            table.caption = above_control(summary["best_control"], summary["gain"], method)
         out.print(table)
         kinds = Table(title="by kind", title_justify="left")
         for title in ("kind", *names.values(), "questions"):

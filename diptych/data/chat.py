@@ -9,6 +9,7 @@ typed (`<|im_end|>`) is cut in two, so that it is read as the characters that it
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from diptych.data.marked_tokenizer import (
     CUT,
     PICTURE,
     MarkedTokenizer,
-    Token,
+    Tokens,
     any_of,
     cut_at,
     cut_words,
@@ -139,6 +140,10 @@ class ChatEncoder:
         self.chat_template = ChatTemplate(self.tokenizer, self.template)
         self._reserved = reserved_tokens(self.tokenizer)
         self._allowed = self._allowed_words()
+        unknown = {self.tokenizer.unk_token_id}
+        self._end_ids = frozenset(self._reserved.values())
+        self._reserved_ids = self._end_ids - unknown
+        self._allowed_ids = frozenset(self._reserved[w] for w in self._allowed)
         words = {**self._reserved, PICTURE: -1, CUT: -1}
         self._in_questions = any_of(words)
         self._in_answers = any_of(words.keys() - self._allowed)
@@ -188,8 +193,11 @@ class ChatEncoder:
         hidden |= {i for w, i in self._reserved.items() if w in self._special}
         hidden -= {self._reserved[w] for w in self._allowed}
         text = self.tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
-        lead = self.lead.strip()
-        return text.lstrip().removeprefix(lead).lstrip() if lead else text
+        lead, said = self.lead.strip(), text.lstrip()
+        if not lead:
+            return text
+        # Half of it, in a stream, is not the answer's beginning either.
+        return "" if lead.startswith(said) else said.removeprefix(lead).lstrip()
 
     @cached_property
     def lead(self) -> str:
@@ -312,54 +320,53 @@ class ChatEncoder:
         fate = Fate.TARGET if learned and turn.learn else Fate.PROMPT
         return _Region(start if learned else span[0], span[1], fate, span, turn.role)
 
-    def _fates(self, tokens: Sequence[Token], regions: Sequence[_Region]) -> list[Fate] | int:
+    def _fates(self, tokens: Tokens, regions: Sequence[_Region]) -> list[Fate] | int:
         """One fate per token; the id of a special token that stands inside a person's text."""
-        reserved, unknown = set(self._reserved.values()), self.tokenizer.unk_token_id
-        allowed = {self._reserved[w] for w in self._allowed}
-        fates = [Fate.TEMPLATE] * len(tokens)
-        current = 0
-        behind: int | None = None  # first token after an answer whose end mark is still to come
-        for number, (token, start, end) in enumerate(tokens):
-            while current < len(regions) and start >= regions[current].end and end > start:
-                ended = regions[current]
-                behind = number if ended.fate is Fate.TARGET else None
-                current += 1
-            region = regions[current] if current < len(regions) else None
-            if region is None or end <= region.start:
-                if behind is not None and token in reserved:
-                    fates[behind : number + 1] = [Fate.TARGET] * (number + 1 - behind)
-                    behind = None
-                continue
-            behind = None
-            if region.fate is Fate.TARGET and start < region.start:
-                continue  # an unknown word on both sides of the place where asking ends
-            fates[number] = region.fate
-            inside = start >= region.said[0] and end <= region.said[1]
-            if inside and token in reserved and token != unknown:
-                if region.role != "assistant" or token not in allowed:
-                    return token
+        ids = tokens.ids
+        fates = [Fate.TEMPLATE] * len(ids)
+        for number, region in enumerate(regions):
+            first = bisect.bisect_right(tokens.ends, region.start)
+            last = bisect.bisect_left(tokens.starts, region.end)
+            if region.fate is Fate.TARGET and first < last and tokens.starts[first] < region.start:
+                first += 1  # an unknown word on both sides of the place where asking ends
+            fates[first:last] = [region.fate] * (last - first)
+            if not self._reserved_ids.isdisjoint(ids[first:last]):
+                allowed = self._allowed_ids if region.role == "assistant" else frozenset()
+                for place in range(first, last):
+                    inside = tokens.starts[place] >= region.said[0]
+                    if inside and ids[place] in self._reserved_ids - allowed:
+                        return ids[place]
+            if region.fate is Fate.TARGET:
+                following = regions[number + 1].start if number + 1 < len(regions) else None
+                end = len(ids) if following is None else bisect.bisect_right(tokens.ends, following)
+                mark = next((n for n in range(last, end) if ids[n] in self._end_ids), last - 1)
+                fates[last : mark + 1] = [Fate.TARGET] * (mark + 1 - last)
         return fates
 
-    def _assembled(
-        self, tokens: Sequence[Token], fates: Sequence[Fate], images: list[Image]
-    ) -> Encoded:
+    def _assembled(self, tokens: Tokens, fates: list[Fate], images: list[Image]) -> Encoded:
         picture, cut = self._marked.picture, self._marked.cut
+        begin = list(self.begin) if self.adds_begin else []
         ids: list[int] = []
         kept: list[Fate] = []
-        begin = self.begin if self.adds_begin else ()
         if self.joint != "begin":
-            ids, kept, begin = [*begin], [Fate.TEMPLATE] * len(begin), ()
-        for (token, _, _), fate in zip(tokens, fates, strict=True):
-            if token == cut:
-                continue
-            if token == picture:
+            ids, begin = begin, []
+            kept = [Fate.TEMPLATE] * len(ids)
+        end = 0
+        marks = [n for n, token in enumerate(tokens.ids) if token in (picture, cut)]
+        for place in (*marks, len(tokens.ids)):
+            if place > end:
+                ids += begin
+                kept += [Fate.TEMPLATE] * len(begin)
+                begin = []
+                ids += tokens.ids[end:place]
+                kept += fates[end:place]
+            if place < len(tokens.ids) and tokens.ids[place] == picture:
                 ids += [IMAGE_TOKEN] * self.tokens_per_image
                 kept += [Fate.IMAGE] * self.tokens_per_image
-                continue
-            ids += [*begin, token]
-            kept += [*[Fate.TEMPLATE] * len(begin), fate]
-            begin = ()
-        return Encoded((*ids, *begin), (*kept, *[Fate.TEMPLATE] * len(begin)), tuple(images))
+            end = place + 1
+        ids += begin
+        kept += [Fate.TEMPLATE] * len(begin)
+        return Encoded(tuple(ids), tuple(kept), tuple(images))
 
     @cached_property
     def _end_mark(self) -> int | None:
@@ -367,7 +374,7 @@ class ChatEncoder:
         asked = Sample("", (Turn("user", (Text("a"),)), Turn("assistant", (Text("b"),))))
         encoded = self.encode(asked)
         targets = [i for i, f in zip(encoded.ids, encoded.fates, strict=True) if f is Fate.TARGET]
-        ends = [i for i in targets[-1:] if i in set(self._reserved.values())]
+        ends = [i for i in targets[-1:] if i in self._end_ids]
         return ends[0] if ends else None
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from diptych.errors import ConfigError
 
@@ -47,6 +47,7 @@ and LLaVA-NeXT do it (haotian-liu/LLaVA, llava/train/train.py, `preprocess_multi
 
 _FIRST_MARK = 0xF0000
 _MAX_TURNS = 0xFFFD
+_MAX_FRAMES = 1_000
 _VISIBLE = re.compile(r"\S+")
 # transformers' own tag around what the assistant says; plain Jinja does not know it.
 _GENERATION_TAG = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
@@ -69,6 +70,18 @@ class Rendered:
     starts: tuple[int, ...]
 
 
+class _Frame(NamedTuple):
+    """What a template writes around messages of given roles when it leaves them as they are.
+
+    `before` stands before each message; `leads` is how many of its last characters are learned
+    with an answer, -1 for other messages.
+    """
+
+    before: tuple[str, ...]
+    leads: tuple[int, ...]
+    end: str
+
+
 class ChatTemplate:
     """One tokenizer's way of rendering conversations.
 
@@ -80,6 +93,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, text: str):
         self.tokenizer = tokenizer
         self.text = text
+        self._frames: dict[tuple[tuple[str, ...], bool], _Frame] = {}
 
     def render(self, messages: Sequence[Message], *, generation: bool) -> str:
         """The text of a conversation, with the invitation to answer where `generation` is set.
@@ -109,6 +123,18 @@ class ChatTemplate:
                 rewrites what is said.
         """
         text = self.render(messages, generation=generation)
+        shape = (tuple(m["role"] for m in messages), generation)
+        if (frame := self._frames.get(shape)) is not None:
+            if (rendered := _in_frame(text, messages, frame)) is not None:
+                return rendered
+        rendered = self._searched(text, messages, generation)
+        if not self.words and len(self._frames) < _MAX_FRAMES:
+            if (frame := _frame_of(rendered, messages)) is not None:
+                self._frames[shape] = frame
+        return rendered
+
+    def _searched(self, text: str, messages: Sequence[Message], generation: bool) -> Rendered:
+        """What was said is looked for by a second rendering."""
         spans = self._spans(messages, text, generation, ())
         if spans is None and self.words:
             spans = self._spans(messages, text, generation, self.words)
@@ -206,6 +232,34 @@ def _comes_from(core: str, said: str, words: tuple[str, ...]) -> bool:
     drop = re.compile("|".join(map(re.escape, words)) + r"|\s+")
     left = iter(drop.sub("", said))
     return all(character in left for character in drop.sub("", core))
+
+
+def _frame_of(rendered: Rendered, messages: Sequence[Message]) -> _Frame | None:
+    """The frame, where every message stands in the text just as it was said."""
+    before, leads, end = [], [], 0
+    for message, span, start in zip(messages, rendered.spans, rendered.starts, strict=True):
+        if span is None or rendered.text[span[0] : span[1]] != message["content"]:
+            return None
+        before.append(rendered.text[end : span[0]])
+        leads.append(-1 if start < 0 else span[0] - start)
+        end = span[1]
+    return _Frame(tuple(before), tuple(leads), rendered.text[end:])
+
+
+def _in_frame(text: str, messages: Sequence[Message], frame: _Frame) -> Rendered | None:
+    """Where the messages stand, if the text is the frame with what they say in it."""
+    spans, starts, end = [], [], 0
+    for message, before, lead in zip(messages, frame.before, frame.leads, strict=True):
+        said = message["content"]
+        start = end + len(before)
+        if not said.strip() or not text.startswith(before, end) or not text.startswith(said, start):
+            return None
+        end = start + len(said)
+        spans.append((start, end))
+        starts.append(-1 if lead < 0 else start - lead)
+    if text[end:] != frame.end:
+        return None
+    return Rendered(text, tuple(spans), tuple(starts))
 
 
 def _behind_blanks(text: str, position: int) -> int:

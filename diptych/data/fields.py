@@ -15,20 +15,6 @@ from diptych.errors import FormatError
 
 SYSTEM_KEYS = ("system", "system_prompt")
 PICTURE_KEYS = ("image", "images")
-MARKERS = (
-    "<image>",
-    "<|vision_start|><|image_pad|><|vision_end|>",
-    "<img><IMG_CONTEXT></img>",
-    "<|image|>",
-    "<|image_pad|>",
-    "<|image_1|>",
-    "<IMG_CONTEXT>",
-    "<image_placeholder>",
-    "<ImageHere>",
-    "[IMG]",
-)
-"""How tools mark the place of a picture in a text; the first is LLaVA's and our own."""
-
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _OTHER_PICTURE_KEYS = (
     "image_path", "image_paths", "image_url", "image_urls", "image_file", "image_files",
@@ -58,6 +44,9 @@ _READ = frozenset(
 """Columns that other rooms of Diptych read, or that only say where a row comes from."""
 
 
+_LOOKED_FOR = frozenset({*_TURN_MARKS, *_OTHER_MEDIA, *_OTHER_PICTURE_KEYS})
+
+
 def take_system(value: dict[str, Any], note: dict[str, Any]) -> str | None:
     """The system words that a row has beside its turns; `note` remembers their column.
 
@@ -65,6 +54,8 @@ def take_system(value: dict[str, Any], note: dict[str, Any]) -> str | None:
         FormatError: they are no text, or stand in two columns.
     """
     given = [key for key in SYSTEM_KEYS if key in value]
+    if not given:
+        return None
     spoken = [key for key in given if value[key]]
     if len(spoken) > 1:
         raise FormatError(f"the row has both '{spoken[0]}' and '{spoken[1]}'")
@@ -108,6 +99,8 @@ def refuse_unseen(value: dict[str, Any]) -> None:
         FormatError: it has a video or sound, names pictures in a column that is not read, or is
             marked as not to be learned.
     """
+    if _LOOKED_FOR.isdisjoint(value):  # asked of every row read
+        return
     for key in _TURN_MARKS:
         if key in value and not isinstance(value[key], list) and value[key] in (0, False):
             raise FormatError(f"the row is marked as not to be learned ('{key}': {value[key]!r})")

@@ -150,8 +150,15 @@ def exists(path: str) -> bool:
         return file_system.exists(inner)
 
 
-def walk(folder: str) -> Iterator[str]:
-    """Names of all files below `folder`, relative to it, sorted; hidden ones are left out."""
+def walk(folder: str, *, everything: bool = False) -> Iterator[str]:
+    """Names of all files below `folder`, relative to it, sorted; hidden ones are left out.
+
+    Args:
+        everything: also hidden files, and folders that are hidden or links, which are not entered.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     if is_url(folder):
         with _named_errors(folder):
             import fsspec
@@ -159,12 +166,29 @@ def walk(folder: str) -> Iterator[str]:
             file_system, inner = fsspec.core.url_to_fs(folder)
             inner = inner.rstrip("/")
             names = sorted(name[len(inner) + 1 :] for name in file_system.find(inner))
-        yield from (n for n in names if not any(p.startswith(".") for p in n.split("/")))
+        last = ""
+        for name in names:
+            pieces = name.split("/")
+            hidden = next((n for n, piece in enumerate(pieces) if piece.startswith(".")), None)
+            if hidden is not None:
+                name = "/".join(pieces[: hidden + 1])
+            if hidden is None or (everything and name != last):
+                yield name
+            last = name
         return
-    for where, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
+
+    def fail(error: OSError) -> None:
+        raise DataError(
+            f"the folder cannot be listed: {error.strerror or error}",
+            where=str(error.filename),
+            fix="check its permissions",
+        )
+
+    for where, folders, names in os.walk(folder, onerror=fail):
+        shut = {f for f in folders if f.startswith(".") or os.path.islink(os.path.join(where, f))}
+        folders[:] = sorted(set(folders) - shut)
+        for name in sorted([*names, *shut] if everything else names):
+            if everything or not name.startswith("."):
                 yield os.path.relpath(os.path.join(where, name), folder)
 
 

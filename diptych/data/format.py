@@ -17,19 +17,19 @@ Only the way is noted, never the content: rows may be edited on the way.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 from diptych import parts
 from diptych.data import files
+from diptych.data.cells import read_csv
 from diptych.data.ledger import Ledger, RejectFile
-from diptych.data.rows import Reject, Row, layout, object_keys, read_csv, read_json
+from diptych.data.rows import Reject, Row, layout, object_keys, read_json
 from diptych.data.sample import ROLES, Image, Sample, Text, Turn
 from diptych.errors import (
     DataError,
     EmptyConversation,
     FormatError,
-    MarkerMismatch,
     OneSidedConversation,
     UnknownRole,
 )
@@ -37,7 +37,6 @@ from diptych.errors import (
 __all__ = ["Format", "Reject", "Row", "convert", "detect", "read", "write"]
 
 FOLDER = "data.formats"
-IMAGE_MARKER = "<image>"
 _MAX_ROWS_SNIFFED = 100
 
 Refuse = Callable[[Reject], None]
@@ -266,20 +265,29 @@ def checked(sample: Sample) -> Sample:
     """
     if not sample.turns:
         raise EmptyConversation("the conversation has no turns")
+    roles, learns = set(), False
     for number, turn in enumerate(sample.turns, 1):
         if turn.role not in ROLES:
             raise UnknownRole(f"turn {number} is spoken by '{turn.role}', not {', '.join(ROLES)}")
-        only_text = all(isinstance(part, Text) for part in turn.parts)
-        if turn.role != "system" and only_text and not turn.text.strip():
+        if turn.role != "system" and not _says(turn):
             raise EmptyConversation(f"turn {number} of {len(sample.turns)} has no content")
-    roles = {turn.role for turn in sample.turns}
+        roles.add(turn.role)
+        learns = learns or (turn.learn and turn.role == "assistant")
     if "assistant" not in roles:
         raise OneSidedConversation(f"nobody answers in {len(sample.turns)} turns")
     if "user" not in roles:
         raise OneSidedConversation(f"nobody asks in {len(sample.turns)} turns")
-    if not any(turn.learn for turn in sample.turns if turn.role == "assistant"):
+    if not learns:
         raise OneSidedConversation("every answer is marked as not to be learned")
     return sample
+
+
+def _says(turn: Turn) -> bool:
+    """Whether a turn shows or says something; written out, as it is asked of every turn read."""
+    for part in turn.parts:  # noqa: SIM110
+        if not isinstance(part, Text) or part.text.strip():
+            return True
+    return False
 
 
 def require(row: dict[str, Any], key: str, kind: type | tuple[type, ...], name: str) -> Any:
@@ -348,55 +356,6 @@ def image_list(value: Any, key: str) -> list[str]:
             kind = "empty" if path == "" else _kind(path)
             raise FormatError(f"'{key}[{number}]' is {kind}, not a path")
     return paths
-
-
-def split_markers(
-    text: str, images: Iterator[Image], marker: str = IMAGE_MARKER
-) -> tuple[Text | Image, ...]:
-    """Text with `<image>` markers as parts; every marker takes the next picture."""
-    parts_: list[Text | Image] = []
-    for number, piece in enumerate(text.split(marker)):
-        if number:
-            parts_.append(next(images))
-        if piece:
-            parts_.append(Text(piece))
-    return tuple(parts_)
-
-
-def join_markers(turn: Turn, marker: str = IMAGE_MARKER) -> str:
-    """The opposite of `split_markers`.
-
-    Raises:
-        FormatError: text that itself contains a marker, or a video, cannot be told apart.
-    """
-    pieces = []
-    for part in turn.parts:
-        if isinstance(part, Text):
-            if marker in part.text:
-                raise FormatError(
-                    f"the text itself contains '{marker}', which this format would take "
-                    "for a picture"
-                )
-            pieces.append(part.text)
-        elif isinstance(part, Image):
-            pieces.append(marker)
-        else:
-            raise FormatError("this format cannot hold a video")
-    return "".join(pieces)
-
-
-def check_markers(texts: Sequence[str], num_images: int) -> None:
-    """Make sure that there is one marker for each picture.
-
-    Raises:
-        MarkerMismatch: with both numbers.
-    """
-    num_markers = sum(text.count(IMAGE_MARKER) for text in texts)
-    if num_markers != num_images:
-        raise MarkerMismatch(
-            f"the conversation has {num_markers} {IMAGE_MARKER} markers, the row has "
-            f"{num_images} images"
-        )
 
 
 def image_path(image: Image) -> str:

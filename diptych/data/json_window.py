@@ -26,6 +26,7 @@ MAX_ROW_BYTES = 64 << 20
 # bracket. Possessive, so that megabytes of text take no backtracking.
 _TOKEN = re.compile(r'"(?:[^"\\\n]++|\\.)*+(?P<open>"|\n|\Z)|(?P<bracket>[{}\[\]])')
 _BETWEEN = re.compile(r"[\s,]*")
+_BLANKS = {also: re.compile(rf"[ \t\r\n{also}]*") for also in ("", ",", "{")}
 _SCALAR = re.compile(r"[^,\[\]{}\s\"][^,\]}\n]*")
 
 
@@ -81,9 +82,12 @@ class JsonWindow:
         return not self.peek()
 
     def skip_space(self, also: str = "") -> None:
-        """Pass white space and the characters `also`."""
-        while (character := self.peek()) and character in " \t\r\n" + also:
-            self.position += 1
+        """Pass white space and the character `also`, a comma or a brace."""
+        blank = _BLANKS[also]
+        while found := blank.match(self._text, self.position):
+            self.position = found.end()
+            if self.position < len(self._text) or not self._more():
+                return
 
     def fence(self) -> re.Pattern[str] | None:
         """What the elements of an array begin with, judged by the first, which starts here.

@@ -9,6 +9,7 @@ Parity: tests/field/test_chat_ids.py.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import itertools
 import re
@@ -25,12 +26,12 @@ CUT = "\ue000cut\ue001"
 """`CUT` becomes nothing; it keeps what stands on both sides of it apart."""
 
 
-class Token(NamedTuple):
-    """An id, and the characters of the text that it stands for: from, to."""
+class Tokens(NamedTuple):
+    """The tokens of a text: ids, and the characters that each stands for, from and to."""
 
-    id: int
-    start: int
-    end: int
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
 
 
 class MarkedTokenizer:
@@ -69,30 +70,31 @@ class MarkedTokenizer:
         )
         self._local_ids = lru_cache(maxsize=10_000)(self.ids)
 
-    def tokens(self, text: str) -> list[Token]:
+    def tokens(self, text: str) -> Tokens:
         """The tokens of a text with their places."""
         encoding = self._backend.encode(text, add_special_tokens=False)
-        return [Token(i, *place) for i, place in zip(encoding.ids, encoding.offsets, strict=True)]
+        offsets = encoding.offsets
+        return Tokens(encoding.ids, [o[0] for o in offsets], [o[1] for o in offsets])
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
-    def is_torn(self, text: str, tokens: Sequence[Token], place: int) -> bool:
+    def is_torn(self, text: str, tokens: Tokens, place: int) -> bool:
         """Whether the ids before `place` are not those that `text` has when it ends there."""
-        last = next((n for n, token in enumerate(tokens) if token.end > place), len(tokens))
-        if last < len(tokens) and tokens[last].start < place:
+        last = bisect.bisect_right(tokens.ends, place)
+        if last < len(tokens.ids) and tokens.starts[last] < place:
             last += 1  # it stands for characters on both sides
         first = last
         # Added tokens split a text before anything else, so what lies before one has no say.
         while first > 0:
             first -= 1
-            if tokens[first].id in self._splitting:
+            if tokens.ids[first] in self._splitting:
                 break
         if first == last:
             return False
-        local = text[tokens[first].start if first else 0 : place]
-        return self._local_ids(local) != [token.id for token in tokens[first:last]]
+        local = text[tokens.starts[first] if first else 0 : place]
+        return self._local_ids(local) != tokens.ids[first:last]
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:

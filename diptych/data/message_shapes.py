@@ -11,8 +11,8 @@ import base64
 from dataclasses import replace
 from typing import Any
 
-from diptych.data import fields
 from diptych.data import format as contract
+from diptych.data import markers
 from diptych.data.sample import Image, Text, Turn
 from diptych.errors import FormatError
 
@@ -42,9 +42,9 @@ def content_of(turn: Turn, said: dict[str, Any], style: str | None) -> str | lis
         if all(isinstance(p, Image) for p in turn.parts[:front]):
             turn = replace(turn, parts=turn.parts[front:])
     shape = said.get("shape")
-    marker = style if style in fields.MARKERS else None
+    marker = style if style in markers.MARKERS else None
     if shape == "text" and (marker or front):
-        return contract.join_markers(turn, marker or contract.IMAGE_MARKER)
+        return markers.join(turn, marker or markers.IMAGE_MARKER)
     usual = usual_shape(turn)
     if isinstance(shape, list):
         content = _shaped(turn, shape, marker)
@@ -62,7 +62,7 @@ def content_of(turn: Turn, said: dict[str, Any], style: str | None) -> str | lis
 def _context_content(turn: Turn, shape: list[Any]) -> list[dict[str, Any]] | None:
     """XTuner's way, pictures beside a text with markers; None where the turn fits it no more."""
     images = [p for p in turn.parts if isinstance(p, Image)]
-    text = contract.join_markers(turn, CONTEXT_MARKER)
+    text = markers.join(turn, CONTEXT_MARKER)
     content: list[dict[str, Any]] = []
     for how in shape:
         how = {"as": "text", "length": how} if isinstance(how, int) else how

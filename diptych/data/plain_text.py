@@ -128,9 +128,9 @@ class TextTokens:
         return self._plain(text)
 
     def ids(self, text: str) -> tuple[list[int], int]:
-        """(ids with frame, number of tokens that were cut off)."""
+        """(ids with frame, number of tokens that were cut off), which the caller has to report."""
         before, after = self._frame
-        room = self.max_tokens - len(before) - len(after)
+        room = max(0, self.max_tokens - len(before) - len(after))
         plain = self._plain(text)
         return [*before, *plain[:room], *after], max(0, len(plain) - room)
 

@@ -1,4 +1,4 @@
-"""Raw rows of a data file: JSON arrays, JSON lines, arrays inside one JSON object, CSV.
+"""Raw rows of a data file: JSON arrays, JSON lines, arrays inside one JSON object.
 
 Everything streams: memory is bounded by the longest row, never by the file. A row that
 cannot be read becomes a `Reject` with its line, and reading goes on with the next row: JSON
@@ -11,14 +11,19 @@ which line on. A missing or doubled comma between two elements loses nothing and
 from __future__ import annotations
 
 import codecs
-import csv
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 from diptych.data import files
 from diptych.data.json_window import MAX_ROW_BYTES, JsonWindow
-from diptych.data.strict_json import DECODER, READING_ERRORS, check_text, not_utf8, parse_json
+from diptych.data.strict_json import (
+    DECODER,
+    READING_ERRORS,
+    id_in,
+    not_utf8,
+    parse_json,
+)
 from diptych.errors import DataError, FormatError
 
 _MAX_KEPT_CHARACTERS = 1 << 20
@@ -45,8 +50,9 @@ class Reject:
     """A row that is not used, and why.
 
     Attributes:
-        where: `file:line`, or `file#key` where a file has no lines.
-        id: the row's id where it could be read.
+        where: `file:line`; `file:line[n]`, n from 0, where several rows of a JSON array share a
+            line; `file#key` where a file has no lines.
+        id: the row's id where it could be read, also in the text of a row that is no JSON.
         error: class name from `diptych.errors`.
         message: what is wrong, with the numbers.
         row: the row's text, so that a reject file keeps it (at most a million characters).
@@ -61,6 +67,8 @@ class Reject:
     @classmethod
     def of(cls, error: DataError, where: str, raw: str = "", id: str | None = None) -> Reject:
         """The reject that an error about a row amounts to."""
+        if id is None and raw[:100].lstrip().startswith("{"):
+            id = id_in(raw)
         if len(raw) > _MAX_KEPT_CHARACTERS:
             raw = raw[:_MAX_KEPT_CHARACTERS] + "…"
         return cls(where, id, type(error).__name__, error.what, raw)
@@ -195,77 +203,15 @@ def object_keys(path: str) -> Iterator[str]:
             text.skip_space(",")
 
 
-def read_csv(path: str) -> Iterator[Row | Reject]:
-    """The rows of a CSV (or, by its suffix, TSV) file with a header line.
-
-    Raises:
-        FormatError: the header is missing, or the file is not UTF-8 text at all.
-    """
-    layout(path)
-    with files.reading(path) as stream:
-        consumed: list[str] = []
-
-        def lines() -> Iterator[str]:
-            for _, line in _split_lines(stream):
-                text = (line or b"").decode("utf-8", "surrogateescape") + "\n"
-                consumed.append(text)
-                yield text
-
-        delimiter = "\t" if files.suffix(path) == ".tsv" else ","
-        reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        number = 0
-        while True:
-            line = reader.line_num + 1
-            consumed.clear()
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raw = "".join(consumed).rstrip("\n")
-                yield Reject.of(FormatError(f"invalid CSV: {error}"), f"{path}:{line}", raw)
-                number += 1
-                continue
-            raw = "".join(consumed).rstrip("\r\n")
-            if header is None:
-                header = _header(cells, path, line)
-                continue
-            if not cells:
-                continue
-            yield _csv_row(header, cells, f"{path}:{line}", raw, number)
-            number += 1
-
-
-def _header(cells: list[str], path: str, line: int) -> list[str]:
-    if len(set(cells)) != len(cells) or not all(cells):
-        raise FormatError(
-            "the header line repeats a column or leaves one without a name",
-            where=f"{path}:{line}",
-            fix="give every column its own name in the first line",
-        )
-    return cells
-
-
-def _csv_row(
-    header: list[str], cells: list[str], where: str, raw: str, number: int
-) -> Row | Reject:
-    try:
-        if len(cells) != len(header):
-            raise FormatError(f"the row has {len(cells)} cells, the header {len(header)} columns")
-        check_text(raw)
-        if "\0" in raw:
-            raise FormatError("the row contains a NUL byte")
-    except FormatError as error:
-        readable = raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return Reject.of(error, where, readable)
-    return Row(dict(zip(header, cells, strict=True)), where, raw, number)
-
-
 # --- JSON lines ------------------------------------------------------------------------------
 
 
-def _split_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+def too_long() -> FormatError:
+    """What is wrong with a line of more than `MAX_ROW_BYTES`."""
+    return FormatError(f"the row is longer than {MAX_ROW_BYTES >> 20} MiB")
+
+
+def split_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """(line number, line without its end); None for a line above `MAX_ROW_BYTES`.
 
     Only `\\n` ends a line: U+2028 and its like may stand inside JSON strings.
@@ -277,33 +223,34 @@ def _split_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         lines = chunk.split(b"\n")
         lines[0] = b"" if too_long else rest + lines[0]
         for line in lines[:-1]:
-            yield number, None if too_long else line.removesuffix(b"\r")
+            yield number, None if too_long else line
             number, too_long = number + 1, False
         rest = lines[-1]
         if len(rest) > MAX_ROW_BYTES:
             rest, too_long = b"", True
     if rest or too_long:
-        yield number, None if too_long else rest.removesuffix(b"\r")
+        yield number, None if too_long else rest
 
 
 def _read_lines(stream: BinaryIO, path: str) -> Iterator[Row | Reject]:
     number = 0
-    for line_number, line in _split_lines(stream):
+    for line_number, line in split_lines(stream):
         where = f"{path}:{line_number}"
         if line is not None and not line.strip():
             continue
         if line is None:
-            error = FormatError(f"the row is longer than {MAX_ROW_BYTES >> 20} MiB")
-            yield Reject.of(error, where)
+            yield Reject.of(too_long(), where)
         else:
+            line = line.removesuffix(b"\r")
             try:
-                value = parse_json(line.decode("utf-8"), line_number)
+                raw = line.decode("utf-8")
+                value = parse_json(raw, line_number)
             except UnicodeDecodeError as error:
                 yield Reject.of(not_utf8(error), where, line.decode("utf-8", "backslashreplace"))
             except FormatError as error:
-                yield Reject.of(error, where, line.decode("utf-8"))
+                yield Reject.of(error, where, raw)
             else:
-                yield _row(value, where, line.decode("utf-8"), number)
+                yield _row(value, where, raw, number)
         number += 1
 
 
@@ -314,24 +261,32 @@ def _read_elements(text: JsonWindow, path: str, key: str | None) -> Iterator[Row
     """Elements of the array whose `[` was just passed; passes its `]`."""
     number = 0
     text.nested = key is not None
+    line_before = text.line
     text.skip_space(",")
     fence = text.fence()
-    while not text.at_end():
-        if text.peek() == "]":
+    while character := text.peek():
+        if character == "]":
             text.position += 1
             return
         line, raw, value = text.element(fence)
         where = f"{path}:{line}" if key is None else f"{path}#{key}[{number}]"
+        if key is None and line == line_before:
+            where += f"[{number}]"  # another row, or the array, begins in the same line
         if value is text.LOST:
             error = FormatError(
-                f"invalid JSON: a bracket or quote is missing; nothing from line {line} on is read"
+                f"invalid JSON: a bracket or quote is missing; nothing from line {line} on is read "
+                f"({number} rows before it are)"
             )
-            yield Reject.of(error, f"{path}:{line}", raw)
+            yield Reject.of(error, where, raw)
             return
+        line_before = line
         yield _row(value, where, raw, number)
         number += 1
         text.skip_space(",")
-    message = f"the array is not closed: the file ends in line {text.line}; rows may be missing"
+    message = (
+        f"the array is not closed: the file ends in line {text.line} after {number} rows; rows may "
+        "be missing"
+    )
     yield Reject(f"{path}:{text.line}", None, "FormatError", message)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from diptych.data import files
@@ -19,9 +20,22 @@ def is_shard(path: str) -> bool:
     return files.suffix(path) in _TAR | _PARQUET
 
 
-def read_shard(path: str, format: str | None) -> Iterator[Sample | Reject]:
-    """The rows of one shard. What cannot be read of it at all is one Reject."""
-    return (read_parquet if files.suffix(path) in _PARQUET else read_tar)(path, format)
+def read_shard(
+    path: str, format: str | None, passed_over: Counter[str] | None = None
+) -> Iterator[Sample | Reject]:
+    """The rows of one shard. What cannot be read of it at all is one Reject.
+
+    Args:
+        passed_over: counts, by kind, what is neither read nor rejected: members of a tar and
+            columns of Parquet that are neither picture nor text.
+    """
+    passed_over = Counter() if passed_over is None else passed_over
+    if files.suffix(path) in _PARQUET:
+        return read_parquet(path, format, passed_over)
+    listed = path.removesuffix(".tar") + ".parquet"
+    if not files.is_url(path) and files.exists(listed):
+        passed_over["Parquet files beside tar shards (what img2dataset writes about them)"] += 1
+    return read_tar(path, format, passed_over)
 
 
 def copy_good(paths: Sequence[str], bad: set[int], target: str) -> int:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from diptych.data import files
+from diptych.data import folder as folders
 from diptych.data import format as formats
-from diptych.data.formats.captions import PICTURE_SUFFIXES
 from diptych.data.rows import Reject
 from diptych.data.sample import Image, Sample
 from diptych.data.shard_row import MAX_IMAGE_BYTES
@@ -41,11 +42,15 @@ class Source:
         paths: data files or shards, or one folder of pictures and texts.
         root: folder (or URL) that image paths are relative to.
         format: name of the format; None tells it shard row by shard row.
+        passed_over: what the last `rows` met and did not read, by kind: members of tar shards
+            and columns of Parquet that are neither picture nor text, files in a folder of
+            pictures. It is no row and no reject.
     """
 
     paths: tuple[str, ...]
     root: str
     format: str | None
+    passed_over: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
     def is_shards(self) -> bool:
@@ -54,11 +59,15 @@ class Source:
 
     def rows(self) -> Iterator[Sample | Reject]:
         """All rows, in order. Generated ids are told apart by the file's number."""
+        self.passed_over.clear()
         for number, path in enumerate(self.paths):
             if self.is_shards:
-                items = read_shard(path, self.format)
+                items = read_shard(path, self.format, self.passed_over)
             else:
                 items = formats.read(path, self.format)
+                if files.is_folder(path):
+                    texts = self.format != "pictures"
+                    self.passed_over.update(folders.passed_over(path, texts=texts))
             if len(self.paths) == 1:
                 yield from items
                 continue
@@ -91,7 +100,7 @@ def locate(
         FormatError: the format cannot be told.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    paths = [p for one in paths for p in _found(os.fspath(one))]
+    paths = [p for one in paths for p in _found(os.fspath(one), format)]
     kinds = {is_shard(p) for p in paths}
     if len(kinds) > 1:
         raise DataError("shards and data files cannot be read as one set", where=paths[0])
@@ -104,7 +113,7 @@ def locate(
     return Source(tuple(paths), root, format)
 
 
-def _found(path: str) -> list[str]:
+def _found(path: str, format: str | None) -> list[str]:
     if any(character in path for character in "*?[") and not files.exists(path):
         found = files.expand(path)
         if not found:
@@ -120,16 +129,27 @@ def _found(path: str) -> list[str]:
                 fix="check the path; it is taken as written",
             )
         return [path]
-    return _in_folder(path)
+    return _in_folder(path, format)
 
 
-def _in_folder(folder: str) -> list[str]:
+def _in_folder(folder: str, format: str | None) -> list[str]:
     top, pictures = [], False
     for name in files.walk(folder):
         ending = files.suffix(name)
         if "/" not in name and os.sep not in name and (ending in _DATA_SUFFIXES or is_shard(name)):
             top.append(name)
-        pictures = pictures or ending in PICTURE_SUFFIXES
+        pictures = pictures or ending in folders.PICTURE_SUFFIXES
+    # img2dataset writes beside each tar a Parquet file of its rows and one of counts.
+    tars = {name.removesuffix(".tar") for name in top if name.endswith(".tar")}
+    top = [n for n in top if not {n.removesuffix(".parquet"), n.removesuffix("_stats.json")} & tars]
+    is_whole = format == "pictures" or (
+        pictures and top and format in (None, "captions") and folders.has_pairs(folder)
+    )
+    if is_whole:
+        # Beside pictures, a file that holds no rows is one of those that are passed over.
+        top = [n for n in top if is_shard(n) or _holds_rows(folder, n)]
+    if not pictures and not top:
+        pictures = any(kind == "picture" for _, kind in folders.kinds(folder))
     shards = [name for name in top if is_shard(name)]
     data = [name for name in top if not is_shard(name)]
     if shards and len({files.suffix(n) for n in shards}) == 1 and not pictures:
@@ -153,15 +173,35 @@ def _in_folder(folder: str) -> list[str]:
     )
 
 
+def _holds_rows(folder: str, name: str) -> bool:
+    """Whether a data file is one: of a format that can be told, or rows that name a picture.
+
+    A file named as a picture beside it (`0001.json`, `0001.jpg`) is about that picture alone.
+    """
+    path = files.join(folder, name)
+    stem = os.path.splitext(path)[0]
+    if any(files.exists(stem + ending) for ending in folders.PICTURE_SUFFIXES):
+        return False
+    try:
+        formats.detect(path)
+        return True
+    except DataError:
+        pass
+    try:
+        return isinstance(next(formats.read(path, "pictures"), None), Sample)
+    except DataError:
+        return False
+
+
 def is_pictures_alone(path: str) -> bool:
     """Whether a path is a folder that holds pictures and not a text to any of them."""
     if not files.is_folder(path):
         return False
     try:
-        is_whole = _in_folder(path) == [path]
+        is_whole = _in_folder(path, "pictures") == [path]
     except DataError:
         return False
-    return is_whole and not any(files.suffix(name) == ".txt" for name in files.walk(path))
+    return is_whole and not folders.has_pairs(path)
 
 
 def read_bytes(image: Image, root: str | None, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:

@@ -40,6 +40,11 @@ DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant
 )
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_MAX_SEARCHED = 1 << 20
+_STRING = r'"(?:[^"\\\n]++|\\.)*+"'
+_KEYS = re.compile(
+    rf'"(?P<key>(?:[^"\\\n]++|\\.)*+)"(?:\s*:\s*(?P<id>{_STRING}|-?\d+))?|(?P<bracket>[{{}}\[\]])'
+)
 
 
 def vet(value: Any, raw: str) -> None:
@@ -102,6 +107,27 @@ def explain(error: Exception, line: int) -> FormatError:
     if isinstance(error, RecursionError):
         return FormatError("the JSON is nested too deeply")
     return FormatError(f"a value cannot be read: {error}")
+
+
+def id_in(raw: str) -> str | None:
+    """The `id`, else the `question_id`, of a row that may be no whole JSON object.
+
+    Only keys of the row itself count, told by the brackets before them.
+    """
+    depth = 0
+    found: dict[str, str] = {}
+    for token in _KEYS.finditer(raw[:_MAX_SEARCHED]):
+        if token["bracket"]:
+            depth += 1 if token["bracket"] in "{[" else -1
+        elif depth == 1 and token["id"] and token["key"] in ("id", "question_id"):
+            found.setdefault(token["key"], token["id"])
+    text = found.get("id", found.get("question_id"))
+    if text is None:
+        return None
+    try:
+        return str(json.loads(text))[:200].encode("utf-8", "backslashreplace").decode()
+    except ValueError:
+        return text.strip('"')[:200]
 
 
 def parse_json(text: str, line: int = 1) -> Any:

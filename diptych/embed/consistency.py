@@ -1,11 +1,13 @@
 """Whether the online half of a feature store says what the offline half says, and making it so.
 
 Both sides are read in pieces. What is held in memory of an online entity is a hash of its id, its
-event time and a hash of its vector; of an offline one, once there was more than one run, its id.
+event time and a hash of its vector and kept fields; of an offline one, once there was more than
+one run, its id.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -24,11 +26,11 @@ class Comparison:
     """Entities by what is the matter with them.
 
     Attributes:
-        equal: the same event time and bytes.
+        equal: the same event time, vector and kept fields.
         missing: offline only.
         older: the online one is older.
         newer: the online one is newer, so that the offline half lags behind.
-        different: the same event time, other bytes.
+        different: the same event time, another vector or other kept fields.
         extra: online only.
         repaired: written online from the offline half.
         examples: some ids of each kind but `equal`.
@@ -81,13 +83,15 @@ def compare(
     stored = parquet.index(offline, version)
     about = stored.about
     found = Comparison()
-    marks, times, digests = _online(online, about.version)
+    names = ["image", "text", *about.fields]
+    marks, times, digests = _online(online, about.version, names)
     seen = np.zeros(len(marks), bool)
     with_sink = open_sink(online, about)
     assert isinstance(with_sink, redis.Redis), "checked above"
     try:
         for ids, when, batch in stored.rows():
             vectors = parquet.numbers(batch)
+            kept = [batch[n].to_pylist() if n in batch.schema.names else [] for n in names]
             wrong: list[int] = []
             for row, (key, event_time) in enumerate(zip(ids, when, strict=True)):
                 kind = "missing"
@@ -96,7 +100,8 @@ def compare(
                 if place < len(marks) and marks[place] == mark:
                     seen[place] = True
                     kind = _kind(event_time, int(times[place]))
-                    if kind == "equal" and eight(vectors[row].tobytes()) != digests[place]:
+                    said = [column[row] if column else None for column in kept]
+                    if kind == "equal" and _digest(vectors[row].tobytes(), said) != digests[place]:
                         kind = "different"
                 found.note(kind, key)
                 if kind in ("missing", "older", "different"):
@@ -121,15 +126,21 @@ def _kind(offline: int, online: int) -> str:
     return "older" if online < offline else "newer"
 
 
-def _online(url: str, version: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hash of id (sorted), event time and hash of vector of every entity that is online."""
+def _digest(vector: bytes, kept: list[str | None]) -> int:
+    return eight(vector + json.dumps(kept).encode())
+
+
+def _online(url: str, version: str, names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hash of id (sorted), event time, hash of vector and kept fields of every online entity."""
     client, group = redis.connect(url.partition("?")[0])
     rows: list[np.ndarray] = []
     try:
-        for keys, values in redis.entities(client, group, version, ["event_time", "vector"]):
+        for keys, values in redis.entities(
+            client, group, version, ["event_time", "vector", *names]
+        ):
             there = [
-                (eight(key.encode()), int(when), eight(vector))
-                for key, (when, vector) in zip(keys, values, strict=True)
+                (eight(key.encode()), int(when), _digest(vector, [_text(value) for value in kept]))
+                for key, (when, vector, *kept) in zip(keys, values, strict=True)
                 if when is not None and vector is not None
             ]
             rows.append(np.array(there, np.int64).reshape(-1, 3))
@@ -138,6 +149,10 @@ def _online(url: str, version: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     table = np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
     table = table[np.argsort(table[:, 0])]
     return table[:, 0], table[:, 1], table[:, 2]
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 def _repair(

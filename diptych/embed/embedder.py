@@ -164,6 +164,10 @@ def stored(vectors: Tensor, mask: Tensor | None, config: EmbedConfig) -> Vectors
     if config.dtype != "int8":
         return Vectors(values.astype(config.dtype), None, lengths)
     largest = np.abs(values).reshape(len(values), -1).max(1)
+    # What is not finite has no eight bits; its scale says so.
+    is_finite = np.isfinite(largest)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    whole = np.rint(values / scales.reshape(-1, *(1,) * (values.ndim - 1)))
+    scales = np.where(is_finite, scales, np.float32(np.nan))
+    values = np.where(is_finite.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
+    whole = np.rint(values / np.nan_to_num(scales, nan=1).reshape(-1, *(1,) * (values.ndim - 1)))
     return Vectors(whole.astype(np.int8), scales, lengths)

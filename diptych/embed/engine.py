@@ -16,7 +16,7 @@ import torch
 from diptych.data.collate import Item, Prepared
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
-from diptych.embed.vectors import Vectors
+from diptych.embed.vectors import Vectors, no_direction
 
 FOLDER = "embed.engines"
 MOST_LANES = 4
@@ -35,6 +35,7 @@ class Pending:
         keys: ids of the rows that have a vector.
         vectors: batches of vectors, in the order of the keys.
         rejects: rows without a vector, with reasons.
+        truncated: (id, number of tokens cut off) of the texts that were longer than is read.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Pending:
     keys: list[str] = field(default_factory=list)
     vectors: list[Vectors] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
+    truncated: list[tuple[str, int]] = field(default_factory=list)
 
     def add(
         self,
@@ -52,16 +54,28 @@ class Pending:
         vectors: Sequence[Vectors],
         fields: Sequence[str],
     ) -> None:
-        """Take in what became of these samples; one `Vectors` for each prepared batch."""
+        """Take in what became of these samples; one `Vectors` for each prepared batch.
+
+        A vector without a direction makes its row a reject: some places would never find it, others
+        would find it first.
+        """
         by_id = {s.id: s for s in samples}
         for key, error in prepared.rejected:
             where = error.get("where") or by_id[key].source
             self.rejects.append({"id": key, **error, "where": where})
+        lost: set[str] = set()
         for batch, found in zip(prepared.batches, vectors, strict=True):
-            self.vectors.append(found)
-            self.keys += batch.sample_ids
-            for key in batch.sample_ids:
-                self.rows[key] = kept(by_id[key], fields)
+            is_good = found.directed()
+            self.vectors.append(found.take(is_good))
+            for key, good in zip(batch.sample_ids, is_good.tolist(), strict=True):
+                if good:
+                    self.keys.append(key)
+                    self.rows[key] = kept(by_id[key], fields)
+                    continue
+                lost.add(key)
+                none = no_direction("the row", by_id[key].source)
+                self.rejects.append({"id": key, **none.to_dict()})
+        self.truncated += [(key, cut) for key, cut in prepared.truncated if key not in lost]
 
 
 def kept(sample: Sample, fields: Sequence[str]) -> dict[str, Any]:

@@ -138,6 +138,9 @@ class Nearest:
     def add(self, vectors: np.ndarray, row: Callable[[int], Any]) -> None:
         """Compare with vectors float32 [n, D]; `row(i)` is kept of those among the best.
 
+        A vector of zeros or with numbers that are not finite, as earlier versions wrote, is never
+        among them.
+
         Raises:
             DataError: their width is another.
         """
@@ -147,7 +150,9 @@ class Nearest:
             )
         if not len(vectors):
             return
-        both = np.concatenate([self.scores, self.questions @ unit(vectors).T], 1)
+        is_good = np.isfinite(vectors).all(1) & vectors.any(1)
+        cosines = self.questions @ unit(np.where(is_good[:, None], vectors, 0)).T
+        both = np.concatenate([self.scores, np.where(is_good, cosines, -np.inf)], 1)
         # Stable, so that of equal scores the first one seen stays first.
         order = np.argsort(-both, axis=1, kind="stable")[:, : self.k]
         before = self.scores.shape[1]
@@ -160,7 +165,7 @@ class Nearest:
     def found(self) -> list[list[tuple[float, Any]]]:
         """(cosine, what `row` gave), best first, for each question."""
         return [
-            list(zip(map(float, scores), rows, strict=True))
+            [(float(s), row) for s, row in zip(scores, rows, strict=True) if np.isfinite(s)]
             for scores, rows in zip(self.scores, self.rows, strict=True)
         ]
 

@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from diptych import parts
 from diptych.data.files import is_url, join
 from diptych.data.format import has_own_id
@@ -30,14 +32,24 @@ from diptych.data.sample import Image, Sample
 from diptych.data.source import is_pictures_alone
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import FOLDER, Pending, Work
-from diptych.embed.sink import About, Sink, open_sink, refuse_fields, settled, without_secrets
-from diptych.embed.state import State
+from diptych.embed.sink import (
+    About,
+    Sink,
+    as_text,
+    open_sink,
+    refuse_fields,
+    settled,
+    without_secrets,
+)
+from diptych.embed.state import Known, State
 from diptych.embed.vectors import eight
 from diptych.embed.writer import Counts, Writer
 from diptych.errors import ConfigError, DataError, Interrupted
 from diptych.machine import keep_freed_memory, memory_bytes
 from diptych.progress import Progress
 
+PASSED_OVER = "passed over: "
+"""How a ledger's notes begin that count what is no row of the data."""
 LINE_SECONDS = 30.0
 """How often a run without a terminal says how far it is."""
 
@@ -143,7 +155,14 @@ class _Job:
         self.progress = progress
         if not index.get("format") and embedder.config.what == "image" and is_pictures_alone(data):
             index = {**index, "format": "pictures"}
-        self.index = Index.build(data, state.folder / "data", verify="none", **index)
+        self.index = Index.build(data, state.folder / "data", verify="none", unique=True, **index)
+        self.known = Known([])
+        notes = self.index.ledger.notes.items()
+        self.passed_over = {
+            what.removeprefix(PASSED_OVER): count
+            for what, count in notes
+            if what.startswith(PASSED_OVER)
+        }
         self.is_remote = is_url(self.index.root)
         self.about = self._about()
         self.to = sorted(without_secrets(settled(target)) for target in config.to)
@@ -189,10 +208,7 @@ class _Job:
             )  # fmt: skip
             rejected = self.index.ledger.num_rejected
             self.state.reject_unreadable(self.index.folder / "rejects.jsonl", rejected)
-            if self.config.verify and (
-                gone := self.state.forget(lambda n: all(s.intact(n) for s in sinks))
-            ):
-                self.progress.note(f"{gone} shards are damaged or gone and are written again")
+            self._verify(sinks)
             writer = Writer(
                 sinks, self.state, self.counts, patience_seconds=self.config.patience_seconds,
                 stopping=self.stopping,
@@ -205,16 +221,54 @@ class _Job:
             for sink in sinks:
                 sink.close()
         self.state.finish()
+        self._note()
         return {
             "rows": len(self.index) + rejected,
             **asdict(self.counts),
             "rejected": self.counts.rejected + rejected,
+            "not_in_data": 0 if self.config.limit else self.known.num_unasked,
+            "passed_over": self.passed_over,
             "seconds": time.monotonic() - start,
             "peak_memory_bytes": memory_bytes(),
             "fingerprint": self.about.fingerprint,
             "to": [without_secrets(target) for target in self.config.to],
             "state": str(self.state.folder),
         }
+
+    def _verify(self, sinks: list[Sink]) -> None:
+        """Take off the manifest what is no longer whole.
+
+        Without `verify` only the newest shard is looked at: when it is gone, the place was emptied.
+        """
+
+        def is_whole(number: int) -> bool:
+            # A shard of rejects alone was written nowhere.
+            is_empty = not self.state.manifest[number]["written"]
+            return is_empty or all(sink.intact(number) for sink in sinks)
+
+        written = [n for n, line in self.state.manifest.items() if line["written"]]
+        if all(map(is_whole, written if self.config.verify else written[-1:])):
+            return
+        gone = self.state.forget(is_whole)
+        self.progress.note(f"{gone} shards are damaged or gone and are written again")
+
+    def _note(self) -> None:
+        """Say what nobody would look for."""
+        counts = self.counts
+        if counts.truncated:
+            some = ", ".join(f"{e['id']} ({e['cut_tokens']})" for e in counts.truncated_examples)
+            said = (
+                f"{counts.truncated:,} texts are longer than the text encoder reads and lost their "
+                f"end, {counts.cut_tokens:,} tokens in all; the first: {some}"
+            )
+            self.progress.note(Text(said))  # ids may hold what looks like markup
+        if self.passed_over:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.passed_over.items())
+            self.progress.note(Text(f"passed over in the data: {kinds}"))
+        if not self.config.limit and (gone := self.known.num_unasked):
+            self.progress.note(
+                f"{gone:,} rows of earlier runs are not in these data; their vectors stay"
+            )
 
     def _compute(self, writer: Writer) -> None:
         """Let the engine fill the shards and hand them to the writer."""
@@ -260,7 +314,7 @@ class _Job:
 
     def _shards(self, task: Any) -> Iterator[tuple[Pending, list[Sample]]]:
         """Rows that are not there yet, cut into shards."""
-        known = self.state.known()
+        known = self.known = self.state.known()
         here = self.state.manifest
         free = (n for n in itertools.count() if n not in here and n not in self.state.gone)
         # Shards that are written again come first, so that they get their own rows back.
@@ -344,12 +398,14 @@ class _Job:
         )
 
     def _identity(self, sample: Sample) -> int:
-        """Eight bytes that change with the row's id, its words and its picture.
+        """Eight bytes that change with the row's id, words, picture and kept fields.
 
         A picture in a file of its own or in a tar is known by name, size and time; one inside the
         data (Parquet) by its bytes; one at a URL by its name alone.
         """
         parts = [sample.id]
+        # A row without kept fields has the identity that earlier versions gave it.
+        parts += [f"{name}={as_text(sample.meta.get(name))}" for name in self.config.fields]
         for turn in sample.turns:
             parts += [repr(part) if not isinstance(part, Image) else "" for part in turn.parts]
         for image in sample.images():

@@ -7,7 +7,11 @@ Views of a folder of vectors:
     "image-0123456789ab"   the newest of one version, when there are several
 
 Columns: id, event_time, vector, scale (int8 only), image, text, kept fields, and the partition:
-fingerprint, what, data. Vectors are arrays (FLOAT[512]) when all have one width, else lists.
+fingerprint, what, data. Vectors are arrays (FLOAT[512]) when all have one width, else lists; one
+of zeros, as earlier versions wrote, is NULL: without a cosine it would come first in every order.
+
+Ids are text, and a column of another file that is compared with them is read as text, whatever its
+values look like (`diptych.embed.files_as_text`).
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diptych.embed.files_as_text import files_as_text
 from diptych.errors import ConfigError, DataError, MissingExtra
 
 
@@ -38,9 +43,9 @@ def connect(folder: Path) -> Any:
             fix="write some with `diptych embed ... --to parquet:FOLDER`, or name another --store",
         )
     connection = duckdb.connect()
-    parts = [_files(folder / f"fingerprint={mark}" / f"what={what}") for what, mark in versions]
+    files = [_files(folder / f"fingerprint={mark}" / f"what={what}") for what, mark in versions]
     try:
-        widths = {_type(connection, part) for part in parts}
+        widths = [_width(connection, one) for one in files]
     except duckdb.Error as error:
         connection.close()
         raise DataError(
@@ -48,8 +53,10 @@ def connect(folder: Path) -> Any:
             where=str(folder),
             fix="write it again: the same `diptych embed` command with --verify",
         ) from error
-    cast = "" if len(widths) == 1 else " replace (vector::FLOAT[] as vector)"
-    every = " union all by name ".join(f"select *{cast} from {part}" for part in parts)
+    pairs = list(zip(files, widths, strict=True))
+    parts = [_with_arrays(one, width) for one, width in pairs]
+    alike = parts if len(set(widths)) == 1 else [_with_arrays(f, w and 0) for f, w in pairs]
+    every = " union all by name ".join(f"select * from {part}" for part in alike)
     connection.execute(f"create view history as {every}")
     connection.execute(f"create view vectors as {_newest('history')}")
     if len(versions) > 1:
@@ -75,9 +82,27 @@ def _files(folder: Path) -> str:
     return f"read_parquet([{listed}], {options})"
 
 
-def _type(connection: Any, part: str) -> str:
-    rows = connection.execute(f"describe select vector from {part}").fetchall()
-    return str(rows[0][1])
+def _width(connection: Any, files: str) -> int | None:
+    """Numbers of each vector of a version; None of matrices."""
+    kind = str(connection.execute(f"describe select vector from {files}").fetchall()[0][1])
+    if kind.count("[") > 1:
+        return None
+    found = connection.execute(f"select len(vector) from {files} limit 1").fetchall()
+    return int(found[0][0]) if found else 0
+
+
+def _with_arrays(files: str, width: int | None) -> str:
+    """A version's rows with vectors as arrays; with a width of 0 as lists."""
+    if width is None:
+        return files
+    kind, product = (f"FLOAT[{width}]", "array") if width else ("FLOAT[]", "list")
+    vector = f"vector::{kind}"
+    # In DuckDB, NaN is above every number.
+    square = f"{product}_inner_product({vector}, {vector})"
+    has_direction = f"{square} > 0 and {square} < 'infinity'::FLOAT"
+    return (
+        f"(select * replace (case when {has_direction} then {vector} end as vector) from {files})"
+    )
 
 
 def _newest(source: str) -> str:
@@ -102,6 +127,7 @@ def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000)
     duckdb = _duckdb()
     connection = connect(folder)
     try:
+        sql = files_as_text(connection, sql)
         if out is None:
             found = connection.execute(sql)
             rows = found.fetchmany(limit + 1)

@@ -6,17 +6,20 @@ same one.
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+from typing import Any
 
 from diptych.data.collate import Item
-from diptych.data.files import is_url
+from diptych.data.image import given
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.data.source import read_bytes
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.index import Hit, Index
-from diptych.errors import ConfigError, DataError
+from diptych.embed.vectors import no_direction
+from diptych.errors import ConfigError, DataError, ImageError
 from diptych.machine import chosen_device
 from diptych.model.checkpoint import load_model
+
+log = logging.getLogger(__name__)
 
 
 class Search:
@@ -25,6 +28,10 @@ class Search:
     Args:
         index: as `open_index` gives it.
         model: run or model folder; default: where the vectors say that it was.
+
+    Attributes:
+        cut_tokens: how many tokens of the last question were cut off, because it was longer than
+            the model's text encoder reads.
 
     Raises:
         ConfigError: the model is not the one that made the vectors.
@@ -48,18 +55,22 @@ class Search:
                 fix="name the model that made them, or embed the data with this one",
             )
         self.made = made
+        self.cut_tokens = 0
 
     def text(self, text: str, k: int = 10, *, exact: bool = False) -> list[Hit]:
-        """The rows nearest to a text."""
+        """The rows nearest to a text; of one that is too long, to its beginning (`cut_tokens`)."""
         sample = Sample("question", (Turn("assistant", (Text(text),)),), "the question", {})
         return self._find("text", Item(sample, _no_picture), k, exact)
 
-    def image(self, image: str | Path, k: int = 10, *, exact: bool = False) -> list[Hit]:
-        """The rows nearest to a picture."""
-        root, name = ("", str(image)) if is_url(str(image)) else map(str, _split(Path(image)))
-        part = Image(name)
-        sample = Sample("question", (Turn("user", (part,)),), str(image), {})
-        return self._find("image", Item(sample, lambda i: read_bytes(i, root)), k, exact)
+    def image(self, image: Any, k: int = 10, *, exact: bool = False) -> list[Hit]:
+        """The rows nearest to a picture: a path, an address, bytes or a PIL picture.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        shown = given(image)
+        sample = Sample("question", (Turn("user", (shown,)),), shown.path, {})
+        return self._find("image", Item(sample, lambda i: i.data or b""), k, exact)
 
     def _find(self, what: str, item: Item, k: int, exact: bool) -> list[Hit]:
         settings = self.made.config
@@ -72,13 +83,18 @@ class Search:
         embedder = Embedder(self.made.model, replace_what(settings, what))
         prepared = embedder.prepare([item])
         for _, error in prepared.rejected:
-            raise DataError(str(error["message"]), where=error.get("where"), fix=error.get("fix"))
-        return self.index.search(embedder.embed(prepared.batches[0]).numbers(), k, exact=exact)[0]
-
-
-def _split(path: Path) -> tuple[Path, str]:
-    whole = path.expanduser().absolute()
-    return whole.parent, whole.name
+            kind = ImageError if what == "image" else DataError
+            raise kind(str(error["message"]), where=error.get("where"), fix=error.get("fix"))
+        self.cut_tokens = sum(cut for _, cut in prepared.truncated)
+        if self.cut_tokens:
+            log.warning(
+                "the question is longer than the text encoder reads: its last %d tokens count for "
+                "nothing", self.cut_tokens,
+            )  # fmt: skip
+        vectors = embedder.embed(prepared.batches[0])
+        if not vectors.directed().all():
+            raise no_direction("the question")
+        return self.index.search(vectors.numbers(), k, exact=exact)[0]
 
 
 def replace_what(settings: EmbedConfig, what: str) -> EmbedConfig:

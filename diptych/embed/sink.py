@@ -111,7 +111,8 @@ class Sink(Protocol):
         ...
 
     def intact(self, number: int) -> bool:
-        """Whether a shard that was written is still whole, as far as that is quick to tell."""
+        """Whether a shard that was written is still there and whole, as far as the place can tell;
+        of a place without shards, whether it still has anything of the job."""
         ...
 
     def finish(self) -> None:

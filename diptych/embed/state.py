@@ -209,7 +209,7 @@ class State:
 class Known:
     """Rows that are there: of each id what it was when it was written last, and when that was.
 
-    24 bytes a row in memory.
+    25 bytes a row in memory.
     """
 
     def __init__(self, shards: list[tuple[np.ndarray, dict[str, Any]]]):
@@ -225,13 +225,20 @@ class Known:
         self.ids = ids[is_last]
         self.identities = rows[order, 1][is_last]
         self.times = times[order][is_last]
+        self._asked = np.zeros(len(self.ids), bool)
 
     def get(self, id: int) -> tuple[int, int] | None:
         """(identity, event time) of a row by the hash of its id."""
         place = int(np.searchsorted(self.ids, id))
         if place < len(self.ids) and self.ids[place] == id:
+            self._asked[place] = True
             return int(self.identities[place]), int(self.times[place])
         return None
+
+    @property
+    def num_unasked(self) -> int:
+        """Rows that nobody asked for: when all data were visited, those that are not in them."""
+        return int((~self._asked).sum())
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,27 @@ from diptych.errors import SinkAway
 log = logging.getLogger(__name__)
 
 
+EXAMPLES = 5
+"""Rows named of those whose texts were cut off."""
+
+
 @dataclass
 class Counts:
-    """What a run has done so far."""
+    """What a run has done so far.
+
+    Attributes:
+        truncated: rows written whose text was longer than the model's text encoder reads.
+        cut_tokens: tokens that these lost together.
+        truncated_examples: the first of them, with the tokens that each lost.
+    """
 
     written: int = 0
     skipped: int = 0
     rejected: int = 0
     shards: int = 0
+    truncated: int = 0
+    cut_tokens: int = 0
+    truncated_examples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Writer:
@@ -107,9 +120,14 @@ class Writer:
             "written": len(pending.keys) - len(refused),
             "rejected": len(rejects),
             "event_time_ns": pending.event_time_ns,
+            **_truncated([t for t in pending.truncated if t[0] not in refused]),
         }
         self.state.add(line, pending.identities)
         self.counts.written += line["written"]
+        self.counts.truncated += line["truncated"]
+        self.counts.cut_tokens += line["cut_tokens"]
+        self.counts.truncated_examples += line["truncated_examples"]
+        del self.counts.truncated_examples[EXAMPLES:]
         self.counts.rejected += len(rejects)
         self.counts.shards += 1
 
@@ -132,6 +150,15 @@ class Writer:
                 log.warning("%s; trying again in %.1f s", away, pause)
                 self.stopping.wait(pause)
                 pause = min(10.0, pause * 2)
+
+
+def _truncated(found: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """What a shard's line says of texts that were cut off."""
+    return {
+        "truncated": len(found),
+        "cut_tokens": sum(cut for _, cut in found),
+        "truncated_examples": [{"id": key, "cut_tokens": cut} for key, cut in found[:EXAMPLES]],
+    }
 
 
 def joined(vectors: Sequence[Vectors]) -> Vectors:

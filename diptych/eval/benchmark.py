@@ -2,12 +2,13 @@
 
 A benchmark is a file `benchmarks/<name>.py` with one subclass of `Benchmark`; its docstring names
 source, licence, metric variant and, where there is one, a published figure. The runner adds what
-every score needs: interval, blind control, majority answer, split by question kind.
+every score needs: interval, controls (`controls.py`), split by question kind.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -28,7 +29,8 @@ class Benchmark(ABC):
         name: stands in reports.
         metric: scores one output against the accepted answers.
         how: "generate" scores the text the model writes; "likelihood" scores the candidate
-            (see `candidates`) to which the model gives the largest log-likelihood.
+            (see `candidates`) to which the model gives the largest log-likelihood; a tie for the
+            largest counts against the model.
         chat: the prompt is a conversation for the model's chat template; if False, the prompt's
             text is given to the language model as it stands (published text benchmarks).
         max_new_tokens: bound on a generated answer.
@@ -90,8 +92,19 @@ class Benchmark(ABC):
         return str(sample.meta.get("kind") or NO_KIND)
 
     def score(self, output: str, sample: Sample) -> float:
-        """How right `output` is, 0 to 1."""
-        return self.metric.score(self.final(output), self.answers(sample))
+        """How right `output` is, 0 to 1.
+
+        Raises:
+            DataError: the sample has no accepted answer, or the metric gave no number.
+        """
+        score = self.metric.score(self.final(output), self.answers(sample))
+        if not math.isfinite(score):
+            raise DataError(
+                f"the metric '{self.metric.name}' gave {score} for {output[:80]!r}",
+                where=sample.source or sample.id,
+                fix="a metric gives 0 to 1 for every answer; mend it, or use another",
+            )
+        return score
 
     def final(self, text: str) -> str:
         """The answer, without the working before it."""

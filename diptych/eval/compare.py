@@ -9,12 +9,14 @@ P-values of the kinds are not corrected for there being several.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from diptych.errors import DataError
+from diptych.eval.controls import gain
 from diptych.eval.interval import bootstrap_p_value, interval, mcnemar, mean
 from diptych.eval.result import Record, Result, TextAbility
 
@@ -49,6 +51,9 @@ class Comparison:
     Attributes:
         gained_ids, lost_ids: the questions themselves, in the order of the runs.
         failed: questions left out because either run has no score for them.
+        controls: for `before` and `after` the control that is hardest to beat (`best_control`), its
+            `gain` `{score, low, high, n}` being how far that run is above it; a gain is claimed
+            against this control.
         forgotten: change of text-only ability, where both runs measured it: for each text
             `{before, after, ratio}` of the perplexity (ratio above 1: something was forgotten),
             and for the multiple-choice file a Difference.
@@ -59,6 +64,7 @@ class Comparison:
     gained_ids: list[str]
     lost_ids: list[str]
     failed: int
+    controls: dict[str, Any]
     forgotten: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,8 +96,14 @@ def compare(
         gained_ids=[id for id, change in changes if change > 0],
         lost_ids=[id for id, change in changes if change < 0],
         failed=len(pairs) - len(scored),
+        controls={"before": _control(first, seed), "after": _control(second, seed)},
         forgotten=_forgotten(first.text, second.text, seed),
     )
+
+
+def _control(result: Result, seed: int) -> dict[str, Any] | None:
+    hardest = gain(result.records, seed)
+    return {"best_control": hardest[0], "gain": hardest[1].to_dict()} if hardest else None
 
 
 def _pair(first: Result, second: Result) -> list[tuple[Record, Record]]:
@@ -156,7 +168,8 @@ def _forgotten(
     for name, figures in before.texts.items():
         if name in after.texts:
             was, now = figures["perplexity"], after.texts[name]["perplexity"]
-            perplexity[name] = {"before": was, "after": now, "ratio": now / was}
+            ratio = now / was if was else math.nan
+            perplexity[name] = {"before": was, "after": now, "ratio": ratio}
     choices = None
     if before.choices and after.choices:
         choices = asdict(compare(before.choices, after.choices, seed=seed).overall)

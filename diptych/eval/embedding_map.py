@@ -52,7 +52,8 @@ def draw(found: Vectors, *, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         `pairs`: for each its picture's path, its text, and both points; `share_nearest`: the share
-        of pictures among the pairs shown whose nearest text, in the space itself, is their own.
+        of pictures among the pairs shown whose nearest text, in the space itself, is their own
+        and no other is as near.
     """
     from sklearn.manifold import TSNE
 
@@ -70,9 +71,12 @@ def draw(found: Vectors, *, seed: int = 0) -> dict[str, Any]:
     points = torch.from_numpy(flat.fit_transform(vectors.numpy())).double()
     low = points.min(0).values
     points = (points - low) / (points - low).max().clamp(min=1e-12)
-    nearest = (vectors[:count] @ vectors[count:].T).argmax(1)
+    cosines = vectors[:count] @ vectors[count:].T
+    others = cosines.masked_fill(torch.eye(count, dtype=torch.bool), -torch.inf)
+    # A tie is not nearest, nor is what is no number.
+    nearest = cosines.diagonal() > others.amax(1)
     return {
-        "share_nearest": float((nearest == torch.arange(count)).double().mean()),
+        "share_nearest": float(nearest.double().mean()),
         "pairs": [
             {
                 "image": found.names[i],

@@ -96,6 +96,20 @@ def score_interval(
     return interval(scores, groups, seed=seed)
 
 
+def difference_interval(
+    changes: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of differences that lie in [-1, 1], resampled by group.
+
+    Where all are the same, the bootstrap would claim certainty; the slack that `score_interval`
+    gives to such scores stands on both sides then.
+    """
+    if all(change == changes[0] for change in changes):
+        slack = 1 - ((1 - CONFIDENCE) / 2) ** (1 / len(set(groups)))
+        return max(-1.0, changes[0] - slack), min(1.0, changes[0] + slack)
+    return interval(changes, groups, seed=seed)
+
+
 def bootstrap_p_value(
     differences: Sequence[float],
     groups: Sequence[Hashable],

@@ -5,6 +5,8 @@ docstring that names the variant and its source, because published metrics of on
 It may also have
 
 - `MIN_ANSWERS`: how many accepted answers a question needs for the score to mean something;
+- `normalize(text) -> text`: the form in which it compares texts; without it, that of `exact`.
+  The controls count answers and questions in that form;
 - `BY_PICTURE`: what different samples say of one picture are accepted answers to one question
   (captions);
 - `aggregate(predictions, answers) -> {name: figure}`: figures over a whole set (precision...);
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 from diptych import parts
 from diptych.errors import PartNotFound
+from diptych.eval.metrics import exact
 
 FOLDER = "eval.metrics"
 
@@ -35,6 +38,7 @@ class Metric:
         aggregate: (predictions, accepted answers of each) -> figures over the whole set, where
             there are any.
         by_picture: samples that ask the same of one picture are one question.
+        normalize: the form in which texts count as the same.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Metric:
     min_answers: int = 1
     aggregate: Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]] | None = None
     by_picture: bool = False
+    normalize: Callable[[str], str] = exact.normalize
 
 
 def find(name: str) -> Metric:
@@ -65,4 +70,5 @@ def find(name: str) -> Metric:
         min_answers=getattr(module, "MIN_ANSWERS", 1),
         aggregate=getattr(module, "aggregate", None),
         by_picture=getattr(module, "BY_PICTURE", False),
+        normalize=getattr(module, "normalize", exact.normalize),
     )

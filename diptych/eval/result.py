@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diptych import json_text
 from diptych.errors import DataError
 
+CONTROLS = ("blind", "majority", "lookup")
+"""Names of the controls, as in `Result` and `Record`; see eval/controls.py."""
 RESULT_FILE = "result.json"
 RECORDS_FILE = "records.jsonl"
 CHOICES_FOLDER = "choices"
@@ -32,10 +36,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class KindScore(Score):
-    """The score of one question kind, beside the two controls on the same questions."""
+    """The score of one question kind, beside the controls on the same questions."""
 
     blind: float | None
     majority: float
+    lookup: float | None = None
 
 
 @dataclass(slots=True)
@@ -44,11 +49,14 @@ class Record:
 
     Attributes:
         group: what questions share that are not independent: their first picture.
-        output: the model's answer; None where the model failed.
+        output: the model's answer; None where the model failed, or the prompt was too long.
         score: 0 to 1; None where the model failed: a failure is never scored as an answer.
         blind_output, blind_score: the same with the pictures withheld, where that was asked.
-        majority_score: score of the most frequent answer.
-        error, blind_error: why there is no score.
+        majority_score: score of the most frequent answer of the kind.
+        lookup_score: score of the most frequent answer to the same question text.
+        error, blind_error: why there is no score, or why it is 0.
+        too_long: the prompt exceeds the context, which counts as wrong.
+        tied: several candidates were equally likely; the one that is wrong was taken.
     """
 
     id: str
@@ -64,6 +72,9 @@ class Record:
     majority_score: float | None = None
     error: str | None = None
     blind_error: str | None = None
+    lookup_score: float | None = None
+    too_long: bool = False
+    tied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +112,16 @@ class Result:
         blind: the same model with the pictures withheld; None where not asked, or no pictures.
         majority: the score of always giving the most frequent answer of the question's kind.
         majority_from: where that answer was counted: "training answers" or "evaluated answers".
-        by_kind: the same three for each question kind.
+        lookup: the score of always giving the most frequent answer to the same question text,
+            counted in the same place; None in old files and for retrieval.
+        lookup_found: scored questions whose text was found there; the others got the majority.
+        best_control: name of the control that is hardest to beat ("blind", "majority", "lookup").
+        gain: how far the model is above that control, paired by question; what may be claimed.
+        by_kind: score and controls for each question kind.
         aggregates: figures of the metric over the whole set (precision...), where it has any.
         failures: questions without an output; they are in `records` and in no score.
+        too_long: ids of questions whose prompt exceeds the context; each counts as wrong.
+        ties: questions on which several candidates were equally likely; none of them won.
         blind_failures: questions answered with pictures and failed without.
         seconds: wall time.
         text: text-only ability, where it was measured.
@@ -125,6 +143,12 @@ class Result:
     limit: int | None
     records: list[Record] = field(repr=False)
     text: TextAbility | None = None
+    lookup: Score | None = None
+    lookup_found: int = 0
+    best_control: str | None = None
+    gain: Score | None = None
+    too_long: list[str] = field(default_factory=list)
+    ties: int = 0
 
     @property
     def score(self) -> float:
@@ -143,7 +167,7 @@ class Result:
         return self.overall.n
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the records; `after`, `blind` and `majority` are `{score, low, high, n}`."""
+        """All but the records; scores and `gain` are `{score, low, high, n}`."""
         return {
             "benchmark": self.benchmark,
             "metric": self.metric,
@@ -152,10 +176,16 @@ class Result:
             "blind": self.blind.to_dict() if self.blind else None,
             "majority": self.majority.to_dict(),
             "majority_from": self.majority_from,
+            "lookup": self.lookup.to_dict() if self.lookup else None,
+            "lookup_found": self.lookup_found,
+            "best_control": self.best_control,
+            "gain": self.gain.to_dict() if self.gain else None,
             "by_kind": {kind: score.to_dict() for kind, score in self.by_kind.items()},
             "aggregates": self.aggregates,
             "failures": self.failures,
             "blind_failures": self.blind_failures,
+            "too_long": self.too_long,
+            "ties": self.ties,
             "seconds": self.seconds,
             "seed": self.seed,
             "limit": self.limit,
@@ -166,11 +196,11 @@ class Result:
         """Write `result.json` and `records.jsonl`; each appears whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.records)
+        lines = (json_text.dumps(asdict(r)) + "\n" for r in self.records)
         _write_atomically(folder / RECORDS_FILE, lines)
         if self.text and self.text.choices:
             self.text.choices.save(folder / CHOICES_FOLDER)
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n"
+        text = json_text.dumps(self.to_dict(), indent=2) + "\n"
         _write_atomically(folder / RESULT_FILE, [text])
 
     @classmethod
@@ -188,7 +218,8 @@ class Result:
             text = data["text"]
             if text:
                 choices = cls.load(folder / CHOICES_FOLDER) if text["choices"] else None
-                text = TextAbility(texts=text["texts"], choices=choices)
+                texts = {name: _numbers(figures) for name, figures in text["texts"].items()}
+                text = TextAbility(texts=texts, choices=choices)
             kept = {
                 name: data[name]
                 for name in (
@@ -196,14 +227,20 @@ class Result:
                     *("failures", "blind_failures", "seconds", "seed", "limit"),
                 )
             }
+            # What came later is not in the files of older versions.
+            since = ("lookup_found", "best_control", "too_long", "ties")
+            later = {name: data[name] for name in since if name in data}
             return cls(
                 overall=Score(**data["after"]),
                 blind=Score(**data["blind"]) if data["blind"] else None,
+                lookup=Score(**data["lookup"]) if data.get("lookup") else None,
+                gain=Score(**data["gain"]) if data.get("gain") else None,
                 majority=Score(**data["majority"]),
                 by_kind={kind: KindScore(**score) for kind, score in data["by_kind"].items()},
                 records=records,
                 text=text or None,
-                **kept,
+                **{**kept, "aggregates": _numbers(kept["aggregates"])},
+                **later,
             )
         except OSError as error:
             raise DataError(
@@ -215,12 +252,19 @@ class Result:
             raise DataError(f"not an evaluation result: {error!r}", where=str(path)) from error
 
 
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures as they were before they were written: null stands for what is no number."""
+    return {name: math.nan if value is None else value for name, value in figures.items()}
+
+
 def _read_records(path: Path) -> Iterator[Record]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield Record(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                values = json.loads(line)
+                values.pop(json_text.NOT_FINITE, None)
+                yield Record(**values)
+            except (ValueError, TypeError, AttributeError) as error:
                 raise DataError(f"not a record: {error}", where=f"{path}:{number}") from error
 
 

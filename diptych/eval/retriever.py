@@ -1,5 +1,8 @@
 """Retrieval with a dual encoder: every picture looks for its texts, every text for its picture.
 
+Every similarity is computed, in blocks, and none is kept: time grows with pictures times texts as
+one matrix product does, memory and everything else with their sum.
+
 The result is one like any other: a score with its interval, a control, every single query. What
 guessing gets (the share of the right ones among all, at that depth) stands where the majority
 answer stands elsewhere.
@@ -7,10 +10,12 @@ answer stands elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +23,11 @@ from torch import Tensor
 
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError, DataError
+from diptych.eval.controls import gain
 from diptych.eval.embedding_map import Vectors
 from diptych.eval.interval import mean, score_interval
 from diptych.eval.result import KindScore, Record, Result, Score
-from diptych.eval.retrieval import Ranks, ranks
+from diptych.eval.retrieval import BLOCK_ELEMENTS, Ranks, ranked, texts_of
 
 DEPTHS = (1, 5, 10)
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
@@ -110,36 +116,48 @@ def retrieve(
             where=name,
             fix="add pairs, or compare single ones with `diptych eval MODEL --image --text`",
         )
-    pictures = model.encode_images(images(image) for image in shown)
-    written = model.encode_texts(texts)
-    similarity = model.compare(pictures, written)
-    of_images = of_texts = similarity
+    pictures, same_picture = _encoded_once((images(i) for i in shown), model.encode_images, _hash)
+    written, same_text = _encoded_once(texts, model.encode_texts, str)
+    own_texts = texts_of(owners, len(shown))
+
+    def compared_images(start: int, stop: int) -> Tensor:
+        rows = model.compare(pictures[same_picture[start:stop]], written)
+        return rows if len(written) == len(texts) else rows[:, same_text]
+
+    def compared_texts(start: int, stop: int) -> Tensor:
+        rows = model.compare(pictures, written[same_text[start:stop]]).T
+        return rows if len(pictures) == len(shown) else rows[:, same_picture]
+
+    of_images: Scores = compared_images
+    of_texts: Scores = compared_texts
     if rerank is not None:
-        encoded = [images(image) for image in shown]
-        of_images = _reranked(model, encoded, texts, similarity, rerank)
-        of_texts = _reranked(model, encoded, texts, similarity, rerank, by_text=True)
-    found = Ranks(
-        image_of_text=ranks(of_texts, owners).image_of_text,
-        text_of_image=ranks(of_images, owners).text_of_image,
-    )
+        read = _Read(shown, images)
+        of_images = _reranked(model, read, texts, of_images, (len(shown), len(texts)), rerank)
+        of_texts = _reranked(
+            model, read, texts, of_texts, (len(texts), len(shown)), rerank, by_text=True
+        )
+    # A model with several vectors a picture compares every one of them.
+    width = pictures.shape[1] if pictures.ndim == 3 else 1
+    image_of_text, best_images = ranked(of_texts, [[o] for o in owners], len(shown), width)
+    text_of_image, best_texts = ranked(of_images, own_texts, len(texts), width)
+    found = Ranks(image_of_text=image_of_text, text_of_image=text_of_image)
     paths = [image.path for image in shown]
-    belongs = torch.zeros_like(similarity, dtype=torch.bool)
-    belongs[torch.tensor(owners), torch.arange(len(texts))] = True
 
     records: list[Record] = []
-    best_texts = of_images.argmax(1).tolist()
-    own_texts = [[t for t, o in enumerate(owners) if o == i] for i in range(len(shown))]
-    for i, rank in enumerate(found.text_of_image.tolist()):
+    for i, (rank, best) in enumerate(
+        zip(found.text_of_image.tolist(), best_texts.tolist(), strict=True)
+    ):
         right = [texts[t] for t in own_texts[i]]
         records.append(
             _record(f"image {i}: {paths[i]}", IMAGE_TO_TEXT, "Which text belongs to the picture?",
-                    " / ".join(right), texts[best_texts[i]], paths[i], rank)
+                    " / ".join(right), texts[best], paths[i], rank)
         )  # fmt: skip
-    best_images = of_texts.argmax(0).tolist()
-    for t, rank in enumerate(found.image_of_text.tolist()):
+    for t, (rank, best) in enumerate(
+        zip(found.image_of_text.tolist(), best_images.tolist(), strict=True)
+    ):
         records.append(
             _record(f"text {t}: {texts[t][:80]}", TEXT_TO_IMAGE, texts[t], paths[owners[t]],
-                    paths[best_images[t]], paths[owners[t]], rank)
+                    paths[best], paths[owners[t]], rank)
         )  # fmt: skip
 
     groups = [r.group for r in records]
@@ -165,6 +183,7 @@ def retrieve(
     for record, chance in zip(records, guess, strict=True):
         record.majority_score = chance
     chance = mean(guess)
+    hardest = gain(records, seed)
     result = Result(
         benchmark=name,
         metric="recall@1" if rerank is None else f"recall@1, the first {rerank} put in order anew",
@@ -173,6 +192,8 @@ def retrieve(
         blind=None,
         majority=Score(chance, chance, chance, len(hits)),
         majority_from="chance",
+        best_control=hardest[0] if hardest else None,
+        gain=hardest[1] if hardest else None,
         by_kind=by_kind,
         aggregates={
             **{k: v for depth in DEPTHS for k, v in found.recall(depth).items()},
@@ -188,26 +209,74 @@ def retrieve(
     )
     chosen = torch.Generator().manual_seed(seed)
     examples = (
-        *_examples(IMAGE_TO_TEXT, of_images, belongs, found.text_of_image, paths, texts,
+        *_examples(IMAGE_TO_TEXT, of_images, own_texts, found.text_of_image, paths, texts,
                    num_examples, chosen),
-        *_examples(TEXT_TO_IMAGE, of_texts.T, belongs.T, found.image_of_text, texts, paths,
-                   num_examples, chosen),
+        *_examples(TEXT_TO_IMAGE, of_texts, [[o] for o in owners], found.image_of_text, texts,
+                   paths, num_examples, chosen),
     )  # fmt: skip
-    return result, Found(examples, Vectors(pictures, written, owners, paths, texts))
+    vectors = Vectors(pictures[same_picture], written[same_text], owners, paths, texts)
+    return result, Found(examples, vectors)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _encoded_once(
+    given: Iterable[Any], encode: Callable[[Iterable[Any]], Tensor], key: Callable[[Any], str]
+) -> tuple[Tensor, Tensor]:
+    """Vectors of the distinct ones, and which of them belongs to each.
+
+    In another batch the same text or picture has a vector that differs in its last bits, and would
+    be before or behind itself by luck.
+    """
+    numbers: dict[str, int] = {}
+    places: list[int] = []
+
+    def new() -> Iterator[Any]:
+        for one in given:
+            known = len(numbers)
+            places.append(numbers.setdefault(key(one), known))
+            if places[-1] == known:
+                yield one
+
+    vectors = encode(new())
+    return vectors, torch.tensor(places)
+
+
+@dataclass(frozen=True)
+class _Read(Sequence[bytes]):
+    """Encoded pictures, each read when it is asked for."""
+
+    shown: Sequence[Image]
+    read: Callable[[Image], bytes]
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.read(self.shown[number])
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+
+Scores = Callable[[int, int], Tensor]
 
 
 def _reranked(
     model: Any,
-    encoded: Sequence[bytes],
+    images: Sequence[bytes],
     texts: Sequence[str],
-    similarity: Tensor,
+    scores: Scores,
+    shape: tuple[int, int],
     depth: int,
     *,
     by_text: bool = False,
-) -> Tensor:
-    """Similarity with the matching logit added to the first `depth` of every query.
+) -> Scores:
+    """Scores with the matching logit added to the first `depth` of every query.
 
     What was not among the first stays behind them in its old order.
+
+    Args:
+        shape: numbers of queries and of targets.
     """
     if not hasattr(model, "match_scores"):
         raise ConfigError(
@@ -215,18 +284,25 @@ def _reranked(
             where="rerank",
             fix="leave it out, or use a query_transformer",
         )
-    axis = 0 if by_text else 1
-    first = similarity.topk(min(depth, similarity.shape[axis]), dim=axis).indices
-    if by_text:
-        pairs = [(int(i), t) for t in range(len(texts)) for i in first[:, t]]
-    else:
-        pairs = [(i, int(t)) for i in range(len(encoded)) for t in first[i]]
-    rows, columns = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    scores = model.match_scores(encoded, texts, pairs, logits=True)
-    added = similarity[rows, columns] + scores
-    # Below every one of them.
-    again = similarity - similarity.max() + added.min() - 1
-    again[rows, columns] = added
+    queries, targets = shape
+    depth = min(depth, targets)
+    size = max(1, BLOCK_ELEMENTS // targets)
+    first = torch.cat(
+        [
+            scores(start, min(start + size, queries)).topk(depth, dim=1).indices
+            for start in range(0, queries, size)
+        ]
+    )
+    pairs = [(t, q) if by_text else (q, t) for q, row in enumerate(first.tolist()) for t in row]
+    matching = model.match_scores(images, texts, pairs, logits=True).view(queries, depth)
+
+    def again(start: int, stop: int) -> Tensor:
+        rows, asked = scores(start, stop), first[start:stop]
+        added = rows.gather(1, asked) + matching[start:stop]
+        # Below every one of them.
+        lowered = rows - rows.amax(1, keepdim=True) + added.amin(1, keepdim=True) - 1
+        return lowered.scatter(1, asked, added)
+
     return again
 
 
@@ -278,6 +354,7 @@ def _record(
     )
 
 
+@cache
 def _chance(among: int, right: int, depth: int) -> float:
     """Probability that a random order of `among` has one of `right` in its first `depth`."""
     if among - right < depth:
@@ -286,10 +363,15 @@ def _chance(among: int, right: int, depth: int) -> float:
 
 
 def _examples(
-    kind: str, similarity: Tensor, belongs: Tensor, places: Tensor, queries: Sequence[str],
-    targets: Sequence[str], count: int, generator: torch.Generator,
+    kind: str, scores: Scores, right: Sequence[Sequence[int]], places: Tensor,
+    queries: Sequence[str], targets: Sequence[str], count: int, generator: torch.Generator,
 ) -> Iterator[Example]:  # fmt: skip
     for q in torch.randperm(len(queries), generator=generator)[:count].tolist():
-        first = similarity[q].topk(min(NUM_SHOWN, len(targets))).indices.tolist()
-        found = tuple((targets[t], bool(belongs[q, t])) for t in first)
+        row = scores(q, q + 1)[0]
+        belongs = torch.zeros(len(targets), dtype=torch.bool)
+        belongs[list(right[q])] = True
+        # The right ones last among equals, as they are counted.
+        order = belongs.int().argsort(stable=True)
+        first = order[row[order].argsort(descending=True, stable=True)][:NUM_SHOWN].tolist()
+        found = tuple((targets[t], bool(belongs[t])) for t in first)
         yield Example(kind, queries[q], found, int(places[q]) + 1)

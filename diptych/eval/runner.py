@@ -1,88 +1,38 @@
-"""Run a benchmark: every score with its interval, its blind control and the majority answer.
+"""Run a benchmark: every score with its interval and its controls.
 
-`evaluate` asks a model, asks it again with the pictures withheld, and compares both with always
-giving the most frequent answer. A question on which the model fails is excluded and counted; a
-failure is never scored as if it were an answer.
+`evaluate` asks a model, asks it again with the pictures withheld, and compares both with what needs
+no model (`controls.py`). Nothing is left to luck: a prompt that is too long counts as wrong, a tie
+between candidates counts against the model, and where more than 1 % of the questions fail there is
+no score at all. A failure is never scored as if it were an answer.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from diptych.data.sample import Image, Sample
-from diptych.errors import (
-    DataError,
-    DuplicateId,
-    EmptyConversation,
-    Interrupted,
-    MissingImage,
-    ModelError,
-)
+from diptych.data.sample import Sample
+from diptych.errors import DataError, DiptychError, DuplicateId, ModelError, TooManyFailures
+from diptych.eval.asking import Model, ReadImage, inline_bytes, run_batch
 from diptych.eval.benchmark import Benchmark
+from diptych.eval.controls import gain, score_controls
 from diptych.eval.interval import mean, score_interval
-from diptych.eval.metrics.exact import normalize
 from diptych.eval.result import KindScore, Record, Result, Score
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-logger = logging.getLogger(__name__)
-
-ReadImage = Callable[[Image], bytes]
+MAX_FAILURE_SHARE = 0.01
 _FAILURES_BEFORE_GIVING_UP = 32
-
-
-class Model(Protocol):
-    """What an evaluation needs of a model."""
-
-    def generate(
-        self,
-        samples: Sequence[Sample],
-        *,
-        max_new_tokens: int,
-        images: ReadImage,
-        num_beams: int = 1,
-    ) -> list[str]:
-        """The likeliest answer for each sample; `images` gives the encoded bytes of a picture."""
-        ...
-
-    def log_likelihoods(
-        self,
-        samples: Sequence[Sample],
-        continuations: Sequence[Sequence[str]],
-        *,
-        images: ReadImage,
-        chat: bool = True,
-    ) -> list[list[float]]:
-        """For each sample, the summed log-likelihood (nats) of each of its continuations.
-
-        `chat`: the continuation is the assistant's reply in the model's chat template; if False,
-        the samples' text is the prompt as it stands and the continuation follows it directly.
-        """
-        ...
-
-    def text_log_likelihood(self, text: str) -> tuple[float, int]:
-        """Summed log-likelihood of plain text in nats, and the number of tokens it is over."""
-        ...
-
-
-def inline_bytes(image: Image) -> bytes:
-    """The bytes that the picture carries itself; other pictures need a source."""
-    if image.data is None:
-        raise MissingImage(
-            "the picture is a reference, and the evaluation was given no source to read it from",
-            where=image.path,
-            fix="pass `images=`, a function from Image to bytes",
-        )
-    return image.data
+"""An evaluation that cannot get below its share of failures any more ends after so many of them:
+enough to see what went wrong, long before a large benchmark is through."""
+_EXAMPLES = 3
 
 
 def evaluate(
@@ -95,23 +45,30 @@ def evaluate(
     seed: int = 0,
     blind: bool = True,
     batch_size: int = 16,
+    max_failure_share: float = MAX_FAILURE_SHARE,
     progress: bool = True,
 ) -> Result:
     """Ask `model` every question of `benchmark` and score the answers.
 
+    A batch that fails is asked one by one, if it was an error of Diptych's own or memory that ran
+    out; the questions that fail again are in no score. Any other error of the model (a CUDA
+    assertion, a fault in its code) ends the evaluation, as nothing after it could be trusted.
+
     Args:
         images: reads the encoded bytes of a picture.
-        train: samples to count the majority answer in; without them it is counted in the evaluated
-            set itself, per kind as well, which makes the control a little too strong.
+        train: samples to count the most frequent answers in; without them they are counted in
+            the evaluated set itself (see `controls.score_controls`).
         limit: evaluate that many samples, drawn at random with `seed` (files are often sorted).
         seed: of that draw and of the bootstrap.
         blind: also ask with the pictures withheld.
         batch_size: questions given to the model at once.
+        max_failure_share: of the questions that may fail, with pictures and without.
         progress: show a bar on a terminal for work over two seconds.
 
     Raises:
         DataError: the benchmark has no samples.
         DuplicateId: two samples share an id, so that runs could not be paired.
+        TooManyFailures: more failed than `max_failure_share` allows.
         The model's own error if it fails on every sample, or on the first 32.
     """
     started = time.monotonic()
@@ -121,8 +78,7 @@ def evaluate(
     asked: list[Sample] = []
     records: list[Record] = []
     seen: set[str] = set()
-    first_error: Exception | None = None
-    succeeded = False
+    failures = _Failures(max_failure_share)
     with _Progress(benchmark.name, total, progress) as bar:
         for batch in _batches(_choose(samples, limit, seed), batch_size):
             for sample in batch:
@@ -131,29 +87,84 @@ def evaluate(
                         f"two samples have the id '{sample.id}'", where=sample.source or None
                     )
                 seen.add(sample.id)
-            for sample, record, error in _run_batch(model, benchmark, batch, images, blind):
+            for sample, record, error in run_batch(model, benchmark, batch, images, blind):
                 asked.append(sample.without_images())
                 records.append(record)
-                succeeded |= record.score is not None
-                first_error = first_error or error
-            if first_error and not succeeded and len(records) >= _FAILURES_BEFORE_GIVING_UP:
-                raise first_error
+                failures.add(record, error)
+            failures.give_up(total)
             bar.advance(len(batch))
     if not records:
         raise DataError(f"the benchmark '{benchmark.name}' has no samples to evaluate")
-    if first_error and not succeeded:
-        raise first_error
+    failures.enforce()
 
-    _score_majority(benchmark, asked, records, train)
+    lookup_found = score_controls(benchmark, asked, records, train)
     return _summarize(
         benchmark,
         asked,
         records,
         majority_from="evaluated answers" if train is None else "training answers",
+        lookup_found=lookup_found,
         seed=seed,
         limit=limit,
         seconds=time.monotonic() - started,
     )
+
+
+class _Failures:
+    """What went wrong, and whether it is too much for a score."""
+
+    def __init__(self, max_share: float):
+        self.max_share = max_share
+        self.first: Exception | None = None
+        self.asked = self.asked_blind = self.succeeded = 0
+        self.failed: list[Record] = []
+        self.failed_blind: list[Record] = []
+
+    def add(self, record: Record, error: Exception | None) -> None:
+        """Count one question; `error` is the one that left it without a score."""
+        self.asked += 1
+        self.asked_blind += record.blind_error is not None or record.blind_score is not None
+        self.succeeded += record.score is not None
+        self.first = self.first or error
+        if error is not None:
+            self.failed.append(record)
+        if record.blind_error is not None:
+            self.failed_blind.append(record)
+
+    def give_up(self, total: int | None) -> None:
+        """Stop early where the outcome is certain; `total` questions will have been asked."""
+        if len(self.failed) < _FAILURES_BEFORE_GIVING_UP:
+            return
+        if not self.succeeded or (total and len(self.failed) > self.max_share * total):
+            self.enforce()
+
+    def enforce(self) -> None:
+        """Raise if the share of failures is too large.
+
+        Raises:
+            TooManyFailures: with the counts by error and the first examples.
+            The first error itself where nothing else happened.
+        """
+        if isinstance(self.first, DiptychError) and not self.succeeded:
+            raise self.first
+        for what, failed, asked in (
+            ("questions failed", self.failed, self.asked),
+            ("questions failed with their pictures withheld", self.failed_blind, self.asked_blind),
+        ):
+            if len(failed) <= self.max_share * asked:
+                continue
+            errors = [str(r.error if failed is self.failed else r.blind_error) for r in failed]
+            kinds = Counter(error.split(":", 1)[0] for error in errors)
+            shown = [f"'{r.id}': {e.splitlines()[0]}" for r, e in zip(failed, errors, strict=True)]
+            raise TooManyFailures(
+                f"{len(failed)} of {asked} {what}, more than the allowed {self.max_share:.2%}: "
+                + ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+                + "; first: "
+                + "; ".join(shown[:_EXAMPLES]),
+                where="max_failure_share",
+                fix="mend what the errors name; or raise evaluation.max_failure_share (of `diptych "
+                "eval`: --max-failure-share), and the score is one over fewer questions",
+            )
 
 
 def _choose(samples: Iterable[Sample], limit: int | None, seed: int) -> Iterator[Sample]:
@@ -179,139 +190,13 @@ def _batches(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
         yield batch
 
 
-def _run_batch(
-    model: Model, benchmark: Benchmark, batch: list[Sample], images: ReadImage, blind: bool
-) -> Iterator[tuple[Sample, Record, Exception | None]]:
-    outputs = _ask(model, benchmark, batch, images, withheld=False)
-    with_images = [s for s in batch if blind and next(s.images(), None) is not None]
-    blind_outputs = dict(
-        zip(
-            (s.id for s in with_images),
-            _ask(model, benchmark, with_images, images, withheld=True),
-            strict=True,
-        )
-    )
-    for sample, output in zip(batch, outputs, strict=True):
-        record = _describe(sample, benchmark)
-        error: Exception | None = None
-        if isinstance(output, Exception):
-            error = output
-        else:
-            try:
-                record.score = benchmark.score(output, sample)
-                record.output = output
-            except DataError as unusable:  # the row has no accepted answer
-                error = unusable
-        if error is not None:
-            record.error = f"{type(error).__name__}: {error}"
-            logger.warning("no score for sample '%s': %s", sample.id, record.error)
-        elif isinstance(blind_output := blind_outputs.get(sample.id), str):
-            record.blind_output = blind_output
-            record.blind_score = benchmark.score(blind_output, sample)
-        elif isinstance(blind_output, EmptyConversation):
-            pass  # a caption without a prompt: with the picture withheld nothing is asked
-        elif blind_output is not None:
-            record.blind_error = f"{type(blind_output).__name__}: {blind_output}"
-            logger.warning("no blind score for sample '%s': %s", sample.id, record.blind_error)
-        yield sample, record, error
-
-
-def _ask(
-    model: Model, benchmark: Benchmark, batch: list[Sample], images: ReadImage, *, withheld: bool
-) -> list[str | Exception]:
-    """An output or the error for each sample; a batch that fails is asked one by one."""
-    if not batch:
-        return []
-    try:
-        prompts = [benchmark.prompt(sample) for sample in batch]
-        if withheld:
-            prompts = [prompt.without_images() for prompt in prompts]
-        outputs = _outputs(model, benchmark, batch, prompts, images)
-    except Interrupted:
-        raise
-    except Exception as error:  # whatever the model raises is recorded with the sample
-        if len(batch) == 1:
-            return [error]
-        return [
-            answer
-            for sample in batch
-            for answer in _ask(model, benchmark, [sample], images, withheld=withheld)
-        ]
-    return list(outputs)
-
-
-def _outputs(
-    model: Model,
-    benchmark: Benchmark,
-    batch: list[Sample],
-    prompts: list[Sample],
-    images: ReadImage,
-) -> list[str]:
-    if benchmark.how == "generate":
-        search = {"num_beams": benchmark.num_beams} if benchmark.num_beams > 1 else {}
-        outputs = model.generate(
-            prompts, max_new_tokens=benchmark.max_new_tokens, images=images, **search
-        )
-    else:
-        candidates = [list(benchmark.candidates(sample)) for sample in batch]
-        values = model.log_likelihoods(prompts, candidates, images=images, chat=benchmark.chat)
-        if [len(row) for row in values] != [len(row) for row in candidates]:
-            raise ModelError("the model returned another number of log-likelihoods than asked")
-        outputs = [
-            texts[max(range(len(texts)), key=row.__getitem__)]
-            for texts, row in zip(candidates, values, strict=True)
-        ]
-    if len(outputs) != len(batch):
-        raise ModelError(f"the model gave {len(outputs)} outputs for {len(batch)} samples")
-    return outputs
-
-
-def _describe(sample: Sample, benchmark: Benchmark) -> Record:
-    first = next(sample.images(), None)
-    questions = [turn.text for turn in sample.turns if turn.role == "user"]
-    accepted = sample.meta.get("answers") or [""]
-    return Record(
-        id=sample.id,
-        question=questions[-1].strip() if questions else "",
-        truth=sample.answer or str(accepted[0]),
-        kind=benchmark.kind(sample),
-        image=first.path if first else None,
-        group=f"{first.path}{first.span or ''}" if first else f"sample {sample.id}",
-    )
-
-
-def _score_majority(
-    benchmark: Benchmark,
-    asked: list[Sample],
-    records: list[Record],
-    train: Iterable[Sample] | None,
-) -> None:
-    """Score the most frequent answer of each question's kind, or of all kinds for a new kind."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    forms: dict[str, str] = {}
-    for sample in asked if train is None else train:
-        try:
-            answers = benchmark.answers(sample)
-        except DataError:  # a row without usable answers has nothing to count
-            continue
-        for answer in answers:
-            key = normalize(answer)
-            forms.setdefault(key, answer)
-            counts[benchmark.kind(sample)][key] += 1
-    overall: Counter[str] = sum(counts.values(), Counter())
-    for sample, record in zip(asked, records, strict=True):
-        if record.score is not None:
-            frequent = (counts.get(record.kind) or overall).most_common(1)
-            guess = forms[frequent[0][0]] if frequent else ""
-            record.majority_score = benchmark.score(guess, sample)
-
-
 def _summarize(
     benchmark: Benchmark,
     asked: list[Sample],
     records: list[Record],
     *,
     majority_from: str,
+    lookup_found: int,
     seed: int,
     limit: int | None,
     seconds: float,
@@ -326,6 +211,7 @@ def _summarize(
             **own.to_dict(),
             blind=mean(seen_blind) if seen_blind else None,
             majority=mean([r.majority_score or 0.0 for r in chosen]),
+            lookup=mean([r.lookup_score or 0.0 for r in chosen]),
         )
     aggregates = {}
     if benchmark.metric.aggregate:
@@ -335,6 +221,7 @@ def _summarize(
             if record.score is not None
         ]
         aggregates = benchmark.metric.aggregate([r.output or "" for r in scored], answers)
+    hardest = gain(records, seed)
     return Result(
         benchmark=benchmark.name,
         metric=benchmark.metric.name,
@@ -343,10 +230,16 @@ def _summarize(
         blind=score_records(scored, "blind_score", seed),
         majority=_require(score_records(scored, "majority_score", seed)),
         majority_from=majority_from,
+        lookup=score_records(scored, "lookup_score", seed),
+        lookup_found=lookup_found,
+        best_control=hardest[0] if hardest else None,
+        gain=hardest[1] if hardest else None,
         by_kind=by_kind,
         aggregates=aggregates,
         failures=len(records) - len(scored),
         blind_failures=sum(record.blind_error is not None for record in records),
+        too_long=[record.id for record in records if record.too_long],
+        ties=sum(record.tied for record in records),
         seconds=seconds,
         seed=seed,
         limit=limit,

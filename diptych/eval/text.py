@@ -29,6 +29,8 @@ def held_out_texts() -> dict[str, str]:
 def perplexity(model: Model, texts: Mapping[str, str]) -> dict[str, dict[str, float]]:
     """For each text: `perplexity` = exp(-log-likelihood / tokens), `bits_per_byte`, `tokens`.
 
+    A model whose output is not finite has the perplexity NaN, one beyond float64 infinity.
+
     Raises:
         DataError: a text gives no token to predict.
     """
@@ -38,11 +40,18 @@ def perplexity(model: Model, texts: Mapping[str, str]) -> dict[str, dict[str, fl
         if tokens < 1:
             raise DataError("the text gives no token to predict", where=f"text '{name}'")
         figures[name] = {
-            "perplexity": math.exp(-nats / tokens),
+            "perplexity": _exp(-nats / tokens),
             "bits_per_byte": -nats / math.log(2) / len(text.encode("utf-8")),
             "tokens": tokens,
         }
     return figures
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def text_ability(

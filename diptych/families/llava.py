@@ -5,6 +5,8 @@ Instruction Tuning (arXiv:2310.03744).
 Command: `diptych train llava15-7b --set stages.align.data.0.path=... --set ...`.
 Published cost on 8 A100: 7B align 3.5 h, instruct 10 h; 13B 5.5 h and 20 h.
 Published score of 1.5-7B: VQAv2 78.5, GQA 62.0, TextVQA 58.2, POPE 85.9 (model zoo).
+The language model is kept in bfloat16 and learns in float32, as LLaVA's under DeepSpeed does: with
+gradients and moments 16 bytes a weight, 112 GB for 7B (`diptych show llava15-7b --plan`).
 The full-size recipes were not trained here; `llava-debug` has the same shape in miniature
 and is trained by the tests.
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
@@ -27,6 +28,7 @@ from diptych.errors import ConfigError
 from diptych.model.adapters import LoraConfig, add_adapters
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
 
+log = logging.getLogger(__name__)
 DEFAULT = "vlm"
 
 
@@ -164,7 +166,8 @@ class Model(nn.Module):
             )
 
     def pixels_of(self, images: Iterable[Any]) -> Tensor:
-        """Paths, bytes or PIL pictures, decoded and preprocessed: [V, 3, H, W] on the device.
+        """Paths, addresses, bytes or PIL pictures (`data.image.given`), decoded and preprocessed:
+        [V, 3, H, W] on the device.
 
         Raises:
             MissingImage, ImageError: a picture cannot be read.
@@ -174,9 +177,18 @@ class Model(nn.Module):
         return torch.from_numpy(np.stack(arrays)).to(self.device)
 
     def ids_of(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Texts as `text_tokens` reads them: ids and mask int64 [n, T], on the device."""
+        """Texts as `text_tokens` reads them: ids and mask int64 [n, T], on the device.
+
+        What is too long loses its end, and a warning says how much.
+        """
         tokens: TextTokens = self.text_tokens  # type: ignore[assignment]
-        ids, mask = tokens.pad([tokens.ids(text)[0] for text in texts])
+        rows = [tokens.ids(text) for text in texts]
+        if cut := [number for _, number in rows if number]:
+            log.warning(
+                "%d of %d texts are longer than the %d tokens that the text encoder reads: %d "
+                "tokens were cut off", len(cut), len(rows), tokens.max_tokens, sum(cut),
+            )  # fmt: skip
+        ids, mask = tokens.pad([ids for ids, _ in rows])
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     def train(self, mode: bool = True) -> Self:

@@ -20,7 +20,7 @@ from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import Encoded
 from diptych.data.image import decode
 from diptych.data.sample import Image, Sample
-from diptych.errors import ConfigError, EmptyConversation, SampleTooLong
+from diptych.errors import ConfigError, EmptyConversation, ModelError, SampleTooLong
 from diptych.model.likelihood import no_images
 
 if TYPE_CHECKING:
@@ -193,9 +193,19 @@ class Chooser:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Logits [B, V] -> token ids [B]."""
+        """Logits [B, V] -> token ids [B].
+
+        Raises:
+            ModelError: logits are not finite, and which token came out would be its place.
+        """
+        highest, likeliest = logits.max(-1)
+        if not bool(torch.isfinite(highest).all()):
+            raise ModelError(
+                "the model's output is not a number",
+                fix="look for weights that are not finite, or compute in float32",
+            )
         if self.temperature <= 0:
-            return logits.argmax(-1)
+            return likeliest
         chances = (logits.float() / self.temperature).softmax(-1)
         ordered, order = chances.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= self.top_p

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diptych import json_text
 from diptych.data.files import replacing
 from diptych.report.page import write
 from diptych.report.section import PAGE
@@ -41,5 +41,5 @@ def write_embeddings(
     }
     for name, values in (("embeddings.json", kept), (PAGE, page)):
         with replacing(folder / name) as temporary:
-            temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
+            temporary.write_text(json_text.dumps(values) + "\n", encoding="utf-8")
     return write(folder)

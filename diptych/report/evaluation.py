@@ -14,8 +14,15 @@ CONTENDERS = {
     "before": "Before training",
     "blind": "Blind (image withheld)",
     "majority": "Majority answer",
+    "lookup": "Look-up of the question",
 }
-CONTROLS = {"blind": "the blind control", "majority": "the majority answer"}
+CONTROLS = {
+    "blind": "the blind control",
+    "majority": "the majority answer",
+    "lookup": "the look-up of the question",
+}
+MAX_LISTED = 20
+"""Questions that are named one by one."""
 SHARE_CORRECT = ("", "accuracy", "exact", "relaxed")
 
 
@@ -134,7 +141,7 @@ def phases(run: RunFolder) -> list[tuple[str, float]]:
 def headline(run: RunFolder) -> list[tuple[str, bool]]:
     """What happened, in one sentence, as (words, whether to stress them).
 
-    A gain is called a gain only where the 95 % interval lies above both controls.
+    A gain is called a gain only where the 95 % interval lies above every control.
     """
     own = (
         text(run.tree("page.json").get("headline"), 200)
@@ -194,6 +201,24 @@ def verdict(found: Evaluation) -> tuple[str, str] | None:
     if clear:
         return "good", "The 95 % interval after training lies clear of every control."
     return "poor", "The 95 % interval after training is not clear of every control."
+
+
+def notes(found: Evaluation) -> list[str]:
+    """What became of questions that were not simply answered, one sentence each."""
+    listed = found.fields.get("too_long")
+    too_long = [text(id, 80) for id in listed] if isinstance(listed, list) else []
+    said = []
+    if too_long:
+        more = ", ..." if len(too_long) > MAX_LISTED else ""
+        said.append(
+            f"{count(len(too_long))} prompts are longer than the context and count as wrong: "
+            f"{', '.join(too_long[:MAX_LISTED])}{more}."
+        )
+    if ties := number(found.fields.get("ties")):
+        said.append(f"{count(int(ties))} ties between candidates count against the model.")
+    if failures := number(found.fields.get("failures")):
+        said.append(f"{count(int(failures))} questions could not be answered and do not count.")
+    return said
 
 
 def questions(found: Evaluation) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from diptych import json_text
 from diptych.data.files import replacing
 from diptych.report.page import write
 from diptych.report.section import PAGE
@@ -33,5 +33,5 @@ def write_found(
     page = {"kind": "Search", "headline": f"What lies nearest to {words}."}
     for name, values in (("found.json", kept), (PAGE, page)):
         with replacing(folder / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json_text.dumps(values, indent=1) + "\n", encoding="utf-8")
     return write(folder)

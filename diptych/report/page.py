@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from diptych import json_text
 from diptych.errors import InputError
 from diptych.report import evaluation, wording
 from diptych.report.run_folder import RunFolder, number, text
@@ -164,7 +164,7 @@ def _across(share: float) -> str:
 
 def _inert_json(value: Any) -> Markup:
     """JSON for a script element: pure ASCII, and no character that could end the element."""
-    written = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    written = json_text.dumps(value, ensure_ascii=True, separators=(",", ":"))
     for character in "<>&":
         written = written.replace(character, f"\\u{ord(character):04x}")
     return Markup(written)

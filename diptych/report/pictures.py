@@ -1,7 +1,7 @@
 """Thumbnails for the page: hostile image files in, small data URIs out.
 
-Only raster formats are opened, the pixel count is checked before anything is decoded, and the
-bytes that reach the page were encoded here, never taken over from the file.
+Pictures are decoded as models see them (`diptych.data.image.decode`), and the bytes that reach the
+page were encoded here, never taken over from the file.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+from diptych.data.image import decode
+from diptych.errors import ImageError, ImageTooLarge
+
 MAX_SIDE_PIXELS = 256
 TILE_PIXELS = 64
 MAX_PIXELS = 50_000_000
@@ -85,28 +87,12 @@ def _opened(folder: Path, name: str) -> tuple[Image.Image | None, str]:
     except (OSError, ValueError):
         return None, "the path cannot be used"
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return None, "the picture has too many pixels"
-            # JPEG decodes straight to a smaller size; other formats ignore it.
-            picture.draft("RGB", (2 * MAX_SIDE_PIXELS, 2 * MAX_SIDE_PIXELS))
-            return _on_white(ImageOps.exif_transpose(picture)), ""
-    except Image.DecompressionBombError:
+        enough = (2 * MAX_SIDE_PIXELS, 2 * MAX_SIDE_PIXELS)
+        return decode(path.read_bytes(), max_pixels=MAX_PIXELS, enough=enough), ""
+    except ImageTooLarge:
         return None, "the picture has too many pixels"
-    except Exception as error:
-        # Decoders raise almost anything on crafted bytes; the page names it instead of failing.
+    except (OSError, ImageError) as error:
         return None, f"the picture cannot be read ({type(error).__name__})"
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """RGB; transparency on white, 16-bit greys scaled to 8 bits instead of clipped."""
-    if picture.mode.startswith("I"):
-        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.new("RGBA", layer.size, "white")
-        picture.alpha_composite(layer)
-    return picture.convert("RGB")
 
 
 def _encode(picture: Image.Image) -> tuple[str, bytes]:

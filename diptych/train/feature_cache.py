@@ -2,8 +2,9 @@
 
 One memory-mapped array and a table from picture to row. A picture is known by the hash of
 its bytes; the cache folder by the hash of the encoder's weights and preprocessing, so
-changed weights or another size never meet old features. Bounded in size: what does not fit
-is not cached at all, so that a stage never mixes both ways.
+changed weights or another size never meet old features. A later stage with other pictures adds
+them. Bounded in size: what does not fit is not cached at all, so that a stage never mixes both
+ways.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +31,7 @@ from diptych.model.architecture import Model
 from diptych.model.checkpoint import unique_tensors
 
 log = logging.getLogger(__name__)
+_KEYS, _FEATURES = "keys.json", "features.bin"
 
 
 @dataclass
@@ -41,14 +44,19 @@ class FeatureCache:
     folder: Path
 
     def __post_init__(self) -> None:
-        meta = json.loads((self.folder / "keys.json").read_text())
+        meta = json.loads((self.folder / _KEYS).read_text())
         self._rows: dict[str, int] = {key: i for i, key in enumerate(meta["keys"])}
         self._map = np.memmap(
-            self.folder / "features.bin",
+            self.folder / _FEATURES,
             dtype=meta["dtype"],
             mode="r",
             shape=(len(meta["keys"]), *meta["shape"]),
         )
+
+    @property
+    def keys(self) -> Iterable[str]:
+        """Content hashes of the pictures held, in the order of their rows."""
+        return self._rows
 
     def get(self, key: str) -> np.ndarray | None:
         """A copy of the features, or None for an unknown picture."""
@@ -75,9 +83,13 @@ def fingerprint(model: Model, precision: str) -> str:
     return digest.hexdigest()[:24]
 
 
+Picture = tuple[Image, ReadImage, str | None]
+"""A picture, how its bytes are read, and their SHA-256 where an index knows it."""
+
+
 def prepare(
     model: Model,
-    pictures: Iterable[tuple[Image, ReadImage]],
+    pictures: Iterable[Picture],
     root: Path,
     *,
     mode: str,
@@ -86,30 +98,32 @@ def prepare(
     precision: str,
     progress: Any = None,
 ) -> FeatureCache | None:
-    """Decide whether caching pays, and fill the cache if so.
+    """Decide whether caching pays, and encode what the cache does not hold yet.
 
     `auto` times encoding and reading on the first pictures: with v visits of each picture,
     v * encode is compared to encode + write + v * read. It says what it found.
 
     Args:
         pictures: every picture of the stage, repetitions allowed.
+        mode: of the stage (auto, on, off), or `decided`: on, as an earlier start found.
         num_visits: how often a stage looks at one picture.
         precision: `bf16` encodes under autocast, as training would.
+
+    Returns:
+        A cache that holds every picture of the stage, those of earlier stages too; or None.
     """
     if mode == "off" or (mode == "auto" and num_visits <= 1.0):
         return None
     folder = root / fingerprint(model, precision)
-    if (folder / "keys.json").is_file():
-        log.info("feature cache: using %d pictures from before", len(FeatureCache(folder)))
-        return FeatureCache(folder)
-    distinct: dict[str, tuple[Image, ReadImage]] = {}
-    # Many rows show one picture: its bytes are read once.
-    for read, image in dict.fromkeys((read, image) for image, read in pictures):
-        distinct.setdefault(hashlib.sha256(read(image)).hexdigest(), (image, read))
-    if not distinct:
-        return None
-    keys = list(distinct)
-    first, encode_seconds = _timed_encode(model, [distinct[k] for k in keys[:8]], precision)
+    held = list(FeatureCache(folder).keys) if (folder / _KEYS).is_file() else []
+    wanted = _distinct(pictures)
+    known = set(held)
+    missing = {key: picture for key, picture in wanted.items() if key not in known}
+    if not missing:
+        log.info("feature cache: using %d pictures from before", len(wanted))
+        return FeatureCache(folder) if wanted else None
+    keys, new = held + list(missing), list(missing.values())
+    first, encode_seconds = _timed_encode(model, new[:8], precision)
     needed = first[0].nbytes * len(keys)
     if needed > max_bytes:
         log.info(
@@ -118,38 +132,51 @@ def prepare(
         )  # fmt: skip
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "features.part"
+    file = folder / _FEATURES
     shape = (len(keys), *first.shape[1:])
-    store = np.memmap(part, dtype=first.dtype, mode="w+", shape=shape)
+    # Rows behind those of keys.json count for nothing until it names them.
+    store = np.memmap(file, dtype=first.dtype, mode="r+" if held else "w+", shape=shape)
     start = time.perf_counter()
-    store[: len(first)] = first
+    store[len(held) : len(held) + len(first)] = first
     store.flush()
-    _ = np.array(store[: len(first)]).sum()
+    _ = np.array(store[len(held) : len(held) + len(first)]).sum()
     move_seconds = (time.perf_counter() - start) / len(first)
     without = num_visits * encode_seconds
     with_cache = encode_seconds + move_seconds + num_visits * move_seconds
     pays = with_cache < without
     log.info(
         "feature cache: %s; per picture encode %.1f ms, write and read %.1f ms, %.1f visits",
-        "on" if pays or mode == "on" else "off, it would not pay",
+        "on" if pays or mode != "auto" else "off, it would not pay",
         encode_seconds * 1e3, move_seconds * 1e3, num_visits,
     )  # fmt: skip
     if mode == "auto" and not pays:
         del store
-        part.unlink()
+        if held:
+            os.truncate(file, first[0].nbytes * len(held))
+        else:
+            file.unlink()
         return None
-    steps = range(len(first), len(keys), 32)
+    steps = range(len(first), len(new), 32)
     for low in progress.track(steps, "cache features") if progress else steps:
-        chunk = [distinct[k] for k in keys[low : low + 32]]
-        store[low : low + len(chunk)] = _encode(model, chunk, precision)
+        chunk = new[low : low + 32]
+        place = len(held) + low
+        store[place : place + len(chunk)] = _encode(model, chunk, precision)
     store.flush()
     del store
-    part.rename(folder / "features.bin")
     meta = {"keys": keys, "shape": list(shape[1:]), "dtype": str(first.dtype)}
-    staged = folder / "keys.part"
+    staged = folder / f".{_KEYS}.new"
     staged.write_text(json.dumps(meta))
-    staged.rename(folder / "keys.json")
+    staged.rename(folder / _KEYS)
     return FeatureCache(folder)
+
+
+def _distinct(pictures: Iterable[Picture]) -> dict[str, tuple[Image, ReadImage]]:
+    """Each picture once, by the SHA-256 of its bytes."""
+    distinct: dict[str, tuple[Image, ReadImage]] = {}
+    # Many rows show one picture: its bytes are read once, and not at all where the hash is known.
+    for read, image, known in dict.fromkeys((read, image, key) for image, read, key in pictures):
+        distinct.setdefault(known or hashlib.sha256(read(image)).hexdigest(), (image, read))
+    return distinct
 
 
 def _timed_encode(

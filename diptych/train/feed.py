@@ -134,6 +134,13 @@ class Withheld(Sequence[Sample]):
         raise ModelError("pictures are withheld here", where=image.path)
 
 
+def known_pictures(index: Any, row: int) -> Iterator[tuple[Image, str | None]]:
+    """A row's pictures and the SHA-256 of their bytes, None where they were not looked at."""
+    images = list(index[row].images())
+    known = index.image_sha256(row) if isinstance(index, Index) else ()
+    return zip(images, known or [None] * len(images), strict=True)
+
+
 def sharing_keys(index: Index) -> list[Any]:
     """One key per sample: its pictures' paths, or None for a sample without any."""
     keys = []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from diptych import json_text
 from diptych.model.architecture import Model
-from diptych.model.trainable import Group
+from diptych.model.trainable import Group, Moved
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 
@@ -52,7 +54,7 @@ class Journal:
         """Append one line to `metrics.jsonl`."""
         if self.writes:
             with self.metrics.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(values) + "\n")
+                out.write(json_text.dumps(values) + "\n")
 
     def cut(self, stage: str, step: int) -> None:
         """Drop lines that a killed run wrote after its last checkpoint."""
@@ -65,7 +67,7 @@ class Journal:
             except ValueError:
                 continue  # the half line of a killed process
             if line.get("stage") != stage or line["step"] <= step:
-                kept.append(json.dumps(line))
+                kept.append(json_text.dumps(line))
         staged = self.metrics.with_name(f".{self.metrics.name}.new")
         staged.write_text("".join(f"{t}\n" for t in kept), encoding="utf-8")
         staged.rename(self.metrics)
@@ -74,7 +76,7 @@ class Journal:
         """Replace a JSON file of the run as a whole."""
         if self.writes:
             staged = self.run / f".{name}.new"
-            text = json.dumps(values, indent=2, ensure_ascii=False)
+            text = json_text.dumps(values, indent=2)
             staged.write_text(text + "\n", encoding="utf-8")
             staged.rename(self.run / name)
 
@@ -94,6 +96,7 @@ class Journal:
             for name, part in model.named_parts()
         ]
         known["tokens_per_image"] = model.tokens_per_image
+        before = {e["group"]: e for e in known["stages"].get(stage.name, ())}
         known["stages"][stage.name] = [
             {
                 "group": g.name,
@@ -101,31 +104,40 @@ class Journal:
                 "trainable": g.num_trainable,
                 "learning_rate": g.learning_rate,
                 "share": g.num_trainable / total,
+                # What the first step moved is known from it alone, also when the run goes on.
+                **{k: v for k, v in before.get(g.name, {}).items() if k == "moved"},
             }
             for g in groups
         ]
         self.write(file.name, known)
 
     def groups(
-        self, model: Model, stage: Stage, groups: Sequence[Group], moved: dict[str, int]
+        self, model: Model, stage: Stage, groups: Sequence[Group], moved: dict[str, Moved]
     ) -> None:
-        """Show what learns, after the first step has proven it."""
+        """Show what learns, after the first step has proven it, and note how much of it moved."""
         if not self.writes:
             return
+        file = self.run / "parameters.json"
+        known = json.loads(file.read_text())
+        for entry in known["stages"][stage.name]:
+            entry["moved"] = asdict(moved[entry["group"]])
+        self.write(file.name, known)
         table = Table(title=f"what learns in stage {stage.name} (checked after step 1)")
-        for column in ("part", "parameters", "learning", "rate", "tensors moved"):
+        for column in ("part", "parameters", "learning", "rate", "tensors moved", "numbers moved"):
             table.add_column(column, justify="left" if column == "part" else "right")
         for group in groups:
+            found = moved[group.name]
             table.add_row(
                 group.name,
                 f"{group.num_total:,}",
                 f"{group.num_trainable:,}",
                 f"{group.learning_rate:.2e}",
-                f"{moved[group.name]} of {len(group.parameters)}",
+                f"{found.tensors} of {len(group.parameters)}",
+                f"{found.share:.1%}",
             )
         learning = {g.name for g in groups}
         for name, part in model.named_parts():
             if name not in learning:
                 count = sum(p.numel() for p in part.parameters())
-                table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged")
+                table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged", "0.0%")
         self.progress.note(table)

@@ -25,10 +25,12 @@ class ObjectiveConfig(PartConfig):
     Attributes:
         packs: whether samples fill rows under a stage's budgets; False computes a step at once.
         text_passes: how often a step runs a sample's text through the text part.
+        learns: whether it may own parameters; they learn at the stage's rate.
     """
 
     packs: ClassVar[bool] = False
     text_passes: ClassVar[int] = 1
+    learns: ClassVar[bool] = False
 
     def build(self, model: nn.Module) -> Objective:
         """The objective for a model."""

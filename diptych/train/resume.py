@@ -13,7 +13,7 @@ import logging
 import random
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ class Position:
         ledgers: ledger of every stage so far, as plain data.
         seconds: training time spent.
         steps_before: optimizer steps of the finished stages.
+        belongs: what each stage so far reads, which resuming is held to (see `identity`): `data`
+            (hashes of `data` and `validation`), `text`, `weights`, `origins`; and `cached`, whether
+            a frozen encoder's features are kept, which a stopwatch may have decided.
     """
 
     stage: int = 0
@@ -52,6 +55,7 @@ class Position:
     ledgers: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     steps_before: int = 0
+    belongs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def save(
@@ -63,8 +67,11 @@ def save(
     *,
     keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of a position and remove old ones."""
-    target = folder / f"{position.stage:02d}-{position.step:08d}"
+    """Write the checkpoint of a position and remove old ones.
+
+    The one that its stage began with stays until the stage ends, so that it can begin anew.
+    """
+    target = folder / _name(position.stage, position.step)
     with staged_folder(target) as stage:
         save_tensors(learned, stage / "weights.safetensors")
         save_tensors(_random_state(), stage / "random.safetensors")
@@ -73,8 +80,34 @@ def save(
         state = {"position": asdict(position), "python_random": _python_random()}
         (stage / "state.json").write_text(json.dumps(state) + "\n")
     for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old.name != _name(position.stage, 0):
+            shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def start_of(folder: Path, stage: int) -> Path | None:
+    """The checkpoint that a stage began with; None for the first one, which begins without any.
+
+    Raises:
+        CheckpointError: it is not there any more, or damaged.
+    """
+    if stage == 0:
+        return None
+    path = folder / _name(stage, 0)
+    if not is_valid(path):
+        raise CheckpointError(
+            "what the stage began with is not kept, so it cannot start anew",
+            where=str(path),
+            fix="begin a new run: give another name, or remove the run folder",
+        )
+    return path
+
+
+def forget(folder: Path, stage: int) -> None:
+    """Remove the checkpoints in the middle of a stage, which starts anew."""
+    for path in _checkpoints(folder):
+        if path.name > _name(stage, 0):
+            shutil.rmtree(path)
 
 
 def newest(folder: Path) -> Path | None:
@@ -87,8 +120,20 @@ def newest(folder: Path) -> Path | None:
 
 
 def position_of(path: Path) -> Position:
-    """Where a checkpoint stands."""
-    return Position(**json.loads((path / "state.json").read_text())["position"])
+    """Where a checkpoint stands.
+
+    Raises:
+        CheckpointError: another version wrote it, and it says what this one does not know.
+    """
+    values = json.loads((path / "state.json").read_text())["position"]
+    unknown = sorted(values.keys() - {f.name for f in fields(Position)})
+    if unknown:
+        raise CheckpointError(
+            f"the checkpoint was written by a later version: it has {', '.join(unknown)}",
+            where=str(path),
+            fix="go on with that version, or begin a new run",
+        )
+    return Position(**values)
 
 
 def load(
@@ -124,6 +169,10 @@ def load_weights(path: Path, learner: nn.Module) -> None:
             own[name].copy_(tensor)
 
 
+def _name(stage: int, step: int) -> str:
+    return f"{stage:02d}-{step:08d}"
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
@@ -150,7 +199,9 @@ def _restore_moments(
         parameter = by_name[name]
         # AdamW keeps its step counter on the CPU unless fused on a GPU.
         where = "cpu" if what == "step" and not parameter.is_cuda else parameter.device
-        optimizer.state[parameter][what] = tensor.to(where)
+        # Moments of an earlier version's bfloat16 weights, which are float32 now.
+        kept = tensor.dtype if what == "step" else parameter.dtype
+        optimizer.state[parameter][what] = tensor.to(where, kept)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from diptych.config import Config
+from diptych.config import SAME_RESULT, Config
 from diptych.data.augment import Augment
 from diptych.model.trainable import Learn
 from diptych.train.objective import ObjectiveField
@@ -106,8 +106,8 @@ class Stage(Config):
     max_gradient_norm: float | None = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm; null never."""
     precision: Literal["float32", "bf16"] = "float32"
-    """`bf16` computes matrix products in bfloat16 (autocast); weights keep their dtype."""
-    gradient_checkpointing: bool = False
+    """`bf16` computes matrix products in bfloat16 (autocast); weights that learn stay float32."""
+    gradient_checkpointing: bool = Field(default=False, json_schema_extra=SAME_RESULT)
     """Recompute activations instead of keeping them: less memory, slower."""
 
     augment: Augment | None = None
@@ -124,14 +124,14 @@ class Stage(Config):
     """Token budget of a packed row; null finds the length with the least work."""
     images_per_row: int = Field(default=16, ge=1)
     """Picture budget of a packed row."""
-    rows_per_batch: int = Field(default=8, ge=1)
+    rows_per_batch: int = Field(default=8, ge=1, json_schema_extra=SAME_RESULT)
     """Rows of one micro-batch; lower it when memory runs out, results stay the same."""
 
     cache_features: Literal["auto", "on", "off"] = "auto"
     """Keep features of a frozen encoder on disk; auto measures whether that pays."""
-    cache_bytes: int = Field(default=8 * 2**30, ge=0)
+    cache_bytes: int = Field(default=8 * 2**30, ge=0, json_schema_extra=SAME_RESULT)
     """Largest size of the feature cache in bytes."""
-    num_workers: int | None = Field(default=None, ge=0)
+    num_workers: int | None = Field(default=None, ge=0, json_schema_extra=SAME_RESULT)
     """Processes that decode and tokenise; null chooses by the number of cores."""
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
     """More rejected rows than this stop the run before training starts."""
@@ -144,9 +144,9 @@ class Stage(Config):
     """End the stage with the weights of the lowest validation loss."""
     early_stop_patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations without a better validation loss."""
-    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    checkpoint_every_steps: int | None = Field(default=None, ge=1, json_schema_extra=SAME_RESULT)
     """Checkpoint every so many steps; null checkpoints every `checkpoint_every_seconds`."""
-    checkpoint_every_seconds: float = Field(default=600.0, gt=0)
+    checkpoint_every_seconds: float = Field(default=600.0, gt=0, json_schema_extra=SAME_RESULT)
     """Longest time between checkpoints."""
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from diptych.data.ledger import Ledger
 from diptych.data.mixture import Mixture
 from diptych.model.architecture import Model
 from diptych.progress import Progress
-from diptych.train import feature_cache
-from diptych.train.feed import StepData, open_index, sharing_keys
+from diptych.train import feature_cache, processes
+from diptych.train.feature_cache import FeatureCache
+from diptych.train.feed import StepData, known_pictures, open_index, sharing_keys
 from diptych.train.stage import DataConfig, Stage
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class StageData:
         self.cache = cache
         self.seed = seed
         self.progress = progress
+        self._template_named = False
 
     def open(self, stage: Stage, configs: Sequence[DataConfig]) -> tuple[list[Index], Ledger]:
         """Read and check every data set once; stops here when too much is rejected."""
@@ -55,12 +58,22 @@ class StageData:
         return indexes, ledger
 
     def steps(
-        self, number: int, stage: Stage, indexes: Sequence[Index], objective: Any
-    ) -> tuple[StepData, int]:
-        """The data of a stage's steps, and how many steps there are.
+        self,
+        number: int,
+        stage: Stage,
+        indexes: Sequence[Index],
+        objective: Any,
+        cached: bool | None = None,
+    ) -> tuple[StepData, int, bool]:
+        """The data of a stage's steps, how many steps there are, and whether features are cached.
 
         A frozen encoder's features are cached first, where that pays.
+
+        Args:
+            cached: what an earlier start of this stage decided, which is held to: features that
+                are computed many at a time differ in their last bits.
         """
+        self._name_template(stage)
         weights = [c.weight for c in stage.data]
         keys = [sharing_keys(i) for i in indexes]
         together = keys if objective.groups_pictures else [[None] * len(i) for i in indexes]
@@ -81,31 +94,58 @@ class StageData:
         pictures = sum(k is not None for ks in keys for k in ks)
         visits = epochs if stage.share_images else epochs * pictures / distinct
         features = None
-        if "vision_encoder" not in stage.learn and stage.augment is None:
-            with self.accelerator.main_process_first():
-                features = feature_cache.prepare(
-                    self.model,
-                    (
-                        (image, index.image_bytes)
-                        for index in indexes
-                        for row in range(len(index))
-                        for image in index[row].images()
-                    ),
-                    self.cache / "features",
-                    mode=stage.cache_features,
-                    num_visits=visits,
-                    max_bytes=stage.cache_bytes,
-                    precision=stage.precision,
-                    progress=self.progress,
-                )
+        if "vision_encoder" not in stage.learn and stage.augment is None and cached is not False:
+            features = self._features(stage, indexes, visits, decided=cached is True)
         collator = objective.collator(self.model, **budgets(stage, self.model, features))
-        return self._share(stage, indexes, mixture, collator, num_samples), num_steps
+        share = self._share(stage, indexes, mixture, collator, num_samples)
+        return share, num_steps, features is not None
 
-    def validation(self, stage: Stage, objective: Any) -> StepData | None:
+    def _name_template(self, stage: Stage) -> None:
+        """Say once, before anything is learned, where learning and asking differ."""
+        encoder = getattr(self.model, "chat_encoder", None)
+        if encoder is None or stage.objective.name != "next_token":
+            return
+        if self._template_named or not self.accelerator.is_main_process:
+            return
+        self._template_named = True
+        for note in encoder.notes():
+            log.warning("chat template: %s", note)
+
+    def _features(
+        self, stage: Stage, indexes: Sequence[Index], visits: float, *, decided: bool
+    ) -> FeatureCache | None:
+        """The cache of this stage's pictures, or None; the first process decides for all."""
+
+        def prepare(mode: str) -> FeatureCache | None:
+            return feature_cache.prepare(
+                self.model,
+                (
+                    (image, index.image_bytes, sha256)
+                    for index in indexes
+                    for row in range(len(index))
+                    for image, sha256 in known_pictures(index, row)
+                ),
+                self.cache / "features",
+                mode=mode,
+                num_visits=visits,
+                max_bytes=sys.maxsize if mode == "decided" else stage.cache_bytes,
+                precision=stage.precision,
+                progress=self.progress,
+            )
+
+        found = None
+        if self.accelerator.is_main_process:
+            found = prepare("decided" if decided else stage.cache_features)
+        folder = processes.agreed(found.folder if found is not None else None)
+        if folder is None or found is not None:
+            return found
+        # Another machine may not share this one's disk.
+        return FeatureCache(folder) if folder.is_dir() else prepare("decided")
+
+    def validation(self, stage: Stage, indexes: Sequence[Index], objective: Any) -> StepData | None:
         """The held-out data of a stage in file order, or None."""
-        if not stage.validation:
+        if not indexes:
             return None
-        indexes, _ = self.open(stage, stage.validation)
         mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
         collator = objective.collator(
             self.model, **budgets(stage.model_copy(update={"augment": None}), self.model, None)

@@ -14,7 +14,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from diptych.data.ledger import Ledger
-from diptych.errors import ConfigError, DataError, Interrupted, LossNotFinite
+from diptych.errors import (
+    ConfigError,
+    DataChanged,
+    DataError,
+    Interrupted,
+    LossNotFinite,
+    StartChanged,
+)
 from diptych.machine import KeptMemory, memory_bytes
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
 from diptych.model.trainable import Group, Witness
 from diptych.progress import Progress
-from diptych.train import attention, feature_cache, optimizer, resume
+from diptych.train import attention, feature_cache, identity, optimizer, processes, resume
+from diptych.train.claim import working_in
 from diptych.train.feed import StepData, feed
 from diptych.train.journal import Journal
 from diptych.train.resume import Position
@@ -68,9 +77,18 @@ class Trainer:
         trackers: names that Accelerate knows (tensorboard, wandb, mlflow).
         progress: progress display.
         cache: folder of feature caches.
+        origins: what the model was composed from, as names and hashes; a run that goes on is held
+            to them.
+        accept_changed: where data, tokenizer or weights changed behind a stopped stage, start it
+            anew with them as they are now.
+        moved: the data lie elsewhere than when the run began, so finished stages must find in
+            theirs what they learned from.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; everything is saved and the same call resumes.
+        DataChanged, StartChanged: what the stopped stage read is not what it was.
+        RunTaken: another process works in the run folder.
+        ProcessesDisagree: processes are counted differently.
         TooManyRejects, LossNotFinite, NothingLearns, FrozenPartMoved: see errors.
     """
 
@@ -85,6 +103,9 @@ class Trainer:
         trackers: Sequence[str] = ("tensorboard",),
         progress: Progress | None = None,
         cache: Path | None = None,
+        origins: Mapping[str, str] | None = None,
+        accept_changed: bool = False,
+        moved: bool = False,
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
@@ -96,6 +117,9 @@ class Trainer:
         self.evaluate = evaluate
         self.progress = progress or Progress()
         self.cache = cache or run / "cache"
+        self.origins = dict(origins or {})
+        self.accept_changed = accept_changed
+        self.moved = moved
         precisions = {s.precision for s in stages}
         if len(precisions) > 1:
             raise ConfigError(
@@ -109,7 +133,9 @@ class Trainer:
             != mixed_precision
         ):
             AcceleratorState._reset_state()
+        processes.start()
         self.accelerator = Accelerator(
+            cpu=processes.on_cpu(),
             mixed_precision=mixed_precision,
             log_with=[t for t in trackers if _available(t)] or None,
             project_dir=str(run),
@@ -120,13 +146,19 @@ class Trainer:
         self.position = Position()
         self.memory: KeptMemory | None = None
         self._stopping = False
+        self._reading = False
         self.data = StageData(model, self.accelerator, run, self.cache, seed, self.progress)
         self.journal = Journal(run, self.progress, self.accelerator.is_main_process)
 
     # -- the run ----------------------------------------------------------------------------
 
     def train(self) -> Model:
-        """Run (or resume) every stage; returns the model."""
+        """Run (or resume) every stage; returns the model, its weights in their configured dtype."""
+        first = self.accelerator.is_main_process
+        with working_in(self.run) if first else nullcontext():
+            return self._train()
+
+    def _train(self) -> Model:
         torch.manual_seed(self.seed)
         if self.accelerator.device.type == "cpu":
             self.memory = KeptMemory()
@@ -145,21 +177,31 @@ class Trainer:
                 if number < self.position.stage:
                     # Adapters of finished stages must exist before weights are loaded.
                     trainable.apply(self.model, stage.learn, stage.learning_rate)
+                    self._check_finished(number, stage)
                     continue
                 self._run_stage(number, stage, checkpoint)
                 checkpoint = None
+        except _StoppedReading:
+            raise self._interrupted("before the first step of this start") from None
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()  # `end_training` would end the processes' group, too
         if checkpoint is not None:
             resume.load_weights(
                 checkpoint / "weights.safetensors", Learner(self.model, nn.Module())
             )
+        trainable.hold_precision(self.model, {})
         return self.model.eval()
 
     def _run_stage(self, number: int, stage: Stage, checkpoint: Path | None) -> None:
         torch.manual_seed(self.seed + 1000 * (number + 1))
+        if self._stopping:
+            raise self._interrupted(f"before stage {stage.name}")
+        self._reading = True
+        # Before an objective copies a part, as BLIP does: the copy's steps are not rounded either.
+        trainable.hold_precision(self.model, stage.learn)
         objective = stage.objective.build(self.model)
         whole = not (objective.splits or objective.gathers)
         if whole and self.accelerator.num_processes > 1:
@@ -171,42 +213,57 @@ class Trainer:
         learner = Learner(self.model, objective).to(self.accelerator.device)
         names = {id(p): n for g in groups for n, p in g.parameters.items()}
         stepper = optimizer.build(groups, stage)
-        if checkpoint is not None and self.position.step == 0:
+        indexes, read = self.data.open(stage, stage.data)
+        held_out, _ = self.data.open(stage, stage.validation)
+        contents = identity.of_stage(stage, indexes, held_out)
+        if checkpoint is not None and self.position.step > 0:
+            checkpoint = self._agreeing(number, stage, checkpoint, contents)
+        start = self.position.step
+        if checkpoint is not None and start == 0:
             # Saved at the end of the stage before: this one starts with its own random state.
             resume.load_weights(checkpoint / "weights.safetensors", learner)
         elif checkpoint is not None:
             resume.load(checkpoint, learner, stepper, names)
+        if start == 0:
+            witness = Witness(self.model, groups)
+            belongs = self._belongings(number, contents, witness.frozen)
+        else:
+            witness, belongs = None, self.position.belongs[stage.name]
         if stage.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        indexes, read = self.data.open(stage, stage.data)
         ledger = Ledger()
         answers = (i[row].answer.strip() for i in indexes for row in range(len(i)))
         objective.prepare(answers, self.cache / "texts", self.progress)
-        data, num_steps = self.data.steps(number, stage, indexes, objective)
+        data, num_steps, cached = self.data.steps(
+            number, stage, indexes, objective, belongs.get("cached")
+        )
         self.journal.parameters(self.model, stage, groups)
         wrapped, stepper = self.accelerator.prepare(learner, stepper)
-        state = _StageState(stage, number, learner, wrapped, stepper, groups, names, ledger)
-        validation = self.data.validation(stage, objective)
-        start = self.position.step
-        if start == 0 or checkpoint is None:
-            start = 0
+        state = _StageState(
+            stage, number, learner, wrapped, stepper, groups, names, ledger, witness
+        )
+        validation = self.data.validation(stage, held_out, objective)
+        if start == 0:
             self.position = replace(
                 Position(stage=number),
                 ledgers=self.position.ledgers,
                 seconds=self.position.seconds,
                 steps_before=self.position.steps_before,
+                belongs=self.position.belongs,
             )
             shutil.rmtree(self._best_folder(number), ignore_errors=True)
-        else:
-            ledger = Ledger.from_dict(self.position.ledgers[stage.name])
-            state.ledger = ledger
+        elif self.accelerator.is_main_process:
+            # What all processes counted before; from here on each one counts its own share.
+            state.ledger = Ledger.from_dict(self.position.ledgers[stage.name])
+        self.position.belongs[stage.name] = {**belongs, "cached": cached}
         self.journal.cut(stage.name, start)
+        self._reading = False
         if not self.position.stage_ended:
             self._run_steps(state, data, range(start, num_steps), num_steps, validation)
         best = self._best_folder(number) / "weights.safetensors"
         if stage.keep_best and best.is_file():
             resume.load_weights(best, learner)
-        ledger = state.ledger
+        ledger = _together(state.ledger)
         ledger.check()
         # What became of the rows when they were read, and of every visit in training.
         self.position.ledgers[stage.name] = {**ledger.to_dict(), "data": read.to_dict()}
@@ -220,6 +277,7 @@ class Trainer:
             ledgers=self.position.ledgers,
             seconds=self.position.seconds,
             steps_before=self.position.steps_before + self.position.step,
+            belongs=self.position.belongs,
         )
         if self.accelerator.is_main_process:
             resume.save(self.run / "checkpoints", self.position, learned, None, {})
@@ -236,19 +294,16 @@ class Trainer:
     ) -> None:
         stage = state.stage
         self.model.train()
-        witness = None
-        if steps.start == 0:
-            witness = Witness(self.model, state.groups)
         last_save = last_line = time.monotonic()
         with self.progress.task(f"train {stage.name}", num_steps, steps.start) as task:
             for step, prepared in zip(steps, feed(data, steps, stage.num_workers), strict=True):
                 figures = self._step(state, prepared, step, num_steps)
                 seen = any(b.image_keys for b in prepared.batches) or step + 1 == num_steps
                 # A step of text alone moves no image part, and that is right.
-                if witness is not None and seen:
-                    moved = witness.check()
+                if state.witness is not None and seen:
+                    moved = state.witness.check()
                     self.journal.groups(self.model, stage, state.groups, moved)
-                    witness = None
+                    state.witness = None
                 self.position.step = step + 1
                 if self.memory is not None:
                     self.memory.after_step()
@@ -275,11 +330,8 @@ class Trainer:
                     self._save(state)
                     last_save = time.monotonic()
                 if stopping and not last:
-                    raise Interrupted(
-                        f"stopped at step {step + 1} of {num_steps} in stage {stage.name}; "
-                        "everything is saved",
-                        where=str(self.run),
-                        fix="run the same command again to resume",
+                    raise self._interrupted(
+                        f"at step {step + 1} of {num_steps} in stage {stage.name}"
                     )
                 if self.position.stage_ended:
                     return
@@ -289,19 +341,24 @@ class Trainer:
         stage, accelerator = state.stage, self.accelerator
         objective: Any = state.learner.objective
         state.ledger.add(prepared)
-        if state.ledger.num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
-            state.ledger.enforce(0.0)
         weights = [objective.weight(b) for b in prepared.batches]
         local = torch.tensor(
             [
                 sum(weights),
                 sum(b.num_real_tokens for b in prepared.batches),
+                sum(b.segment_ids.numel() for b in prepared.batches),
+                len(prepared.used),
+                state.ledger.num_rejected,
                 0.0 if prepared.batches else 1.0,
             ],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        total_weight, real_tokens, num_idle = accelerator.reduce(local, "sum").tolist()
+        total_weight, real_tokens, area, num_samples, num_rejected, num_idle = accelerator.reduce(
+            local, "sum"
+        ).tolist()
+        if num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
+            _together(state.ledger).enforce(0.0)
         if 0 < num_idle < accelerator.num_processes:
             # Every rank says so; one that waited for the others' gradients would wait for ever.
             raise DataError(
@@ -340,6 +397,8 @@ class Trainer:
                 where=", ".join(prepared.used[:4]),
                 fix="lower the learning rate, or look at these samples",
             )
+        if state.witness is not None:
+            state.witness.gradients()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         named = {
@@ -349,18 +408,16 @@ class Trainer:
         }
         if accelerator.is_main_process:
             objective.watch(named, round(total_weight))
-        area = sum(b.segment_ids.numel() for b in prepared.batches)
-        local_tokens = sum(b.num_real_tokens for b in prepared.batches)
         return {
             "loss": sum(named.values()),
             "losses": named,
             "learning_rate": rate,
             "learning_rates": {g.name: g.learning_rate * factor for g in state.groups},
             "gradient_norm": norm,
-            "samples": len(prepared.used),
+            "samples": int(num_samples),
             "real_tokens": int(real_tokens),
             "supervised_tokens": int(total_weight) if objective.splits else 0,
-            "padding_share": 1 - local_tokens / area if area else 0.0,
+            "padding_share": 1 - real_tokens / area if area else 0.0,
             "memory_bytes": memory_bytes(),
         }
 
@@ -412,27 +469,105 @@ class Trainer:
         # Stages follow each other on one axis.
         self.accelerator.log(flat, step=self.position.steps_before + step)
 
+    # -- what the run's state belongs to ----------------------------------------------------
+
+    def _belongings(self, number: int, contents: Any, known: Mapping[str, bytes]) -> dict[str, Any]:
+        """What a checkpoint of this stage says it belongs to; see `Position.belongs`.
+
+        Args:
+            known: hashes of tensors, by name, that need not be computed again.
+        """
+        resting = {
+            name: known.get(name) or trainable.digest(tensor)
+            for name, tensor in self.model.state_dict().items()
+            if not self._has_learned(name, number)
+        }
+        return {
+            "data": contents,
+            "text": identity.of_text(self.model),
+            "weights": identity.of_weights(resting),
+            "origins": self.origins,
+        }
+
+    def _agreeing(self, number: int, stage: Stage, checkpoint: Path, contents: Any) -> Path | None:
+        """The checkpoint to go on from: this one where it belongs to what is there now.
+
+        Where it does not and that is accepted, the one that the stage began with, if any.
+        """
+        belongs = self._belongings(number, contents, {})
+        known = self.position.belongs.get(stage.name)
+        try:
+            identity.check_data(stage.name, known and known["data"], contents)
+            identity.check_start(stage.name, known or {}, belongs)
+            return checkpoint
+        except (DataChanged, StartChanged) as error:
+            if not self.accept_changed:
+                raise
+            log.warning("%s; the stage starts anew", error.what)
+        folder = self.run / "checkpoints"
+        begun = resume.start_of(folder, number)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            resume.forget(folder, number)
+        seconds = self.position.seconds
+        self.position = Position(stage=number) if begun is None else resume.position_of(begun)
+        self.position.seconds = seconds
+        return begun
+
+    def _check_finished(self, number: int, stage: Stage) -> None:
+        """Warn where the data of a finished stage are not what it learned from.
+
+        Raises:
+            DataChanged: the recipe names another place for data, and they differ.
+            StartChanged: the run goes on from the end of this stage, and what it learned beside
+                is not there any more.
+        """
+        known = self.position.belongs.get(stage.name)
+        if known is None:
+            return
+        if number + 1 == self.position.stage and self.position.step == 0:
+            try:
+                identity.check_start(stage.name, known, self._belongings(number, known["data"], {}))
+            except StartChanged as error:
+                if not self.accept_changed:
+                    raise
+                log.warning("%s; the run goes on with it as it is now", error.what)
+        try:
+            opened = [self.data.open(stage, c)[0] for c in (stage.data, stage.validation)]
+        except DataError as error:
+            log.warning("the data of finished stage %s: %s", stage.name, error.what)
+            return
+        now = identity.of_stage(stage, *opened)
+        if self.moved:
+            identity.check_finished(stage.name, known["data"], now, self.run)
+        elif changed := identity.changes(known["data"], now):
+            log.warning(
+                "stage %s is finished and learned from data that changed since: %s",
+                stage.name, "; ".join(changed),
+            )  # fmt: skip
+
     # -- saving and stopping ----------------------------------------------------------------
 
     def _best_folder(self, number: int) -> Path:
         return self.run / "checkpoints" / f"best-{number:02d}"
 
+    def _has_learned(self, name: str, number: int) -> bool:
+        """Whether any stage up to this one may have changed the model's tensor of that name."""
+        part = name.split(".", 1)[0]
+        hows = {s.learn[part].how for s in self.stages[: number + 1] if part in s.learn}
+        return "full" in hows or ("lora" in hows and "lora_" in name)
+
     def _learned(self, number: int) -> dict[str, Tensor]:
         """Weights that any stage up to this one may have changed, by learner name."""
-        prefixes: set[str] = set()
-        adapters: set[str] = set()
-        for stage in self.stages[: number + 1]:
-            for part, how in stage.learn.items():
-                (prefixes if how.how == "full" else adapters).add(f"{part}.")
-        tensors = {}
-        for name, tensor in self.model.state_dict().items():
-            part = name.split(".", 1)[0] + "."
-            if part in prefixes or (part in adapters and "lora_" in name):
-                tensors[f"model.{name}"] = tensor.detach().cpu()
+        tensors = {
+            f"model.{name}": tensor.detach().cpu()
+            for name, tensor in self.model.state_dict().items()
+            if self._has_learned(name, number)
+        }
         return _without_aliases(tensors)
 
     def _save(self, state: _StageState) -> None:
-        self.position.ledgers[state.stage.name] = state.ledger.to_dict()
+        self.position.ledgers[state.stage.name] = _together(state.ledger).to_dict()
         if self.accelerator.is_main_process:
             learned = self._learned(state.number)
             objective = state.learner.objective.state_dict()
@@ -447,13 +582,27 @@ class Trainer:
         if self._stopping and signum == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: stop without saving
         self._stopping = True
+        if self._reading:
+            # Reading data and encoding pictures may take hours; neither has anything to save.
+            raise _StoppedReading
         os.write(2, b"\nstopping: the step is finished and saved first\n")
+
+    def _interrupted(self, where: str) -> Interrupted:
+        return Interrupted(
+            f"stopped {where}; everything is saved",
+            where=str(self.run),
+            fix="run the same command again to resume",
+        )
 
     def _any_rank_stops(self) -> bool:
         if self.accelerator.num_processes == 1:
             return self._stopping
         flag = torch.tensor(int(self._stopping), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
+
+
+class _StoppedReading(BaseException):
+    """Raised where a stop signal finds the run; no error, so that nobody takes it for a bad row."""
 
 
 @dataclass
@@ -468,11 +617,18 @@ class _StageState:
     groups: list[Group]
     names: dict[int, str]
     ledger: Ledger
+    witness: Witness | None
+
+
+def _together(ledger: Ledger) -> Ledger:
+    """What all processes counted."""
+    total = Ledger()
+    for counted in processes.gathered(ledger.to_dict()):
+        total.merge(Ledger.from_dict(counted))
+    return total
 
 
 def _no_sync_unless(last: bool, accelerator: Any, wrapped: nn.Module) -> Any:
-    from contextlib import nullcontext
-
     return nullcontext() if last else accelerator.no_sync(wrapped)
 
 

@@ -229,3 +229,48 @@ def test_capfilt_pictures_goes_on_where_it_was(squares, tiny_minilm, tmp_path, m
     again = script(*command)
     assert before and weights() == before
     assert again["contenders"] == found["contenders"] and again["filter"] == found["filter"]
+
+
+def test_multiple_choice():
+    result = script("multiple_choice.py", "--json", "--quick")
+    assert result["same_answers"] and result["largest_difference"] < 1e-4
+    assert set(result["contenders"]) == {"shared", "one_by_one"}
+    assert result["settings"]["shots"] == 5 and result["settings"]["candidates"] == 4
+
+
+def test_shipped_multiple_choice_figures():
+    file = ROOT / "benchmarks" / "results" / "multiple_choice.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert result["settings"]["items"] == 200 and result["settings"]["shots"] == 5
+    assert result["ratio"] >= 3.0
+    assert result["same_answers"] and result["largest_difference"] < 1e-4
+
+
+def test_retrieval():
+    result = script("retrieval.py", "--json", "--quick")
+    small, large = result["sizes"]
+    assert (small["texts"], large["texts"]) == (250, 500)
+    assert 0 < large["recall_at_1"] <= 1 and large["seconds"] > 0
+
+
+def test_shipped_retrieval_figures():
+    """Time a pair does not grow with the data set, nor does memory with its square."""
+    file = ROOT / "benchmarks" / "results" / "retrieval.json"
+    sizes = json.loads(file.read_text(encoding="utf-8"))["sizes"]
+    first, last = sizes[0], sizes[-1]
+    assert last["images"] == 40_000
+    assert last["cpu_nanoseconds_per_pair"] <= first["cpu_nanoseconds_per_pair"]
+    assert last["peak_memory_bytes"] < 8 * first["peak_memory_bytes"]
+
+
+def test_read_formats():
+    only = ["captions tsv", "tar", "parquet"]
+    options = ["--num", "200", "--repeats", "1", "--against", str(ROOT), "--only", *only]
+    result = script("read_formats.py", "--json", *options)
+    assert {name: found["rows"] for name, found in result["formats"].items()} == {
+        "captions tsv": 200,
+        "tar": 20,
+        "parquet": 20,
+    }
+    for found in result["formats"].values():
+        assert found["rows_a_second"] > 0 and found["rows_a_second_ratio"] > 0

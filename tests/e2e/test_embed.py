@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 from diptych.embed import job as module
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.job import JobConfig
+from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError, DataError, SinkAway
 from diptych.model.architecture import build, config_from_dict
 from diptych.model.checkpoint import load_model, save_model
@@ -94,6 +95,121 @@ def test_a_folder_of_pictures_alone(corpus, tmp_path):
     assert (text["written"], text["rejected"]) == (0, 61)  # as forgotten captions, by name
     reasons = [json.loads(t) for t in open(next((tmp_path / "text").rglob("rejects/*.jsonl")))]
     assert "no caption beside 'deeper/0.png'" in json.dumps(reasons)
+
+
+def test_pictures_in_a_folder_are_told_by_their_content(corpus, tmp_path, capfd):
+    """Whatever the names, every picture is a row, a fault a reject, and the rest is counted."""
+    album = tmp_path / "album"
+    (album / "deep").mkdir(parents=True)
+    picture = Pillow.open(corpus / "images/0.png").convert("RGB")
+    names = ("a.jpg", "b.JPG", "c.jfif", "d.avif", "e.jpg_large", "4f2a9c", "deep/IMG.1", "f.WEBP")
+    kinds = ("JPEG", "JPEG", "JPEG", "AVIF", "JPEG", "PNG", "JPEG", "WEBP")
+    for name, kind in zip(names, kinds, strict=True):
+        picture.save(album / name, kind)
+    rejected = {
+        "broken.jpg": b"no picture", "cut": b"\x89PNG\r\n\x1a\n cut", "phone.heic": b"?",
+        "phone": b"\0\0\0\x18ftypheic" + bytes(60), "drawing.svg": b"<svg/>",
+    }  # fmt: skip
+    over = {
+        "README.md": b"# Album", "notes.txt": b"seen in May", "meta.json": b'{"camera": "x"}',
+        ".hidden.jpg": b"", ".git/a.png": b"", "BMW": b"BM is no bitmap", "P1 plan": b"P1 plan",
+    }  # fmt: skip
+    for name, data in {**rejected, **over}.items():
+        (album / name).parent.mkdir(exist_ok=True)
+        (album / name).write_bytes(data)
+    (album / "elsewhere").symlink_to(corpus / "images")
+    summary = run(corpus, tmp_path / "out", album)
+    assert sorted(keys(tmp_path / "out")) == sorted(names)
+    assert (summary["rows"], summary["rejected"]) == (len(names) + len(rejected), len(rejected))
+    reasons = [json.loads(t) for f in (tmp_path / "out").rglob("rejects/*.jsonl") for t in open(f)]
+    assert {r["id"] for r in reasons} == set(rejected)
+    assert all(r["error"] in ("NotAnImage", "TruncatedImage") for r in reasons)
+    assert "HEIC" in next(r["message"] for r in reasons if r["id"] == "phone")
+    assert summary["passed_over"] == {
+        ".md files": 1, ".txt files": 1, ".json files": 1, "files without an ending": 2,
+        "hidden files": 2, "linked folders": 1,
+    }  # fmt: skip
+    assert "passed over in the data: " in (tmp_path / "out/log").read_text()
+
+
+def test_texts_that_are_cut_are_counted(corpus, tmp_path):
+    rows = [{"id": f"t{n}", "image": "images/0.png", "caption": "picture 1"} for n in range(30)]
+    for n, end in ((3, "red"), (17, "green"), (18, "blue")):
+        rows[n]["caption"] = "a large blue square and " * 20 + end
+    write(corpus / "long.jsonl", rows)
+    out = tmp_path / "out"
+    summary = run(corpus, out, "long.jsonl", settings={"what": "text"})
+    assert (summary["written"], summary["truncated"]) == (30, 3)
+    assert [e["id"] for e in summary["truncated_examples"]] == ["t3", "t17", "t18"]
+    tokens = load_model(corpus / "model").text_tokens
+    cut = [tokens.ids(rows[n]["caption"])[1] for n in (3, 17, 18)]
+    assert [e["cut_tokens"] for e in summary["truncated_examples"]] == cut
+    assert summary["cut_tokens"] == sum(cut) and min(cut) > 0
+    lines = [json.loads(t) for t in (out / "_job/manifest.jsonl").read_text().splitlines()]
+    assert [line["truncated"] for line in lines] == [1, 2]
+    assert "3 texts are longer than the text encoder reads" in (out / "log").read_text()
+    again = run(corpus, out, "long.jsonl", settings={"what": "text"})
+    assert (again["truncated"], again["skipped"]) == (0, 30)
+    pictures = run(corpus, tmp_path / "pictures", "long.jsonl")
+    assert pictures["truncated"] == 0, "no text is read"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kind", ["parquet", "lance"])
+def test_a_vector_without_a_direction_is_a_named_reject(corpus, tmp_path, monkeypatch, kind, dtype):
+    if kind == "lance":
+        pytest.importorskip("lancedb")
+    right = module.Embedder.embed
+
+    def spoiled(self, batch):
+        states, mask = self.model.represent("image", batch, space="shared", layer=-1)
+        for n, key in enumerate(batch.sample_ids):
+            states[n] *= {"row 1": 0.0, "row 5": torch.nan, "row 6": torch.inf}.get(key, 1.0)
+        from diptych.embed.embedder import pooled, stored
+
+        return stored(pooled(states, mask, self.config), mask, self.config)
+
+    monkeypatch.setattr(module.Embedder, "embed", torch.inference_mode()(spoiled))
+    out = tmp_path / "out"
+    embedder = Embedder(load_model(corpus / "model"), EmbedConfig(batch_size=4, dtype=dtype))
+    config = JobConfig(to=(f"{kind}:{out}",), state=out / "_job", shard_rows=16)
+    quiet = Progress(quiet=True)
+    summary = module.embed(embedder, str(corpus / "rows.jsonl"), config, progress=quiet)
+    assert (summary["written"], summary["rejected"]) == (57, 3)
+    reasons = [json.loads(t) for f in out.rglob("rejects/*.jsonl") for t in open(f)]
+    assert [(r["id"], r["error"]) for r in reasons] == [
+        ("row 1", "ZeroVector"), ("row 5", "ZeroVector"), ("row 6", "ZeroVector"),
+    ]  # fmt: skip
+    from diptych.embed.index import open_index
+
+    index = open_index(f"{kind}:{out}")
+    assert len(index) == 57 and "row 1" not in index.ids()
+    assert np.isfinite(index.some(57)).all()
+    monkeypatch.setattr(module.Embedder, "embed", right)
+    assert (
+        module.embed(embedder, str(corpus / "rows.jsonl"), config, progress=quiet)["written"] == 0
+    )
+
+
+def test_eight_bits_take_about_one_byte_a_number(tmp_path):
+    from diptych.embed.sink import About, Shard
+    from diptych.embed.sinks import parquet
+
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(2000, 256))
+    unit /= np.abs(unit).max(1, keepdims=True)
+    vectors = Vectors(np.rint(unit * 127).astype(np.int8), np.ones(2000, np.float32))
+    matrices = Vectors(
+        vectors.values.reshape(500, 4, 256), np.ones(500, np.float32), np.full(500, 4)
+    )
+    for name, found in (("flat", vectors), ("deep", matrices)):
+        sink = parquet.open(f"parquet:{tmp_path / name}", About("0123456789ab", "image", "int8"))
+        rows = len(found.values)
+        sink.write(Shard(0, [str(n) for n in range(rows)], found, [{}] * rows, WHEN))
+        file = next((tmp_path / name).rglob("*.parquet"))
+        assert file.stat().st_size < 1.1 * found.values.size
+        stored = np.array(pq.read_table(file)["vector"].to_pylist(), np.int8)
+        assert (stored == found.values).all()
 
 
 def test_what_is_there_is_skipped_and_new_rows_are_added(corpus, tmp_path):

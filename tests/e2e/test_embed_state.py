@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -140,6 +141,25 @@ def test_a_shard_written_again_keeps_its_time_and_its_bytes(trained, tmp_path, r
     assert parts(tmp_path) == before
 
 
+def test_a_file_that_has_an_end_and_cannot_be_read_is_written_again(trained, tmp_path, rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run(trained, tmp_path)
+    before = parts(tmp_path)
+    damaged = sorted(tmp_path.rglob("part-*.parquet"))[0]
+    table = pq.read_table(damaged)
+    place, kind = table.schema.get_field_index("vector"), table.schema.field("vector").type
+    # pyarrow writes a null among lists of a fixed size, and cannot read it again.
+    holed = pa.array([None, *table["vector"].to_pylist()[1:]], kind)
+    pq.write_table(table.set_column(place, "vector", holed), damaged)
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        open_index(f"parquet:{tmp_path / 'out'}").some(8)
+    assert "--verify" in caught.value.fix
+    assert run(trained, tmp_path, verify=True)["written"] == 3
+    assert parts(tmp_path) == before
+
+
 def test_everything_again_on_request(trained, tmp_path, rows):
     # With one time for both runs each row is still there once.
     first = run(trained, tmp_path, event_time_ns=1_700_000_000_000_000_000)
@@ -174,6 +194,57 @@ def test_kept_fields_are_there_and_stay_the_same(trained, tmp_path, rows):
     run(trained, tmp_path, fields=("shelf",), again=True)
     found = query(tmp_path / "out", "select id, shelf from vectors")["rows"]
     assert dict(found) == {c: str(n) for n, c in enumerate(NAMES)}
+
+
+def test_a_kept_field_that_changed_is_written_anew(trained, tmp_path, rows):
+    """The picture and its words stayed as they were; what stands beside the vector did not."""
+    for row, shelf in zip(rows, "abcdefgh", strict=True):
+        row["shelf"], row["other"] = shelf, 1
+    write(tmp_path / "rows.jsonl", rows)
+    run(trained, tmp_path, fields=("shelf",))
+    rows[2]["shelf"], rows[3]["shelf"], rows[4]["other"] = "z", None, 2
+    write(tmp_path / "rows.jsonl", rows)
+    for verify in (False, True):
+        found = run(trained, tmp_path, fields=("shelf",), verify=verify)
+        assert (found["written"], found["skipped"]) == ((2, 6) if not verify else (0, 8))
+    shelves = dict(query(tmp_path / "out", "select id, shelf from vectors")["rows"])
+    assert shelves == {**dict(zip(NAMES, "abcdefgh", strict=True)), "blue": "z", "red 2": None}
+    stored = open_index(f"parquet:{tmp_path / 'out'}")
+    assert stored.take(["blue"])[1][0]["shelf"] == "z"
+
+
+def test_a_place_that_was_emptied_is_filled_again(trained, tmp_path, rows):
+    run(trained, tmp_path)
+    before = parts(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    assert run(trained, tmp_path)["written"] == 8
+    assert parts(tmp_path) == before
+
+
+def test_a_table_that_was_removed_is_filled_again(trained, tmp_path, rows):
+    pytest.importorskip("lancedb")
+    place = f"lance:{tmp_path / 'lance'}"
+    run(trained, tmp_path, to=place)
+    shutil.rmtree(tmp_path / "lance")
+    assert run(trained, tmp_path, to=place)["written"] == 8
+    assert sorted(open_index(place).ids()) == sorted(NAMES)
+
+
+def test_a_shard_of_rejects_alone_is_no_damage(trained, tmp_path, rows):
+    for name in NAMES[3:6]:
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"no picture")
+    first = run(trained, tmp_path)
+    assert (first["written"], first["rejected"], first["shards"]) == (5, 3, 3)
+    again = run(trained, tmp_path, verify=True)
+    assert (again["written"], again["shards"], again["skipped"]) == (0, 0, 8)
+
+
+def test_rows_that_left_the_data_are_counted(trained, tmp_path, rows):
+    assert run(trained, tmp_path)["not_in_data"] == 0
+    write(tmp_path / "rows.jsonl", rows[:6])
+    found = run(trained, tmp_path)
+    assert (found["skipped"], found["not_in_data"]) == (6, 2)
+    assert run(trained, tmp_path, limit=3)["not_in_data"] == 0  # not all were looked at
 
 
 def test_a_new_picture_in_a_folder_is_seen(trained, tmp_path):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -19,7 +23,8 @@ from diptych.embed.job import JobConfig, embed
 from diptych.embed.query import query
 from diptych.embed.search import Search
 from diptych.embed.store import FeatureStore
-from diptych.errors import ConfigError, DataError
+from diptych.embed.vectors import Vectors
+from diptych.errors import ConfigError, DataError, ImageError, ZeroVector
 from diptych.model.architecture import build, config_from_dict
 from diptych.model.checkpoint import load_model, save_model
 from diptych.progress import Progress
@@ -27,6 +32,7 @@ from diptych.progress import Progress
 pytest.importorskip("pyarrow")
 pytest.importorskip("duckdb")
 pytest.importorskip("lancedb")
+pytest.importorskip("aiohttp")
 redis = pytest.importorskip("redis")
 from tests.e2e.redis_server import SERVER, Server, with_vector_sets  # noqa: E402
 
@@ -47,6 +53,23 @@ def corpus(tmp_path_factory, tiny_dual):
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     save_model(build(config_from_dict(tiny_dual("clip")), seed=1), folder / "model")
     return folder
+
+
+@contextmanager
+def served(folder):
+    """The files of a folder at an address of this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def write(corpus, *places, what="image", state=None, when=WHEN, rows="rows.jsonl", **settings):
@@ -123,7 +146,6 @@ def test_the_nearest_rows_of_a_text_and_of_a_picture(corpus, tmp_path, kind, req
 def test_a_table_large_enough_has_an_approximate_index_with_its_recall(tmp_path, monkeypatch):
     from diptych.embed.sink import About, Shard
     from diptych.embed.sinks import lance
-    from diptych.embed.vectors import Vectors
 
     monkeypatch.setattr(lance, "MIN_ROWS", 2000)
     rng = np.random.default_rng(0)
@@ -134,13 +156,21 @@ def test_a_table_large_enough_has_an_approximate_index_with_its_recall(tmp_path,
         keys = [f"row {n}" for n in range(start, start + 1000)]
         sink.write(Shard(0, keys, Vectors(values[start : start + 1000]), [{}] * 1000, WHEN))
     sink.write(Shard(0, keys, Vectors(values[1000:]), [{}] * 1000, WHEN))  # again: nothing changes
-    sink.finish()
-    index = indexes.open_index(f"lance:{tmp_path}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        sink.finish()
+        index = indexes.open_index(f"lance:{tmp_path}")
     assert len(index) == 2000 and index.approximate
     measured = indexes.recall(index, 10, 50)
     assert measured["recall"] > 0.8
     exact = index.search(values[:3], 2, exact=True)
     assert [hits[0].id for hits in exact] == ["row 0", "row 1", "row 2"]
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    for is_exact in (True, False):  # the score is a cosine both ways
+        for hit in index.search(values[:1], 5, exact=is_exact)[0]:
+            assert hit.score == pytest.approx(
+                float(unit[0] @ unit[int(hit.id.split()[1])]), abs=1e-3
+            )
 
 
 def test_a_row_written_again_counts_with_its_newest_vector(corpus, tmp_path):
@@ -223,6 +253,151 @@ def test_sql_with_a_table_of_ones_own(corpus, tmp_path):
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_ids_of_digits_stay_text_beside_a_file_of_ones_own(corpus, tmp_path):
+    rows = [json.loads(t) for t in (corpus / "rows.jsonl").read_text().splitlines()[:5]]
+    for row, key, shelf in zip(
+        rows, ("007", "7", "8", "row 4", "1e3"), ("01", "1", "2", "3", "4"), strict=True
+    ):
+        row["id"], row["shelf"] = key, shelf
+    (corpus / "digits.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a", rows="digits.jsonl")
+    (tmp_path / "sales.csv").write_text("id,sku,sold,shelf\n7,7,10,1\n8,8,3,2\n1000,1000,5,9\n")
+    (tmp_path / "sales-upper.csv").write_text("ID,SKU,sold\n7,7,10\n8,8,3\n1000,1000,5\n")
+    (tmp_path / "sales.tsv").write_text("id\tsold\n7\t10\n8\t3\n1000\t5\n")
+    (tmp_path / "sales.json").write_text('[{"id": 7, "sold": 10}, {"id": 8, "sold": 3}]')
+    (tmp_path / "mixed.jsonl").write_text('{"id": 7, "sold": 10}\n{"id": "007", "sold": 1}\n')
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"id": [7, 8], "sold": [10, 3]}), tmp_path / "sales.parquet")
+
+    def asked(sql):
+        text = sql.replace("'sales", f"'{tmp_path}/sales").replace("'mixed", f"'{tmp_path}/mixed")
+        return query(tmp_path / "store", text)["rows"]
+
+    both = [["7", 10], ["8", 3]]
+    for sql in (
+        "select v.id, s.sold from vectors v join 'sales.csv' s using (id) order by 1",
+        "select v.id, s.sold from vectors v join 'sales.csv' s on v.id = s.id order by 1",
+        "select v.id, s.sold from vectors v join 'sales.csv' s on s.sku = v.id order by 1",
+        "select v.id, s.sold from vectors v join 'sales.csv' s on s.sku::varchar = v.id order by 1",
+        "select v.id, sales.sold from vectors v join 'sales.csv' using (id) order by 1",
+        "select v.id, s.sold from vectors v, 'sales.csv' s where v.id = s.id order by 1",
+        "select v.id, s.sold from vectors v join read_csv('sales.csv') s using (id) order by 1",
+        "select v.id, s.sold from vectors v join read_csv('sales.csv', delim = ',') s on v.id = s.sku order by 1",
+        "with s as (select * from 'sales.csv') select v.id, sold from vectors v join s using (id) order by 1",
+        "select v.id, s.sold from vectors v join 'sales.tsv' s using (id) order by 1",
+        "select v.id, s.sold from vectors v join 'sales.json' s using (id) order by 1",
+        "select v.id, s.sold from vectors v join 'sales.parquet' s using (id) order by 1",
+        "select '你好', v.id, s.sold from vectors v join 'sales.csv' s using (id) order by 2",
+        "select v.id, s.sold from vectors v join 'sales-upper.csv' s using (id) order by 1",
+        "select v.id, s.sold from vectors v join 'sales-upper.csv' s on s.sku = V.ID order by 1",
+    ):
+        assert [row[-2:] for row in asked(sql)] == both, sql
+    # A kept field is text as well: 01 is not 1.
+    sql = "select v.id, s.sold from vectors v join 'sales.csv' s on v.shelf = s.shelf order by 1"
+    assert asked(sql) == both
+    assert asked(
+        "select v.id, s.sold from vectors v join 'mixed.jsonl' s using (id) order by 1"
+    ) == [["007", 1], ["7", 10]]
+    assert asked("select id from vectors where id in (select sku from 'sales.csv') order by 1") == [
+        ["7"],
+        ["8"],
+    ]
+    assert asked(
+        "select v.id, s.sold from vectors v left join 'sales.csv' s using (id) where s.sold is null order by 1"
+    ) == [["007", None], ["1e3", None], ["row 4", None]]
+    # What is not compared with ids keeps the type that it looks like.
+    assert asked("select avg(s.sold), sum(s.sku) from vectors v join 'sales.csv' s using (id)") == [
+        [6.5, 15]
+    ]
+    sql = f"select v.id, s.sold from vectors v join '{tmp_path}/sales.csv' s using (id) order by 1"
+    assert query(tmp_path / "store", sql, out=tmp_path / "out.csv")["rows"] == 2
+    assert (tmp_path / "out.csv").read_text().splitlines()[1:] == ["7,10", "8,3"]
+    # Where no file's column can be made text, nothing is guessed.
+    for sql in ("select id from vectors where id = 7",
+                "select v.id from vectors v join (select 7 as n) t on v.id = t.n"):  # fmt: skip
+        with pytest.raises(ConfigError, match="compared as a number"):
+            asked(sql)
+    assert asked("select id from vectors where try_cast(id as integer) = 7 order by 1") == [
+        ["007"],
+        ["7"],
+    ]
+    with pytest.raises(ConfigError, match="syntax error"):
+        asked("selec")
+    assert ["id", "VARCHAR"] in [row[:2] for row in asked("describe vectors")]
+    assert asked("from vectors select count(*); -- all") == [[5]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_vectors_are_arrays_and_a_zero_one_is_never_the_nearest(corpus, tmp_path, dtype):
+    from diptych.embed.sink import About, Shard
+    from diptych.embed.sinks import parquet
+
+    write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a", dtype=dtype)
+    kind = query(tmp_path / "store", "select typeof(vector), len(vector) from vectors limit 1")
+    assert kind["rows"] == [["FLOAT[8]", 8]]
+    near = (
+        "select b.id from vectors a, vectors b where a.id = 'row 3' "
+        "order by array_cosine_distance(a.vector, b.vector) limit 1"
+    )
+    assert query(tmp_path / "store", near)["rows"] == [["row 3"]]
+    # Earlier versions wrote zeros.
+    folder = next((tmp_path / "store").glob("fingerprint=*"))
+    about = About(folder.name.partition("=")[2], "image", dtype, ("shelf",), data="old")
+    sink = parquet.open(f"parquet:{tmp_path / 'store'}", about)
+    zeros = Vectors(np.zeros((1, 8), dtype), np.ones(1, np.float32) if dtype == "int8" else None)
+    sink.write(Shard(0, ["zero"], zeros, [{}], WHEN))
+    sql = "select count(*), count(vector) from vectors"
+    assert query(tmp_path / "store", sql)["rows"] == [[41, 40]]
+    far = near.replace("limit", "desc nulls last limit")
+    assert query(tmp_path / "store", far)["rows"] != [["zero"]]
+    sql = "select avg(array_cosine_similarity(a.vector, b.vector)) from vectors a, vectors b"
+    assert np.isfinite(query(tmp_path / "store", sql)["rows"][0][0])
+
+
+def test_a_question_that_is_cut_or_has_no_direction_says_so(corpus, tmp_path, caplog, monkeypatch):
+    write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a")
+    asked = Search(indexes.open_index(f"parquet:{tmp_path / 'store'}"))
+    asked.text("picture 7")
+    assert asked.cut_tokens == 0 and not caplog.records
+    asked.text("a large blue square and " * 30)
+    assert asked.cut_tokens > 0 and "longer than the text encoder reads" in caplog.text
+    caplog.clear()
+    model = load_model(corpus / "model")
+    model.similarity([corpus / "images/1.png"], ["a red square", "a large blue square and " * 30])
+    assert "1 of 2 texts are longer than the" in caplog.text
+    monkeypatch.setattr(
+        Embedder, "embed", lambda self, batch: Vectors(np.zeros((1, 8), np.float32))
+    )
+    with pytest.raises(ZeroVector, match="the question"):
+        asked.text("picture 7")
+
+
+def test_a_picture_to_look_for_may_come_in_any_way(corpus, tmp_path):
+    write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a")
+    asked = Search(indexes.open_index(f"parquet:{tmp_path / 'store'}"))
+    path = corpus / "images/9.png"
+    for shown in (path, str(path), path.read_bytes(), Pillow.open(path)):
+        hit = asked.image(shown, 1)[0]
+        assert hit.id == "row 9" and hit.score == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ImageError):
+        asked.image(b"no picture")
+
+
+def test_kept_fields_are_compared_and_repaired(corpus, tmp_path, server):
+    offline = f"parquet:{tmp_path / 'store'}"
+    write(corpus, offline, server.url, state=tmp_path / "a")
+    client, store = redis.Redis(port=server.port), FeatureStore(server.url)
+    client.hset(f"diptych:things:{store.version}:row 3", "shelf", "another")
+    client.hdel(f"diptych:things:{store.version}:row 4", "text")
+    found = consistency.compare(offline, server.url)
+    assert (found.equal, found.different) == (38, 2)
+    assert found.examples["different"] == ["row 3", "row 4"]
+    assert consistency.compare(offline, server.url, repair=True).repaired == 2
+    assert consistency.compare(offline, server.url).equal == 40
+
+
 def test_both_halves_are_compared_and_repaired(corpus, tmp_path, server):
     offline = f"parquet:{tmp_path / 'store'}"
     write(corpus, offline, server.url, state=tmp_path / "a")
@@ -284,6 +459,14 @@ def test_a_server_that_is_killed_on_the_way_ends_with_the_same_entities(corpus, 
     assert consistency.compare(f"parquet:{parts}", server.url).equal == 40
 
 
+def test_a_server_that_was_emptied_is_filled_again(corpus, tmp_path, server):
+    places = [f"parquet:{tmp_path / 'store'}", server.url]
+    write(corpus, *places, state=tmp_path / "a")
+    redis.Redis(port=server.port).flushall()
+    assert write(corpus, *places, state=tmp_path / "a")["written"] == 40
+    assert consistency.compare(*places).equal == 40
+
+
 def test_from_the_command_line(corpus, tmp_path, server):
     def call(*words):
         return CliRunner().invoke(app, [*map(str, words), "--json"])
@@ -319,5 +502,20 @@ def test_from_the_command_line(corpus, tmp_path, server):
     assert versions["live"] == found["version"]
     asked = call("query", "select count(*) as n from vectors", "--store", store)
     assert json.loads(asked.stdout)["rows"] == [[40]]
+    with served(corpus) as address:
+        shown = call(
+            "search",
+            f"parquet:{store}",
+            "--image",
+            f"{address}/images/7.png",
+            "--page",
+            tmp_path / "b",
+        )
+        compared = call(
+            "eval", model, "--image", f"{address}/images/7.png", "--text", "picture " * 40
+        )
+    assert json.loads(shown.stdout)["found"][0]["id"] == "row 7", shown.stderr
+    assert "data:image/png" in (tmp_path / "b" / "report.html").read_text()
+    assert json.loads(compared.stdout)["truncated"][0] > 0, compared.stderr
     wrong = call("search", f"parquet:{store}", "a", "--image", corpus / "images/7.png")
     assert wrong.exit_code == 2 and json.loads(wrong.stdout)["error"] == "ConfigError"

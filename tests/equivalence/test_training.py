@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from diptych.errors import FrozenPartMoved, Interrupted, NothingLearns
 from diptych.train import resume
+from diptych.train.feature_cache import FeatureCache
 from tests.equivalence import tiny_run
 
 NUM_KILLS = 20
@@ -319,7 +320,7 @@ def two_processes(config, stages, folder, fresh):
     for rank in range(2):
         environment = {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         process = fresh.Process(target=tiny_run.run, args=(folder, config, stages, environment))
         process.start()
@@ -343,6 +344,30 @@ def test_cached_features_give_the_same_losses(tiny_config, squares, tmp_path):
     assert not (tmp_path / "off" / "cache").exists()
     for a, b in zip(*results, strict=True):
         assert a[2] == pytest.approx(b[2], abs=1e-6)
+
+
+def test_a_later_stage_adds_its_pictures_to_the_cache(tiny_config, squares, tmp_path):
+    """Behind the same frozen encoder; what the first stage encoded is not encoded again."""
+    rows = json.loads((squares / "train.json").read_text())
+    files = {"few.json": rows[:16], "others.json": rows[8:40]}
+    for name, chosen in files.items():
+        (tmp_path / name).write_text(json.dumps(chosen))
+    results = []
+    for mode in ("on", "off"):
+        stages = [
+            tiny_run.stage(
+                squares, name=name, learn={"connector": {}}, cache_features=mode,
+                data=[{"path": str(tmp_path / f"{name}.json"), "images": str(squares / "images")}],
+            )
+            for name in ("few", "others")
+        ]  # fmt: skip
+        tiny_run.run(tmp_path / mode, tiny_config(), stages)
+        results.append(losses(tmp_path / mode))
+    for a, b in zip(*results, strict=True):
+        assert a[:2] == b[:2] and a[2] == pytest.approx(b[2], abs=1e-6)
+    (folder,) = (tmp_path / "on" / "cache" / "features").iterdir()
+    cache = FeatureCache(folder)
+    assert len(cache) == len({r["image"] for r in rows[:40]}) == 20
 
 
 def test_frozen_parts_stay_and_learning_parts_move(tiny_config, squares, tmp_path):
@@ -371,7 +396,11 @@ def test_a_part_that_does_not_move_is_an_error(tiny_model):
         witness.check()
     with torch.no_grad():
         next(model.connector.parameters()).add_(1.0)
-    assert witness.check() == {"connector": 1}
+    moved = witness.check()["connector"]
+    assert moved.tensors == 1 and moved.held == 1.0
+    first, *others = model.connector.parameters()
+    whole = first.numel() + sum(p.numel() for p in others)
+    assert moved.share == pytest.approx(first.numel() / whole)
     with torch.no_grad():
         next(model.vision_encoder.parameters()).add_(1e-3)
     with pytest.raises(FrozenPartMoved):

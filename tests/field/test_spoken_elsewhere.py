@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 import pytest
 import torch
@@ -82,7 +83,13 @@ def trained(request, sentencepiece_folder, squares, tmp_path_factory):
         ),
     ]
     quiet = Progress(folder / "log", quiet=True)
+    said = io.StringIO()
+    handler = logging.StreamHandler(said)
+    logging.getLogger("diptych").addHandler(handler)
     Trainer(model, stages, folder / "run", trackers=(), progress=quiet).train()
+    logging.getLogger("diptych").removeHandler(handler)
+    # The thinking block, and that only the last answer has it, are named once, before training.
+    assert said.getvalue().count("between its invitation") == int(request.param == "qwen3")
     report = layout.export(model, "hf-llava", folder / "out")
     assert not report.problems and report.tokens_equal
     return model.eval(), folder / "out", squares / "images"

@@ -170,3 +170,19 @@ def run(words: list[str], settings: dict[str, str]) -> dict:
 
 if __name__ == "__main__":
     print(json.dumps(counts(build(load(sys.argv[1]).model))))
+
+
+def test_a_part_that_learns_in_full_takes_float32s_memory(tokenizer_folder):
+    """As `trainable.hold_precision` holds it; frozen, or with adapters, it is as the recipe says."""
+    recipe = load("llava-debug").override([f"model.language_model.tokenizer={tokenizer_folder}"])
+    half = recipe.override(["model.language_model.dtype=bfloat16"])
+    size = plan(recipe)["parameters"]["language_model"]
+
+    def memory(chosen):
+        return [stage["memory_bytes"] for stage in plan(chosen)["stages"]]
+
+    saved = [full - less for full, less in zip(memory(recipe), memory(half), strict=True)]
+    assert saved == [2 * size, 0]
+    lora = ["stages.instruct.learn.language_model.how=lora"]
+    with_adapters = [memory(r.override(lora))[1] for r in (recipe, half)]
+    assert with_adapters[0] - with_adapters[1] == 2 * size

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from diptych.errors import ConfigError, PartNotFound
-from diptych.recipe import load, named
+from diptych.recipe import Recipe, load, named
 
 
 def test_named_recipes_are_public_functions():
@@ -104,3 +104,72 @@ def test_a_tokenizer_trained_on_the_data_is_not_a_folder_beside_the_recipe(tmp_p
 def test_templates_name_the_class():
     with pytest.raises(ConfigError, match="every template needs {}"):
         load("clip-small").override(["evaluation.templates=[a picture]"])
+
+
+def rates(tiny_config, **stage):
+    """A recipe of one stage whose parts may name rates of their own."""
+    values = {
+        "name": "mine", "model": tiny_config(),
+        "stages": [{"name": "s", "data": [{"path": "x.json"}], **stage}],
+    }  # fmt: skip
+    return Recipe.from_dict(values)
+
+
+OWN = {"connector": {"learning_rate": 1e-3}, "language_model": {"learning_rate": 1e-4}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "says"),
+    [
+        ({"learn": OWN}, "stages.s.learning_rate=1e-6", "connector, language_model"),
+        ({"learn": OWN}, "stages.0.learning_rate=1e-6", "every part of this stage names its own"),
+        ({"learn": OWN, "num_steps": 4}, "stages.s.num_epochs=2", "num_steps is 4 and wins"),
+        (
+            {"learn": {"connector": {}}}, "stages.s.learn.connector.lora.rank=4",
+            "learns in full, without adapters",
+        ),
+    ],
+)  # fmt: skip
+def test_a_change_that_would_change_nothing_is_an_error(stage, change, says, tiny_config):
+    with pytest.raises(ConfigError, match=says) as caught:
+        rates(tiny_config, **stage).override([change])
+    assert caught.value.where == change.partition("=")[0]
+    assert "stages." in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        # The part that names none takes the stage's; so do what an objective brings along.
+        ({"learn": {**OWN, "vision_encoder": {}}}, ["stages.s.learning_rate=1e-6"]),
+        ({"learn": OWN, "objective": "contrastive"}, ["stages.s.learning_rate=1e-6"]),
+        (
+            {"learn": OWN},
+            ["stages.s.learning_rate=1e-6", "stages.s.learn.connector.learning_rate=null"],
+        ),
+        ({"learn": OWN, "num_steps": 4}, ["stages.s.num_epochs=2", "stages.s.num_steps=null"]),
+        (
+            {"learn": {"connector": {}}},
+            ["stages.s.learn.connector.lora.rank=4", "stages.s.learn.connector.how=lora"],
+        ),
+    ],
+)
+def test_changes_that_count_are_none(stage, changes, tiny_config):
+    recipe = rates(tiny_config, **stage)
+    assert recipe.override(changes).fingerprint() != recipe.fingerprint()
+
+
+def test_a_file_over_a_base_says_so_too(tiny_config, tmp_path):
+    (tmp_path / "below.yaml").write_text(rates(tiny_config, learn=OWN).to_json())
+    over = tmp_path / "over.yaml"
+    over.write_text("base: below.yaml\nstages: {s: {learning_rate: 1e-6}}\n")
+    with pytest.raises(ConfigError, match="every part") as caught:
+        load(str(over))
+    assert caught.value.where == f"{over}: stages.s.learning_rate"
+    over.write_text("base: below.yaml\nstages: {s: {learn: {connector: {learning_rate: 1e-6}}}}\n")
+    assert load(str(over)).stages[0].learn["connector"].learning_rate == 1e-6
+
+
+def test_the_rate_of_a_published_recipe_whose_parts_name_theirs():
+    with pytest.raises(ConfigError, match="connector, language_model"):
+        load("llava15-7b-lora").override(["stages.instruct.learning_rate=1e-6"])

@@ -1,10 +1,13 @@
-"""Captions: one picture, one text, in the four ways they are published.
+"""Captions: one picture, one text, in the five ways they are published.
 
 - COCO annotation file: `{"images": [{"id", "file_name"}], "annotations": [{"id", "image_id",
   "caption"}]}`. Rows are the annotations; a picture without one is no row and is not kept.
+- Karpathy's own file of splits: `{"images": [{"filepath", "filename", "split", "cocoid",
+  "sentences": [{"raw", "tokens"}]}], "dataset"}`. Rows are the images.
 - Karpathy rows, as a JSON array or JSON lines: `{"caption": text or list, "image", "image_id"}`.
 - CSV or TSV with a header (`caption` and `image`, or one of the usual other names); a column
-  named `key:json` holds JSON values.
+  named `key:json` holds JSON values. TSV is not quoted: a line is a row. Two columns, one of
+  them a picture's path, need no header.
 - A folder in which each picture has a `.txt` of its name beside it.
 
 Every caption is a Sample: the user shows the picture, the assistant says the text. Of a list
@@ -15,7 +18,6 @@ publishes it.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -23,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data import files
+from diptych.data import folder as folders
 from diptych.data import format as contract
-from diptych.data.rows import Reject, Row, layout, read_csv, read_json, read_object
+from diptych.data.cells import read_csv
+from diptych.data.rows import Reject, Row, layout, read_json, read_object
 from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.strict_json import parse_json
 from diptych.data.table import Table
 from diptych.errors import DataError, DuplicateId, FormatError, MissingImage
 
@@ -33,29 +38,27 @@ MARK = "_captions"
 # What only one of the four ways says; the other three keep it like any key they do not know.
 _COCO_MARK = "_coco"
 _FOLDER_MARK = "_text_file"
-PICTURE_SUFFIXES = frozenset(
-    {
-        *(".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp"),
-        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-    }
-)
 _CAPTION_KEYS = ("caption", "text", "title")
 _IMAGE_KEYS = ("image", "image_path", "filepath", "file_path", "file_name", "filename", "path")
 _KNOWN = frozenset({"id", *_CAPTION_KEYS, *_IMAGE_KEYS})
 _COCO = frozenset({"images", "annotations"})
+_SPLITS = frozenset({"images", "dataset"})
 
 
 def sniff(row: dict[str, Any]) -> bool:
     """A caption beside an image, or COCO's two lists; none of the other formats' keys."""
     if {"conversations", "messages", "question", "questions"} & row.keys():
         return False
-    if row.keys() >= _COCO:
+    if row.keys() >= _COCO or row.keys() >= _SPLITS:
         return True
     return _key(row, _CAPTION_KEYS) is not None and _key(row, _IMAGE_KEYS) is not None
 
 
 def _key(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in row), None)
+    for name in names:
+        if name in row:
+            return name
+    return None
 
 
 def read(path: str) -> Iterator[Sample | Reject]:
@@ -65,7 +68,7 @@ def read(path: str) -> Iterator[Sample | Reject]:
     if files.suffix(path) in (".csv", ".tsv"):
         return contract.parsed(_json_columns(read_csv(path)), parse)
     if layout(path) == "object":
-        return _read_coco(path)
+        return _read_splits(path) if _has_splits(path) else _read_coco(path)
     return contract.parsed(read_json(path), parse)
 
 
@@ -108,10 +111,10 @@ def parse(row: Row) -> Sample:
     if not path:
         raise FormatError(f"'{image_key}' is empty, not a path")
     captions = [caption] if isinstance(caption, str) else caption
-    if not all(isinstance(c, str) for c in captions):
-        raise FormatError(f"'{caption_key}' holds something that is not text")
     if isinstance(caption, list):
         note["list"] = True
+        if not all(isinstance(c, str) for c in captions):
+            raise FormatError(f"'{caption_key}' holds something that is not text")
     if (caption_key, image_key) != ("caption", "image"):
         note["keys"] = [caption_key, image_key]
     known = frozenset({"id", caption_key, image_key})
@@ -183,6 +186,47 @@ def _read_coco(path: str) -> Iterator[Sample | Reject]:
     images.close()
 
 
+def _has_splits(path: str) -> bool:
+    """Whether a file is Karpathy's own: told by its first row, as the whole file may be long."""
+    for key, item in read_object(path, rows_of=_COCO):
+        if isinstance(item, Row):
+            return key == "images" and "sentences" in item.value
+    return False
+
+
+def _read_splits(path: str) -> Iterator[Sample | Reject]:
+    def rows() -> Iterator[Row | Reject]:
+        for key, item in read_object(path, rows_of=frozenset({"images"})):
+            if isinstance(item, Reject):
+                yield item
+            elif isinstance(item, Row) and key == "images":
+                try:
+                    yield Row(_of_splits(item.value), item.where, item.raw, item.number)
+                except FormatError as error:
+                    yield Reject.of(error, item.where, item.raw)
+
+    return contract.parsed(rows(), parse)
+
+
+def _of_splits(value: dict[str, Any]) -> dict[str, Any]:
+    """A row of Karpathy's file of splits as a Karpathy row; nothing of it is lost."""
+    sentences = contract.require(value, "sentences", list, "a list of sentences")
+    if not all(isinstance(s, dict) and isinstance(s.get("raw"), str) for s in sentences):
+        raise FormatError("'sentences' holds something that has no text under 'raw'")
+    folder = value.get("filepath", "")
+    name = contract.require(value, "filename", str, "a file's name")
+    taken = ("sentences", "filepath", "filename")
+    row = {
+        "image": f"{folder}/{name}" if folder else name,
+        "caption": [s["raw"] for s in sentences],
+        **{k: v for k, v in value.items() if k not in taken},
+        "tokens": [s.get("tokens") for s in sentences],
+    }
+    if "cocoid" in value or "imgid" in value:
+        row.setdefault("id", value.get("cocoid", value.get("imgid")))
+    return row
+
+
 def _parse_annotation(row: Row, images: Table) -> Sample:
     note: dict[str, Any] = {}
     sample_id = contract.take_id(row, note)
@@ -239,8 +283,11 @@ _JSON_COLUMN = ":json"
 
 
 def _json_columns(rows: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
+    columns: set[str] | None = None
     for row in rows:
-        if isinstance(row, Reject) or not any(k.endswith(_JSON_COLUMN) for k in row.value):
+        if columns is None and isinstance(row, Row):  # all rows have those of the first
+            columns = {name for name in row.value if name.endswith(_JSON_COLUMN)}
+        if isinstance(row, Reject) or not columns:
             yield row
             continue
         try:
@@ -256,12 +303,13 @@ def _json_columns(rows: Iterable[Row | Reject]) -> Iterator[Row | Reject]:
 
 def _json_cell(column: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"the column '{column}' holds no JSON: {error}") from None
+        return parse_json(text)
+    except FormatError as error:
+        raise FormatError(f"the column '{column}' holds no JSON: {error.what}") from None
 
 
 def _write_csv(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None) -> int:
+    is_tsv = files.suffix(path) == ".tsv"
     columns: list[str] = []
     count = 0
 
@@ -273,21 +321,31 @@ def _write_csv(samples: Iterable[Sample], path: str, refuse: contract.Refuse | N
             raise FormatError(f"the row has other keys than the first: {', '.join(row)}")
         if any(not isinstance(row[c], str) for c in columns if not c.endswith(_JSON_COLUMN)):
             raise FormatError("a value is not text, unlike that of the first row")
-        return [
+        line = [
             json.dumps(row[c.removesuffix(_JSON_COLUMN)]) if c.endswith(_JSON_COLUMN) else row[c]
             for c in columns
         ]
+        for column, cell in zip(columns, line, strict=True):
+            if is_tsv and any(mark in cell for mark in "\t\n\r"):
+                raise FormatError(
+                    f"'{column}' has a tab or a line break, which a cell of TSV cannot have",
+                    fix="write to .csv or .jsonl",
+                )
+        return line
 
     with files.replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as out:
-            delimiter = "\t" if files.suffix(path) == ".tsv" else ","
-            writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
             for line in contract.rendered(samples, cells, refuse):
-                if not count:
-                    writer.writerow(columns)
-                writer.writerow(line)
+                for row in [line] if count else [columns, line]:
+                    out.write("\t".join(row) if is_tsv else ",".join(map(_quoted, row)))
+                    out.write("\n")
                 count += 1
     return count
+
+
+def _quoted(cell: str) -> str:
+    # Python's writer leaves a carriage return bare, which its reader then refuses.
+    return '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\r\n') else cell
 
 
 # --- a folder of pictures and texts ----------------------------------------------------------
@@ -297,10 +355,10 @@ def _read_folder(folder: str) -> Iterator[Sample | Reject]:
     # Grouped by name without suffix; names arrive sorted, but `a.b.txt` may come between
     # `a.jpg` and `a.txt`, so groups are joined on disk rather than by neighbourhood.
     groups = Table()
-    for name in files.walk(folder):
-        stem, ending = os.path.splitext(name)
-        if ending.lower() not in PICTURE_SUFFIXES and ending.lower() != ".txt":
+    for name, kind in folders.kinds(folder):
+        if kind not in ("picture", "text"):
             continue
+        stem = folders.stem(folder, name)
         if groups.add(stem, name) is not None:
             together = f"{groups.pop(stem)}\n{name}"
             groups.add(stem, together)

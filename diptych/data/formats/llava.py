@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diptych.data import fields
+from diptych.data import fields, markers
 from diptych.data import format as contract
 from diptych.data.rows import Reject, Row, read_json
 from diptych.data.sample import Image, Sample, Text, Turn
@@ -66,7 +66,7 @@ def parse(row: Row) -> Sample:
     turns = [_turn(turn, number) for number, turn in enumerate(conversations)]
     if system is not None and turns and _ROLES[turns[0][0]] == "system":
         raise FormatError(f"system words stand in '{note['system']}' and in the first turn")
-    contract.check_markers([text for _, text, _ in turns], len(paths))
+    markers.check([text for _, text, _ in turns], len(paths))
     images = iter([Image(path) for path in paths])
     speakers = [speaker for speaker, _, _ in turns]
     extras = {str(n): extra for n, (_, _, extra) in enumerate(turns) if extra}
@@ -75,7 +75,7 @@ def parse(row: Row) -> Sample:
     if extras:
         note["turns"] = extras
     said = [
-        Turn(_ROLES[s], contract.split_markers(text, images), _learned(extra, _ROLES[s], number))
+        Turn(_ROLES[s], markers.split(text, images), _learned(extra, _ROLES[s], number))
         for number, (s, text, extra) in enumerate(turns)
     ]
     if system is not None:
@@ -147,7 +147,7 @@ def render(sample: Sample) -> dict[str, Any]:
         speaker = _SPEAKERS[turn.role]
         if len(speakers) == len(said_turns) and _ROLES.get(speakers[number]) == turn.role:
             speaker = speakers[number]
-        said = {"from": speaker, "value": contract.join_markers(turn)}
+        said = {"from": speaker, "value": markers.join(turn)}
         turns.append(said | fields.give_marks(turn, extras.get(str(number), {})))
     row["conversations"] = turns
     return contract.give_meta(row, sample.meta, _KNOWN, MARK)

@@ -10,7 +10,7 @@ Content is text or a list of parts; a picture is `{"type": "image", "image" | "p
 always just text, whatever it contains, with one exception that data sets in this shape use:
 in a row with `images` or `image`, pictures are bound to parts `{"type": "image"}` that name none
 (by their `index` where they have one, else in order), or else to markers in the text (`<image>`,
-or one of `diptych.data.fields.MARKERS`), or, where there is neither, stand before the first
+or one of `diptych.data.markers`), or, where there is neither, stand before the first
 question. XTuner writes `<IMG_CONTEXT>` where the picture of an `image_url` part belongs.
 
 `system` may stand beside the messages; a message with `weight: 0` or `loss: false` is not learned.
@@ -23,7 +23,7 @@ import binascii
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diptych.data import fields
+from diptych.data import fields, markers
 from diptych.data import format as contract
 from diptych.data.message_shapes import CONTEXT_MARKER, content_of, url_of, usual_shape
 from diptych.data.rows import Reject, Row, read_json
@@ -81,7 +81,8 @@ def parse(row: Row) -> Sample:
         if turns and turns[0].role == "system":
             raise FormatError(f"system words stand in '{note['system']}' and in the first message")
         turns.insert(0, Turn("system", (Text(system),)))
-    binding.check()
+    if binding is not _UNBOUND:
+        binding.check()
     meta = contract.take_meta(value, _KNOWN, MARK, note)
     return contract.checked(Sample(sample_id, tuple(turns), row.where, meta))
 
@@ -92,17 +93,14 @@ class _Binding:
     Attributes:
         style: `placeholders`, `indexed`, `front`, the marker in the text, or None where pictures
             are named in the messages themselves.
+        marker: what marks a picture's place in a text.
     """
 
     def __init__(self, paths: list[str], style: str | None):
         self.style = style
+        self.marker = style if style in markers.MARKERS else None
         self._images = [Image(path) for path in paths]
         self._taken: set[int] = set()
-
-    @property
-    def marker(self) -> str | None:
-        """What marks a picture's place in a text."""
-        return self.style if self.style in fields.MARKERS else None
 
     def next(self) -> Image:
         """The picture after the last that was taken."""
@@ -137,13 +135,16 @@ class _Binding:
             raise MarkerMismatch(f"image {left[0] + 1} of {len(self._images)} has no place")
 
 
+_UNBOUND = _Binding([], None)
+
+
 def _binding(value: dict[str, Any], messages: list[Any], note: dict[str, Any]) -> _Binding:
     key = fields.picture_column(value)
     for name in fields.PICTURE_KEYS:
         if name in value and name != key:
             note.setdefault("empty", {})[name] = value[name]
     if key is None:
-        return _Binding([], None)
+        return _UNBOUND
     listed = value[key]
     paths = contract.image_list(listed, key)
     if key != "images":
@@ -155,7 +156,7 @@ def _binding(value: dict[str, Any], messages: list[Any], note: dict[str, Any]) -
     ]
     if paths == named:  # a list that repeats what the messages name themselves binds nothing
         note["repeats"] = listed
-        return _Binding([], None)
+        return _UNBOUND
     if named:
         raise FormatError(f"the pictures are named partly in '{key}', partly in the messages")
     binding = _Binding(paths, _style(messages, len(paths)))
@@ -179,7 +180,7 @@ def _style(messages: list[Any], num_images: int) -> str:
         _agree(len(typed), num_images, "parts of the type image")
         return "placeholders"
     texts = [str(p.get("text")) for p in parts if p.get("type") == "text"]
-    for marker in fields.MARKERS:
+    for marker in markers.MARKERS:
         if num_places := sum(text.count(marker) for text in texts):
             _agree(num_places, num_images, marker)
             return marker
@@ -249,7 +250,7 @@ def _text_pieces(text: str, binding: _Binding) -> list[Part]:
     if binding.marker is not None:
         count = text.count(binding.marker)
         images = iter([binding.next() for _ in range(count)])
-        return list(contract.split_markers(text, images, binding.marker))
+        return list(markers.split(text, images, binding.marker))
     return [Text(text)] if text else []
 
 
@@ -266,7 +267,7 @@ def _into_context(pieces: list[Part]) -> tuple[Part, ...] | None:
         return None
     if count != len(images):
         raise MarkerMismatch(f"it has {count} {CONTEXT_MARKER} markers and {len(images)} images")
-    return contract.split_markers(text, iter(images), CONTEXT_MARKER)
+    return markers.split(text, iter(images), CONTEXT_MARKER)
 
 
 def _merged(pieces: list[Part]) -> tuple[Part, ...]:

@@ -2,7 +2,9 @@
 
 For what reads pictures only (`diptych embed --what image`). Rows are JSON lines, a JSON array, CSV
 or TSV. It is never detected, as a row without a caption is mostly one whose caption was forgotten;
-the embedding job takes a folder without any `.txt` so (`diptych.data.source.is_pictures_alone`).
+the embedding job takes a folder so in which no picture has a text
+(`diptych.data.source.is_pictures_alone`). In a folder, files are told by their content
+(`diptych.data.folder`).
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diptych.data import files
+from diptych.data import folder as folders
 from diptych.data import format as contract
-from diptych.data.formats.captions import PICTURE_SUFFIXES
-from diptych.data.rows import Reject, Row, read_csv, read_json
+from diptych.data.cells import read_csv
+from diptych.data.rows import Reject, Row, read_json
 from diptych.data.sample import Image, Sample, Turn
 from diptych.errors import FormatError
 
@@ -35,8 +38,8 @@ def read(path: str) -> Iterator[Sample | Reject]:
 
 
 def _read_folder(folder: str) -> Iterator[Sample]:
-    for name in files.walk(folder):
-        if files.suffix(name) in PICTURE_SUFFIXES:
+    for name, kind in folders.kinds(folder):
+        if kind == "picture":
             yield Sample(name, (Turn("user", (Image(name),)),), files.join(folder, name), {})
 
 

@@ -173,10 +173,11 @@ def parse(row: Row) -> Sample:
     note.pop("id", None)
     if id_key != "id":
         note.pop("no_id", None)
-    question_key = _first(value, _QUESTION_KEYS)
-    image_key = _first(value, _IMAGE_KEYS)
-    if (question_key, image_key) != ("question", "image"):
-        note["keys"] = [question_key, image_key]
+    question_key, image_key = "question", "image"
+    if question_key not in value or image_key not in value:  # most rows use these names
+        question_key, image_key = _first(value, _QUESTION_KEYS), _first(value, _IMAGE_KEYS)
+        if (question_key, image_key) != ("question", "image"):
+            note["keys"] = [question_key, image_key]
     question = contract.require(value, question_key, str, "text")
     answers = _answers(value, note)
     best = value.get("multiple_choice_answer")
@@ -214,10 +215,10 @@ def _first(value: dict[str, Any], keys: tuple[str, ...]) -> str:
 
 
 def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
-    key = next((k for k in _SAID_KEYS if k in value), "answer")
+    key = "answers" if "answers" in value else "answer" if "answer" in value else "label"
     given = value.get(key)
     choices = value.get("choices")
-    if isinstance(given, int) and not isinstance(given, bool) and isinstance(choices, list):
+    if choices is not None and type(given) is int and isinstance(choices, list):
         if not 0 <= given < len(choices) or not isinstance(choices[given], str):
             raise FormatError(f"'{key}' is {given}, and there are {len(choices)} choices")
         note["answers"] = "number"
@@ -230,16 +231,16 @@ def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
         note["answers"] = "text"
         answers = [given]
     else:
+        key = key if key in value else "answer"
         items = contract.require(value, key, list, "a list of answers")
         texts: list[Any] = [i.get("answer") if isinstance(i, dict) else i for i in items]
-        if not all(isinstance(text, str) for text in texts):
+        if not all([isinstance(text, str) for text in texts]):
             raise FormatError(f"'{key}' holds something that is neither text nor has an 'answer'")
-        extras = [
-            {k: v for k, v in item.items() if k != "answer"} if isinstance(item, dict) else None
-            for item in items
-        ]
-        if any(extra is not None for extra in extras):
-            note["answers"] = extras
+        if any([isinstance(item, dict) for item in items]):
+            note["answers"] = [
+                {k: v for k, v in item.items() if k != "answer"} if isinstance(item, dict) else None
+                for item in items
+            ]
         answers = texts
     if key != "answers":
         note["answers_key"] = key

@@ -24,6 +24,8 @@ from diptych.errors import ConfigError, DataError, MissingExtra
 ABOUT = "_about.json"
 ROWS = 8192
 """Rows read at once."""
+_NUMBERS = {2: "vector.list.element", 3: "vector.list.element.list.element"}
+"""The column of a vector's, or of a matrix's, numbers."""
 
 
 def open(target: str, about: About) -> Parquet:
@@ -95,19 +97,24 @@ class Parquet:
 
         with replacing(self.path(shard.number)) as temporary:
             # No statistics of vectors and no dictionary: they do not compress, and take time.
+            # Of eight bits there are but 256, which Parquet would keep in four bytes each.
+            is_small = shard.vectors.values.dtype == np.int8
             pq.write_table(
-                table(shard, self.about), temporary, compression="zstd", use_dictionary=False,
+                table(shard, self.about), temporary, compression="zstd",
+                use_dictionary=[_NUMBERS[shard.vectors.values.ndim]] if is_small else False,
                 write_statistics=["id"],
             )  # fmt: skip
         return []
 
     def intact(self, number: int) -> bool:
-        """Whether its end can be read, which a truncated file has not."""
+        """Whether all of it can be read, as readers will."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            pq.read_metadata(self.path(number))
+            with pq.ParquetFile(self.path(number)) as opened:
+                for _ in opened.iter_batches(ROWS):
+                    pass
         except (OSError, pa.ArrowException):
             return False
         return True
@@ -245,8 +252,15 @@ def numbers(batch: Any) -> np.ndarray:
 
     Raises:
         ConfigError: they are matrices.
+        DataError: a row has no vector; Diptych never writes such a file.
     """
     column = batch["vector"]
+    if column.null_count:
+        raise DataError(
+            f"{column.null_count} rows have no vector",
+            where=str(batch["id"].filter(column.is_null())[0]),
+            fix="write the file again: the same `diptych embed` command with --verify",
+        )
     width = getattr(column.type, "list_size", None)
     if width is None:
         raise ConfigError(

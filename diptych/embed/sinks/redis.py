@@ -208,8 +208,10 @@ class Redis:
         return found
 
     def intact(self, number: int) -> bool:
-        """Redis keeps no shards; `diptych store check` compares entity by entity."""
-        return True
+        """Whether the version is there at all: Redis keeps no shards, and `diptych store check`
+        compares entity by entity."""
+        with errors_named(self.client):
+            return bool(self.client.exists(f"{PREFIX}:{self.group}:about:{self.version}"))
 
     def finish(self) -> None:
         """Put into the vector set what was written before there was one."""

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from diptych.eval.answer_text import evalai, leave_one_out_accuracy
 
 MIN_ANSWERS = 4
+normalize = evalai
 
 
 def score(prediction: str, answers: Sequence[str]) -> float:
     """Leave-one-out accuracy of the prediction among the human answers (ten in TextVQA)."""
-    return leave_one_out_accuracy(evalai(prediction), [evalai(answer) for answer in answers])
+    return leave_one_out_accuracy(normalize(prediction), [normalize(answer) for answer in answers])

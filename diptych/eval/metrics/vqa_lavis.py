@@ -27,6 +27,9 @@ def normalize_prediction(prediction: str) -> str:
     return process_digits_and_articles(process_punctuation(flatten(prediction)))
 
 
+normalize = normalize_prediction
+
+
 def score(prediction: str, answers: Sequence[str]) -> float:
     """Leave-one-out accuracy of the prediction among the human answers (ten in VQA)."""
     if len(set(answers)) > 1:

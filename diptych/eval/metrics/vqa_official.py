@@ -22,12 +22,14 @@ from diptych.eval.answer_text import (
 MIN_ANSWERS = 4
 
 
+def normalize(text: str) -> str:
+    """The form in which answers are compared where they are not all equal."""
+    return process_digits_and_articles(process_punctuation(flatten(text)))
+
+
 def score(prediction: str, answers: Sequence[str]) -> float:
     """Leave-one-out accuracy of the prediction among the human answers (ten in VQA)."""
     prediction, *answers = (flatten(text) for text in (prediction, *answers))
     if len(set(answers)) > 1:
-        prediction, *answers = (
-            process_digits_and_articles(process_punctuation(text))
-            for text in (prediction, *answers)
-        )
+        prediction, *answers = (normalize(text) for text in (prediction, *answers))
     return leave_one_out_accuracy(prediction, answers)

@@ -21,10 +21,11 @@ from diptych.eval.answer_text import (
 MIN_ANSWERS = 4
 
 
-def _normalize(text: str) -> str:
+def normalize(text: str) -> str:
+    """The form in which answers are compared."""
     return process_digits_and_articles(process_punctuation(flatten(text), comma_runs=True))
 
 
 def score(prediction: str, answers: Sequence[str]) -> float:
     """Leave-one-out accuracy of the prediction among the human answers (ten in VQAv2)."""
-    return leave_one_out_accuracy(_normalize(prediction), [_normalize(a) for a in answers])
+    return leave_one_out_accuracy(normalize(prediction), [normalize(a) for a in answers])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diptych.data.batch import Batch
 from diptych.data.plain_text import TextTokens
 from diptych.data.sample import Image, Sample
-from diptych.errors import ModelError
+from diptych.errors import ModelError, SampleTooLong
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
@@ -248,7 +248,7 @@ class Captioner(Model):
             positions = int(self.text.hf_config.max_position_embeddings)
             room = positions - ids.shape[1]
             if room < 1:
-                raise ModelError(
+                raise SampleTooLong(
                     f"a caption that begins with {length} tokens has no room left: the model has "
                     f"{positions} positions",
                     fix="begin with fewer words",

@@ -1,4 +1,4 @@
-"""Before and after training, beside both controls, with intervals and the paired test."""
+"""Before and after training, beside the controls, with intervals and the paired test."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def view(run: RunFolder) -> dict[str, Any] | None:
         "questions": evaluation.questions(found),
         "methods": [
             (control, text(found.fields.get(key)))
-            for control, key in (("blind", "blind_method"), ("majority", "majority_method"))
-            if found.fields.get(key)
+            for control in evaluation.CONTROLS
+            if found.fields.get(key := f"{control}_method")
         ],
+        "notes": evaluation.notes(found),
         "verdict": evaluation.verdict(found),
     }
 

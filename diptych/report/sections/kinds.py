@@ -15,7 +15,7 @@ NEEDS = ("evaluation.json",)
 
 
 def view(run: RunFolder) -> dict[str, Any] | None:
-    """One row a kind, with every contender's score and the distance to the better control."""
+    """One row a kind, with every contender's score and the distance to the best control."""
     kinds = evaluation.read(run).kinds
     if not kinds:
         return None
@@ -34,6 +34,7 @@ def view(run: RunFolder) -> dict[str, Any] | None:
                 "before": percent(scores["before"].score if "before" in scores else None),
                 "blind": percent(scores["blind"].score if "blind" in scores else None),
                 "majority": percent(scores["majority"].score if "majority" in scores else None),
+                "lookup": percent(scores["lookup"].score if "lookup" in scores else None),
                 "beyond": points(beyond),
                 "below": beyond is not None and beyond <= 0,
             }
@@ -46,5 +47,5 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     if behind:
         return "No better than a control: " + ", ".join(behind) + "."
     if all(row["beyond"] != points(None) for row in rows):
-        return "Better than both controls on every kind."
+        return "Better than every control on every kind."
     return ""

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych.config import SAME_RESULT
 from diptych.data.batch import Batch
 from diptych.data.collate import Collator, Pictures
 from diptych.data.collate_pairs import PairCollator
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 class Config(ObjectiveConfig):
     """Symmetric contrastive loss between pictures and texts."""
 
+    learns: ClassVar[bool] = True
+
     name: str = "contrastive"
     """File stem of the part."""
     text_encoder: str | None = None
@@ -50,7 +53,7 @@ class Config(ObjectiveConfig):
     """Initial temperature; learned from there, never below 0.01."""
     max_text_tokens: int = Field(default=128, ge=8)
     """Longer descriptions are cut."""
-    chunk_size: int | None = Field(default=None, ge=1)
+    chunk_size: int | None = Field(default=None, ge=1, json_schema_extra=SAME_RESULT)
     """Pairs of a dual encoder that are embedded at once (gradient caching): thousands of pairs
     learn from each other in the memory of so many, with the same gradients, at the price of a
     second forward pass; null embeds all at once."""

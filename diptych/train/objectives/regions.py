@@ -36,6 +36,7 @@ told apart, with no list of them to keep."""
 class Config(ObjectiveConfig):
     """Predict the words of the regions at every token of the picture."""
 
+    learns: ClassVar[bool] = True
     text_passes: ClassVar[int] = 0  # words are compared with embeddings alone
 
     name: str = "regions"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
+from diptych.config import SAME_RESULT
 from diptych.errors import ConfigError
 from diptych.model.architectures.dual_encoder import DualEncoder
 from diptych.train.objective import Objective, ObjectiveConfig
@@ -20,7 +21,7 @@ class Config(ObjectiveConfig):
 
     name: str = "sigmoid"
     """File stem of the part."""
-    chunk_size: int | None = Field(default=None, ge=1)
+    chunk_size: int | None = Field(default=None, ge=1, json_schema_extra=SAME_RESULT)
     """Pairs that are embedded at once (gradient caching), as for `contrastive`."""
 
     def build(self, model: nn.Module) -> Objective:

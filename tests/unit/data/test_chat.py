@@ -250,7 +250,10 @@ def test_words_that_the_recipe_names_are_tokens_in_answers_only(thinking):
     targets = names(thinking, encoded, Fate.TARGET)
     assert targets[:3] == ["<box>", "<loc0001>", "<loc0002>"]
     assert "</think>" not in targets and targets.count("<|im_end|>") == 1
-    assert encoder.decode(of(encoded, Fate.TARGET)) == said[1].text.removesuffix("<|im_end|>") + "<|im_end|>"
+    assert (
+        encoder.decode(of(encoded, Fate.TARGET))
+        == said[1].text.removesuffix("<|im_end|>") + "<|im_end|>"
+    )
     assert pickle.loads(pickle.dumps(encoder)).encode(sample(asked, said)) == encoded
     with pytest.raises(ConfigError, match="no token of the tokenizer"):
         ChatEncoder(thinking, "chatml", answer_tokens=("<seg*>",))
@@ -258,7 +261,9 @@ def test_words_that_the_recipe_names_are_tokens_in_answers_only(thinking):
 
 def test_words_that_the_template_looks_for_are_tokens_in_answers(thinking):
     encoder = ChatEncoder(thinking, THINKS)
-    one = sample(("user", Text("hm </think>")), ("assistant", Text("<think>\nslow\n</think>\n\nyes")))
+    one = sample(
+        ("user", Text("hm </think>")), ("assistant", Text("<think>\nslow\n</think>\n\nyes"))
+    )
     encoded = encoder.encode(one)
     assert "</think>" not in names(thinking, encoded, Fate.PROMPT)
     targets = names(thinking, encoded, Fate.TARGET)
@@ -310,6 +315,8 @@ def test_pictures_inside_a_sentence(tokenizer, joint):
 
 def test_front_moves_a_single_picture(tokenizer):
     encoder = ChatEncoder(tokenizer, "vicuna", 1)
-    inside = encoder.encode(sample(("user", Text("Is "), Image("a"), Text(" red? "))), generation=True)
+    inside = encoder.encode(
+        sample(("user", Text("Is "), Image("a"), Text(" red? "))), generation=True
+    )
     before = encoder.encode(sample(("user", Image("a"), Text("\nIs  red?"))), generation=True)
     assert encoder.joint == "front" and inside.ids == before.ids

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from diptych.data import format as formats
-from diptych.data.fields import MARKERS, unread
+from diptych.data.fields import unread
+from diptych.data.markers import MARKERS
 from diptych.data.rows import Row
 from diptych.data.sample import Image, Text
 from diptych.errors import DataError, FormatError, MarkerMismatch, OneSidedConversation
@@ -81,7 +82,9 @@ def test_unlearned_turns_survive_other_formats():
     assert [t.learn for t in again.turns] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("images", [{"image": "a.png"}, {"image": ["a.png"]}, {"images": ["a.png"]}])
+@pytest.mark.parametrize(
+    "images", [{"image": "a.png"}, {"image": ["a.png"]}, {"images": ["a.png"]}]
+)
 def test_pictures_beside_messages_are_bound(images):
     first = parse({"messages": [ASK, SAY], **images})
     assert first.turns[0].parts == (Image("a.png"), Text("q"))
@@ -94,7 +97,11 @@ def test_pictures_beside_messages_are_bound(images):
 
 
 def test_the_index_of_a_part_names_its_picture():
-    parts = [{"type": "image", "index": 1}, {"type": "text", "text": "q"}, {"type": "image", "index": 0}]
+    parts = [
+        {"type": "image", "index": 1},
+        {"type": "text", "text": "q"},
+        {"type": "image", "index": 0},
+    ]
     row = {"messages": [{**ASK, "content": parts}, SAY], "images": ["a.png", "b.png"]}
     assert [i.path for i in parse(row).images()] == ["b.png", "a.png"]
     refused({**row, "images": ["a.png"]}, FormatError, "index 1")
@@ -141,7 +148,9 @@ def test_what_is_not_followed_is_named():
 def test_numbers_of_answers_and_other_names_of_questions():
     row = {"question": "q", "choices": ["x", "y"], "answer": 1, "image": None}
     sample = parse(row, "vqa")
-    assert sample.answer == "y" and not list(sample.images()) and sample.meta["choices"] == ["x", "y"]
+    assert (
+        sample.answer == "y" and not list(sample.images()) and sample.meta["choices"] == ["x", "y"]
+    )
     with pytest.raises(FormatError, match="2 choices"):
         formats.find("vqa").parse(Row({**row, "answer": 2}, "file:1"))
     with pytest.raises(FormatError, match="'image' is null"):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from diptych.data import format as formats
 from diptych.data import json_window
-from diptych.data.rows import Reject, Row, read_csv, read_json
+from diptych.data.cells import read_csv
+from diptych.data.rows import Reject, Row, read_json
 from diptych.data.sample import Sample
 from diptych.data.strict_json import parse_json
 from diptych.errors import DataError, FormatError

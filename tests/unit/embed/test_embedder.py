@@ -9,6 +9,7 @@ import torch
 from diptych.data.collate import Item
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder, Vectors, pooled, stored
+from diptych.embed.index import Nearest
 from diptych.errors import ConfigError
 from diptych.model.architecture import build, config_from_dict
 from tests.parity.test_dual_encoder import pictures
@@ -110,6 +111,24 @@ def test_pooling_by_hand():
     kept = stored(pooled(states, mask, EmbedConfig(pool="none", **settings)), mask, EmbedConfig())
     assert kept.values.tolist() == [[[1.0, 5.0], [3.0, -1.0], [0.0, 0.0]]]
     assert kept.lengths.tolist() == [2]
+
+
+def test_what_has_no_direction_is_never_near():
+    nearest = Nearest(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), 4)
+    rows = np.array([[-1, 0], [0, 0], [np.nan, 1], [np.inf, 0], [-1, 1]], np.float32)
+    nearest.add(rows, "abcde".__getitem__)
+    first, second = nearest.found()
+    assert [name for _, name in first] == ["e", "a"] and [name for _, name in second] == ["e", "a"]
+    assert first[1][0] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_vectors_without_a_direction_are_known(dtype):
+    rows = torch.tensor([[1.0, -2.0], [0.0, 0.0], [torch.nan, 1.0], [torch.inf, 1.0], [1e-9, 0.0]])
+    found = stored(rows, None, EmbedConfig(dtype=dtype))
+    # In sixteen bits the last one is zero.
+    assert found.directed().tolist() == [True, False, False, False, dtype != "float16"]
+    assert found.take(found.directed()).numbers()[0].tolist() == pytest.approx([1, -2], abs=0.02)
 
 
 def test_eight_bits_have_a_scale_a_vector():

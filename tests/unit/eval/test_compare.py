@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from eval_fake_model import FakeModel, question
 
-from diptych.errors import DataError
+from diptych.errors import DataError, ModelError
 from diptych.eval.benchmarks.questions import Questions
 from diptych.eval.compare import compare
 from diptych.eval.result import TextAbility
@@ -22,9 +22,10 @@ def run(right: set[int], *, metric="exact", broken=(), answer="yes", ids=range(N
         question(i, answer, image=f"{i}.png", kind="even" if i % 2 == 0 else "odd") for i in ids
     ]
     outputs = {str(i): answer if i in right else "zzz" for i in ids}
-    outputs |= {str(i): RuntimeError("boom") for i in broken}
+    outputs |= {str(i): ModelError("boom") for i in broken}
     benchmark = Questions(samples, metric=metric)
-    return evaluate(FakeModel(outputs), benchmark, blind=False, progress=False)
+    settings = {"max_failure_share": 0.2} if broken else {}
+    return evaluate(FakeModel(outputs), benchmark, blind=False, progress=False, **settings)
 
 
 def test_mcnemar_by_hand():

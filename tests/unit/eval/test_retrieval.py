@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.errors import ConfigError
-from diptych.eval.retrieval import ranks
+from diptych.eval.retrieval import ranked, ranks
 
 
 def test_two_texts_of_a_picture_do_not_stand_in_each_others_way():
@@ -38,3 +38,27 @@ def test_a_model_that_says_the_same_of_everything_finds_nothing():
 def test_bad_input_is_named(similarity, owners, message):
     with pytest.raises(ConfigError, match=message):
         ranks(similarity, owners)
+
+
+@pytest.mark.parametrize("num_targets", [7, 256, 300, 700])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ranks_in_blocks_are_those_of_the_definition(monkeypatch, num_targets, transposed):
+    """Against counting one by one, with many ties, several right targets and infinities."""
+    monkeypatch.setattr("diptych.eval.retrieval.BLOCK_ELEMENTS", 3 * num_targets)
+    generator = torch.Generator().manual_seed(num_targets)
+    scores = torch.randint(0, 6, (20, num_targets), generator=generator).float()
+    scores[0] = 1.0
+    scores[1, 3] = torch.inf
+    scores[2] = -torch.inf
+    right = [
+        torch.randperm(num_targets, generator=generator)[: 1 + q % 3].tolist() for q in range(20)
+    ]
+    held = scores.T.contiguous().T if transposed else scores
+    places, first = ranked(lambda a, b: held[a:b], right, num_targets)
+    for q, own in enumerate(right):
+        best = max(float(scores[q, t]) for t in own)
+        wrong = [t for t in range(num_targets) if t not in own]
+        assert places[q] == sum(float(scores[q, t]) >= best for t in wrong)
+        shown = int(first[q])
+        assert (shown in own) == (places[q] == 0)
+        assert scores[q, shown] == (best if shown in own else scores[q, wrong].max())

@@ -134,3 +134,68 @@ def test_a_list_of_captions_is_a_text_each():
     )  # fmt: skip
     assert result.by_kind["text to image, recall@1"].n == 3
     assert result.by_kind == apart.by_kind and result.aggregates == apart.aggregates
+
+
+class Counting(Fake):
+    """Remembers how much was compared at once, and all in all."""
+
+    def __init__(self, images, texts):
+        super().__init__(images, texts)
+        self.blocks: list[int] = []
+        self.encoded = 0
+
+    def encode_texts(self, texts):
+        texts = list(texts)
+        self.encoded += len(texts)
+        return super().encode_texts(texts)
+
+    def compare(self, images, texts):
+        self.blocks.append(len(images) * len(texts))
+        return super().compare(images, texts)
+
+
+def test_every_pair_is_compared_twice_in_blocks_and_none_is_kept(monkeypatch):
+    count = 120
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(6 * count, 8, generator=generator), dim=1)
+    images = {f"p{i}": vectors[i].tolist() for i in range(count)}
+    texts = {f"t{n}": vectors[count + n].tolist() for n in range(5 * count)}
+    rows = [pair(n, f"p{n // 5}", f"t{n}") for n in range(5 * count)]
+    asked = {"images": lambda image: image.path.encode(), "num_examples": 4}
+    whole = Counting(images, texts)
+    expected, _ = retrieve(whole, rows, **asked)
+    for module in ("retrieval", "retriever"):
+        monkeypatch.setattr(f"diptych.eval.{module}.BLOCK_ELEMENTS", 5000)
+    model = Counting(images, texts)
+    result, _ = retrieve(model, rows, **asked)
+    assert result.records == expected.records and result.by_kind == expected.by_kind
+    assert max(model.blocks) <= 5000
+    assert sum(model.blocks) == 2 * count * 5 * count + 4 * 5 * count + 4 * count
+
+
+def test_the_same_text_and_the_same_picture_are_encoded_once_and_tie():
+    rows = [pair(0, "a", "a2"), pair(1, "b", "b1"), pair(2, "c", "a2"), pair(3, "copy", "c1")]
+    images = {"a": "a", "copy": "a", "b": "b", "c": "c"}
+    model = Counting(MODEL.images, MODEL.texts)
+    result, _ = retrieve(model, rows, images=lambda image: images[image.path].encode())
+    assert model.encoded == 3
+    ranks = {r.question: r.score for r in result.records if r.kind.startswith("text")}
+    assert ranks["a2"] == 0.0  # two texts that nobody can tell apart, two pictures as well
+    # What is shown as found is a wrong one where the right one is not counted as found.
+    found = [r for r in result.records if r.kind.startswith("text") and r.score == 0]
+    assert found and all(r.output != r.truth for r in found)
+
+
+def test_a_model_that_says_the_same_of_everything_finds_nothing():
+    same = [1.0, 0.0]
+    flat = Fake({name: same for name in "abc"}, {text: same for text in MODEL.texts})
+    result, shown = retrieve(flat, SAMPLES, images=lambda image: image.path.encode())
+    assert result.score == 0.0 and result.gain.score < 0
+    assert not any(example.found[0][1] for example in shown.examples)
+
+
+@pytest.mark.parametrize("rerank", [None, 2])
+def test_a_similarity_that_is_no_number_is_refused(rerank):
+    broken = Matching({**MODEL.images, "b": [float("nan")] * 3}, MODEL.texts)
+    with pytest.raises(ConfigError, match="not a number"):
+        retrieve(broken, SAMPLES, images=lambda image: image.path.encode(), rerank=rerank)

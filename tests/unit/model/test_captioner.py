@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.errors import ModelError
+from diptych.errors import ModelError, SampleTooLong
 from diptych.model.architecture import build, config_from_dict
 from diptych.model.checkpoint import load_model
 from tests.unit.model.test_query_transformer import TEXTS, pictures  # noqa: F401
@@ -111,7 +111,7 @@ def test_captions_end_where_the_positions_end(model, pictures):  # noqa: F811
     positions = model.text.hf_config.max_position_embeddings
     whole = model.caption(pictures[:1], max_new_tokens=positions - 1)
     assert model.caption(pictures[:1], max_new_tokens=10 * positions) == whole
-    with pytest.raises(ModelError, match="no room left"):
+    with pytest.raises(SampleTooLong, match="no room left"):
         model.caption(pictures[:1], prompts=["a " * 2 * positions])
     with pytest.raises(ModelError, match="1 pictures, but 2"):
         model.caption(pictures[:1], prompts=["a", "b"])

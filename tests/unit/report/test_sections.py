@@ -12,6 +12,7 @@ from diptych.report import evaluation
 from diptych.report.run_folder import RunFolder
 from diptych.report.section import FOLDER, fill_all
 from diptych.report.sections import (
+    comparison,
     composed,
     cost,
     curves,
@@ -82,6 +83,17 @@ def test_sections_stand_in_order(built):
             },
             "The right one stands first for 13 % of unseen queries, 65 times chance.",
         ),
+        (
+            # easy-VQA: better than the majority is not better than a table of its questions.
+            {
+                "after": score(0.6, 0.58, 0.62),
+                "blind": score(0.2, 0.18, 0.22),
+                "majority": score(0.39, 0.37, 0.41),
+                "lookup": score(0.67, 0.65, 0.69),
+            },
+            "The model answers 60 % of unseen questions correctly, 7 points below the look-up of "
+            "the question.",
+        ),
         ({"before": score(0.1)}, "The model is ready, but nobody has tested it yet."),
     ],
 )
@@ -109,6 +121,35 @@ def test_the_verdict_needs_every_control(tmp_path):
     assert evaluation.Evaluation(fields).clear_of_controls is True
     fields["blind"] = 0.3
     assert evaluation.Evaluation(fields).clear_of_controls is None
+
+
+def test_the_look_up_is_a_control_like_the_others(tmp_path):
+    fields = {
+        "after": score(0.6, 0.55, 0.65),
+        "majority": score(0.4, 0.35, 0.45),
+        "lookup": score(0.5, 0.44, 0.56),
+        "lookup_method": "training answers to the same question text",
+        "too_long": ["a/7", "b<i>"],
+        "ties": 3,
+        "by_kind": {"count": {"after": score(0.5), "majority": 0.3, "lookup": 0.6}},
+    }
+    found = evaluation.Evaluation(fields)
+    assert found.clear_of_controls is False and found.best_control == "lookup"
+    run = folder(tmp_path, evaluation=fields)
+    view = comparison.view(run)
+    assert [row["name"] for row in view["rows"]] == ["after", "majority", "lookup"]
+    assert ("lookup", "training answers to the same question text") in view["methods"]
+    assert view["notes"] == [
+        "2 prompts are longer than the context and count as wrong: a/7, b<i>.",
+        "3 ties between candidates count against the model.",
+    ]
+    [row] = kinds.view(run)["rows"]
+    assert row["lookup"].startswith("60")
+    assert row["below"]
+    from diptych.report.page import write
+
+    page = write(tmp_path).read_text(encoding="utf-8")
+    assert "b&lt;i&gt;" in page and "Look-up of the question" in page
 
 
 def test_kinds_name_those_without_gain(built):

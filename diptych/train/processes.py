@@ -1,0 +1,90 @@
+"""The processes of one run: how many there are, and what the first one decides for all.
+
+Accelerate and PyTorch each count for themselves. Under torchrun without an accelerator Accelerate
+1.15 counts one process unless it is told to use the CPU, while PyTorch counts all of them; each
+process would then train alone in the same folder. So the CPU is named where there is nothing
+else, and counts that still differ are an error.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from diptych.errors import ProcessesDisagree
+
+T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(days=1)
+"""How long a process waits for the others. The first one reads data, encodes pictures and measures
+alone, which takes longer than PyTorch's usual ten minutes; if one dies, the launcher ends all."""
+
+
+def on_cpu() -> bool:
+    """Whether training runs on the CPU: it was asked for, or there is nothing else."""
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    return asked or not torch.accelerator.is_available()
+
+
+def start() -> Any:
+    """Join the processes of this run; Accelerate's state, with rank and number of processes.
+
+    Raises:
+        ProcessesDisagree: the launcher, PyTorch and Accelerate count differently.
+    """
+    from accelerate.state import PartialState
+
+    state = PartialState(cpu=on_cpu(), timeout=LONGEST_WAIT)
+    counts = {"Accelerate": int(state.num_processes)}
+    if (told := os.environ.get("WORLD_SIZE", "")).isdecimal():
+        counts["WORLD_SIZE"] = int(told)
+    if dist.is_available() and dist.is_initialized():
+        counts["torch.distributed"] = dist.get_world_size()
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name} says {count}" for name, count in counts.items())
+        raise ProcessesDisagree(
+            f"the processes of this run are counted differently: {found}",
+            fix="start them with torchrun or accelerate launch, or unset WORLD_SIZE",
+        )
+    return state
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes, measures and prints."""
+    return not _several() or start().is_main_process
+
+
+def agreed(value: T) -> T:
+    """The first process's value, for all of them."""
+    if not _several():
+        return value
+    start()
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every process, in the order of their ranks."""
+    if not _several():
+        return [value]
+    start()
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    if _several():
+        start().wait_for_everyone()
+
+
+def _several() -> bool:
+    """Whether there may be other processes; one alone need not load Accelerate to know."""
+    told = os.environ.get("WORLD_SIZE", "")
+    return told.isdecimal() and int(told) > 1
