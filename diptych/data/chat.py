@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -139,14 +140,9 @@ class ChatEncoder:
             )
         self.chat_template = ChatTemplate(self.tokenizer, self.template)
         self._reserved = reserved_tokens(self.tokenizer)
-        self._allowed = self._allowed_words()
-        unknown = {self.tokenizer.unk_token_id}
-        self._end_ids = frozenset(self._reserved.values())
-        self._reserved_ids = self._end_ids - unknown
-        self._allowed_ids = frozenset(self._reserved[w] for w in self._allowed)
-        words = {**self._reserved, PICTURE: -1, CUT: -1}
-        self._in_questions = any_of(words)
-        self._in_answers = any_of(words.keys() - self._allowed)
+        # The unknown token stands for characters, whoever wrote them.
+        self._reserved_ids = frozenset(self._reserved.values()) - {self.tokenizer.unk_token_id}
+        self._named = self._named_words()
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent to decode workers; the copy of the tokenizer is made anew there.
@@ -189,10 +185,8 @@ class ChatEncoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The answer that generated ids are: without special tokens, but for those that answers
         may hold, and without what the template itself puts before every answer."""
-        hidden = set(self.tokenizer.all_special_ids)
-        hidden |= {i for w, i in self._reserved.items() if w in self._special}
-        hidden -= {self._reserved[w] for w in self._allowed}
-        text = self.tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+        shown = [i for i in ids if i not in self._hidden_ids]
+        text = self.tokenizer.decode(shown, skip_special_tokens=False)
         lead, said = self.lead.strip(), text.lstrip()
         if not lead:
             return text
@@ -254,8 +248,14 @@ class ChatEncoder:
     def _special(self) -> frozenset[str]:
         return frozenset(str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special)
 
-    def _allowed_words(self) -> frozenset[str]:
-        """Reserved words that may be tokens in answers."""
+    @cached_property
+    def _hidden_ids(self) -> frozenset[int]:
+        """Special tokens that are no part of an answer."""
+        special = {i for w, i in self._reserved.items() if w in self._special}
+        return frozenset(special.union(self.tokenizer.all_special_ids)) - self._allowed_ids
+
+    def _named_words(self) -> frozenset[str]:
+        """Reserved words that the recipe names."""
         named: set[str] = set()
         for pattern in self.answer_tokens:
             matching = {
@@ -268,12 +268,42 @@ class ChatEncoder:
                     fix="name added tokens of the tokenizer, such as <think> or <loc*>",
                 )
             named |= matching
+        return frozenset(named)
+
+    @cached_property
+    def _allowed(self) -> frozenset[str]:
+        """Reserved words that may be tokens in answers: never those that frame a turn."""
         own = set(self.chat_template.words) & self._reserved.keys()
         # A word that is no special token and that the template knows is meant to be said.
         text = self.chat_template.text
         own |= {w for w in self._reserved if w not in self._special and w in text}
         frame = {self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token}
-        return frozenset((named | own) - frame)
+        around = self._around_turns
+        frame |= {w for w in self._named | own if w in around}
+        return (self._named | own) - frame
+
+    @cached_property
+    def _around_turns(self) -> str:
+        """What the template writes around what is said, without what is learned before answers."""
+        layout = self.chat_template.layout(probe("b", "c"), generation=False)
+        pieces, end = [], 0
+        for span, start in zip(layout.spans, layout.starts, strict=True):
+            if span is not None:
+                pieces.append(layout.text[end : start if start >= 0 else span[0]])
+                end = span[1]
+        return "\0".join([*pieces, layout.text[end:]])
+
+    @cached_property
+    def _allowed_ids(self) -> frozenset[int]:
+        return frozenset(self._reserved[word] for word in self._allowed)
+
+    @cached_property
+    def _in_questions(self) -> re.Pattern[str]:
+        return any_of({*self._reserved, PICTURE, CUT})
+
+    @cached_property
+    def _in_answers(self) -> re.Pattern[str]:
+        return any_of({*self._reserved, PICTURE, CUT} - self._allowed)
 
     def _encoded(self, turns: Sequence[Turn], generation: bool, *, armoured: bool) -> Encoded | int:
         """The encoded turns, or the id of a special token that a person's text became."""
@@ -339,7 +369,7 @@ class ChatEncoder:
             if region.fate is Fate.TARGET:
                 following = regions[number + 1].start if number + 1 < len(regions) else None
                 end = len(ids) if following is None else bisect.bisect_right(tokens.ends, following)
-                mark = next((n for n in range(last, end) if ids[n] in self._end_ids), last - 1)
+                mark = next((n for n in range(last, end) if ids[n] in self._reserved_ids), last - 1)
                 fates[last : mark + 1] = [Fate.TARGET] * (mark + 1 - last)
         return fates
 
@@ -374,7 +404,7 @@ class ChatEncoder:
         asked = Sample("", (Turn("user", (Text("a"),)), Turn("assistant", (Text("b"),))))
         encoded = self.encode(asked)
         targets = [i for i, f in zip(encoded.ids, encoded.fates, strict=True) if f is Fate.TARGET]
-        ends = [i for i in targets[-1:] if i in self._end_ids]
+        ends = [i for i in targets[-1:] if i in self._reserved_ids]
         return ends[0] if ends else None
 
 

@@ -259,6 +259,24 @@ def test_words_that_the_recipe_names_are_tokens_in_answers_only(thinking):
         ChatEncoder(thinking, "chatml", answer_tokens=("<seg*>",))
 
 
+def test_words_that_frame_a_turn_are_never_said(tokenizer_folder):
+    """Some tokenizers have their turn marks as ordinary added tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.add_tokens(["<|user|>", "<|end|>", "<call>"])
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% endif %}{{ m.content }}<|end|>"
+        "{% endfor %}"
+        "{% if 0 %}<call>{% endif %}"
+    )
+    encoder = ChatEncoder(tokenizer, template, answer_tokens=("<|end|>", "<call>"))
+    said = sample(("user", Text("q")), ("assistant", Text("<call><|end|><|user|>")))
+    targets = names(tokenizer, encoder.encode(said), Fate.TARGET)
+    assert targets[0] == "<call>" and targets[-1] == "<|end|>"
+    assert targets.count("<|end|>") == 1 and "<|user|>" not in targets
+
+
 def test_words_that_the_template_looks_for_are_tokens_in_answers(thinking):
     encoder = ChatEncoder(thinking, THINKS)
     one = sample(
