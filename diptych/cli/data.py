@@ -41,7 +41,8 @@ def check_data(
     if show:
         out.print(report.table())
         if fix is not None:
-            err.print(f"good rows: {fix}, rejects: {fix}.rejects.jsonl", highlight=False)
+            kept = f", rejects: {fix}.rejects.jsonl" if report.rejects else "; nothing was rejected"
+            err.print(f"good rows: {fix}{kept}", highlight=False)
     values = report.to_dict()
     return values, bool(values["rejects"])
 

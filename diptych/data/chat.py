@@ -10,13 +10,12 @@ typed (`<|im_end|>`) is cut in two, so that it is read as the characters that it
 from __future__ import annotations
 
 import bisect
-import fnmatch
-import re
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat_notes import notes, probe
@@ -31,11 +30,10 @@ from diptych.data.marked_tokenizer import (
     PICTURE,
     MarkedTokenizer,
     Tokens,
-    any_of,
     cut_at,
     cut_words,
 )
-from diptych.data.plain_text import reserved_tokens
+from diptych.data.reserved_words import ReservedWords
 from diptych.data.sample import Image, Sample, Text, Turn, Video
 from diptych.errors import ConfigError, EmptyConversation, ModelError
 
@@ -92,6 +90,7 @@ class _Region:
     fate: Fate
     said: tuple[int, int]
     role: str
+    turn: int
 
 
 @dataclass
@@ -139,10 +138,7 @@ class ChatEncoder:
                 "tokenizer's own",
             )
         self.chat_template = ChatTemplate(self.tokenizer, self.template)
-        self._reserved = reserved_tokens(self.tokenizer)
-        # The unknown token stands for characters, whoever wrote them.
-        self._reserved_ids = frozenset(self._reserved.values()) - {self.tokenizer.unk_token_id}
-        self._named = self._named_words()
+        self._words = ReservedWords(self.tokenizer, self.chat_template, self.answer_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent to decode workers; the copy of the tokenizer is made anew there.
@@ -165,15 +161,18 @@ class ChatEncoder:
         """
         if not sample.turns:
             raise EmptyConversation("the sample has no turns", where=sample.source or sample.id)
-        encoded = self._encoded(sample.turns, generation, armoured=False)
-        if isinstance(encoded, Encoded):
-            return encoded
-        # A normalizer can write a reserved word that was not there (full-width letters).
-        encoded = self._encoded(sample.turns, generation, armoured=True)
-        if isinstance(encoded, Encoded):
-            return encoded
-        name = self.tokenizer.convert_ids_to_tokens(encoded)
-        raise ModelError(f"plain text became the special token {name!r}", where=sample.source)
+        armoured: set[int] = set()
+        while not isinstance(found := self._encoded(sample.turns, generation, armoured), Encoded):
+            # A normalizer can write a reserved word that was not there (full-width letters): that
+            # turn is read character by character.
+            token, turn = found
+            if turn in armoured:
+                name = self.tokenizer.convert_ids_to_tokens(token)
+                raise ModelError(
+                    f"plain text became the special token {name!r}", where=sample.source
+                )
+            armoured.add(turn)
+        return found
 
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the end-of-turn mark of the template and the tokenizer's end."""
@@ -185,13 +184,12 @@ class ChatEncoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The answer that generated ids are: without special tokens, but for those that answers
         may hold, and without what the template itself puts before every answer."""
-        shown = [i for i in ids if i not in self._hidden_ids]
+        lead = self._lead_ids
+        if lead and tuple(ids[: len(lead)]) == lead[: len(ids)]:
+            ids = ids[len(lead) :]  # half of it, in a stream, is no answer's beginning either
+        shown = [i for i in ids if i not in self._words.hidden_ids]
         text = self.tokenizer.decode(shown, skip_special_tokens=False)
-        lead, said = self.lead.strip(), text.lstrip()
-        if not lead:
-            return text
-        # Half of it, in a stream, is not the answer's beginning either.
-        return "" if lead.startswith(said) else said.removeprefix(lead).lstrip()
+        return text.lstrip() if lead else text
 
     @cached_property
     def lead(self) -> str:
@@ -200,6 +198,18 @@ class ChatEncoder:
         layout = self.chat_template.layout(probe("b"), generation=False)
         span = layout.spans[1]
         return layout.text[layout.starts[1] : span[0]] if span else ""
+
+    @cached_property
+    def _lead_ids(self) -> tuple[int, ...]:
+        """What is generated before every answer; nothing where the lead is blank."""
+        if not self.lead.strip():
+            return ()
+        layout = self.chat_template.layout(probe("b"), generation=False)
+        span, start = layout.spans[1], layout.starts[1]
+        tokens = self._marked.tokens(layout.text)
+        first = bisect.bisect_right(tokens.ends, start)
+        last = bisect.bisect_left(tokens.starts, span[0] if span else start)
+        return tuple(tokens.ids[first:last])
 
     @cached_property
     def begin(self) -> tuple[int, ...]:
@@ -214,8 +224,10 @@ class ChatEncoder:
     @cached_property
     def adds_begin(self) -> bool:
         """Whether `begin` stands before a conversation: not where the template writes it."""
+        return self._begins(self.chat_template.render(probe("b"), generation=False))
+
+    def _begins(self, text: str) -> bool:
         bos = self.tokenizer.bos_token
-        text = self.chat_template.render(probe("b"), generation=False)
         return bool(self.begin) and not (bos and text.startswith(bos))
 
     @cached_property
@@ -235,8 +247,7 @@ class ChatEncoder:
 
     def reserved_words(self, text: str) -> list[tuple[str, bool]]:
         """Reserved words in an answer, and whether each stays one token there."""
-        found = any_of(self._reserved).findall(text) if self._reserved else []
-        return [(word, word in self._allowed) for word in found]
+        return self._words.in_text(text)
 
     # -- how it is done ---------------------------------------------------------------------
 
@@ -244,72 +255,14 @@ class ChatEncoder:
     def _marked(self) -> MarkedTokenizer:
         return MarkedTokenizer(self.tokenizer)
 
-    @cached_property
-    def _special(self) -> frozenset[str]:
-        return frozenset(str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special)
-
-    @cached_property
-    def _hidden_ids(self) -> frozenset[int]:
-        """Special tokens that are no part of an answer."""
-        special = {i for w, i in self._reserved.items() if w in self._special}
-        return frozenset(special.union(self.tokenizer.all_special_ids)) - self._allowed_ids
-
-    def _named_words(self) -> frozenset[str]:
-        """Reserved words that the recipe names."""
-        named: set[str] = set()
-        for pattern in self.answer_tokens:
-            matching = {
-                w for w in self._reserved if w == pattern or fnmatch.fnmatchcase(w, pattern)
-            }
-            if not matching:
-                raise ConfigError(
-                    f"'{pattern}' is no token of the tokenizer",
-                    where="model.language_model.answer_tokens",
-                    fix="name added tokens of the tokenizer, such as <think> or <loc*>",
-                )
-            named |= matching
-        return frozenset(named)
-
-    @cached_property
-    def _allowed(self) -> frozenset[str]:
-        """Reserved words that may be tokens in answers: never those that frame a turn."""
-        own = set(self.chat_template.words) & self._reserved.keys()
-        # A word that is no special token and that the template knows is meant to be said.
-        text = self.chat_template.text
-        own |= {w for w in self._reserved if w not in self._special and w in text}
-        frame = {self.tokenizer.bos_token, self.tokenizer.eos_token, self.tokenizer.pad_token}
-        around = self._around_turns
-        frame |= {w for w in self._named | own if w in around}
-        return (self._named | own) - frame
-
-    @cached_property
-    def _around_turns(self) -> str:
-        """What the template writes around what is said, without what is learned before answers."""
-        layout = self.chat_template.layout(probe("b", "c"), generation=False)
-        pieces, end = [], 0
-        for span, start in zip(layout.spans, layout.starts, strict=True):
-            if span is not None:
-                pieces.append(layout.text[end : start if start >= 0 else span[0]])
-                end = span[1]
-        return "\0".join([*pieces, layout.text[end:]])
-
-    @cached_property
-    def _allowed_ids(self) -> frozenset[int]:
-        return frozenset(self._reserved[word] for word in self._allowed)
-
-    @cached_property
-    def _in_questions(self) -> re.Pattern[str]:
-        return any_of({*self._reserved, PICTURE, CUT})
-
-    @cached_property
-    def _in_answers(self) -> re.Pattern[str]:
-        return any_of({*self._reserved, PICTURE, CUT} - self._allowed)
-
-    def _encoded(self, turns: Sequence[Turn], generation: bool, *, armoured: bool) -> Encoded | int:
-        """The encoded turns, or the id of a special token that a person's text became."""
+    def _encoded(
+        self, turns: Sequence[Turn], generation: bool, armoured: set[int]
+    ) -> Encoded | tuple[int, int]:
+        """The encoded turns, or a special token that a person's text became, and in which turn."""
         images: list[Image] = []
         messages = [
-            {"role": turn.role, "content": self._content(turn, images, armoured)} for turn in turns
+            {"role": turn.role, "content": self._content(turn, images, number in armoured)}
+            for number, turn in enumerate(turns)
         ]
         rendered = self.chat_template.layout(messages, generation=generation)
         tokens = self._marked.tokens(rendered.text)
@@ -318,40 +271,45 @@ class ChatEncoder:
             rendered = cut_at(rendered, torn)
             tokens = self._marked.tokens(rendered.text)
         regions = [
-            self._region(turn, span, start)
-            for turn, span, start in zip(turns, rendered.spans, rendered.starts, strict=True)
+            self._region(number, turns[number], span, start)
+            for number, (span, start) in enumerate(
+                zip(rendered.spans, rendered.starts, strict=True)
+            )
             if span is not None
         ]
         fates = self._fates(tokens, regions)
-        if isinstance(fates, int):
+        if isinstance(fates, tuple):
             return fates
-        return self._assembled(tokens, fates, images)
+        return self._assembled(tokens, fates, images, begins=self._begins(rendered.text))
 
     def _content(self, turn: Turn, images: list[Image], armoured: bool) -> str:
         """What a turn says, pictures as marks and reserved words cut in two."""
-        pattern = self._in_answers if turn.role == "assistant" else self._in_questions
+        pattern = self._words.in_answers if turn.role == "assistant" else self._words.in_questions
         for part in turn.parts:
             if isinstance(part, Video):
                 raise ModelError(f"the model reads no videos, and this turn shows '{part.path}'")
         pieces = []
         parts = [p for p in turn.parts if isinstance(p, Text | Image)]
-        for part in joined(parts, self.joint or "line"):
-            if isinstance(part, Image):
-                images.append(part)
-                pieces.append(PICTURE)
-            elif armoured:
-                pieces.append(CUT.join(part.text))
-            else:
-                pieces.append(cut_words(part.text, pattern))
+        # Texts that follow each other are one: a reserved word may begin in the first of them.
+        for shows, group in itertools.groupby(
+            joined(parts, self.joint or "line"), key=lambda part: isinstance(part, Image)
+        ):
+            if shows:
+                for image in group:
+                    images.append(cast(Image, image))
+                    pieces.append(PICTURE)
+                continue
+            text = "".join(cast(Text, part).text for part in group)
+            pieces.append(CUT.join(text) if armoured else cut_words(text, pattern))
         return "".join(pieces)
 
-    def _region(self, turn: Turn, span: tuple[int, int], start: int) -> _Region:
+    def _region(self, number: int, turn: Turn, span: tuple[int, int], start: int) -> _Region:
         learned = turn.role == "assistant"
         fate = Fate.TARGET if learned and turn.learn else Fate.PROMPT
-        return _Region(start if learned else span[0], span[1], fate, span, turn.role)
+        return _Region(start if learned else span[0], span[1], fate, span, turn.role, number)
 
-    def _fates(self, tokens: Tokens, regions: Sequence[_Region]) -> list[Fate] | int:
-        """One fate per token; the id of a special token that stands inside a person's text."""
+    def _fates(self, tokens: Tokens, regions: Sequence[_Region]) -> list[Fate] | tuple[int, int]:
+        """One fate per token; a special token that stands inside a person's text, and its turn."""
         ids = tokens.ids
         fates = [Fate.TEMPLATE] * len(ids)
         for number, region in enumerate(regions):
@@ -360,29 +318,38 @@ class ChatEncoder:
             if region.fate is Fate.TARGET and first < last and tokens.starts[first] < region.start:
                 first += 1  # an unknown word on both sides of the place where asking ends
             fates[first:last] = [region.fate] * (last - first)
-            if not self._reserved_ids.isdisjoint(ids[first:last]):
-                allowed = self._allowed_ids if region.role == "assistant" else frozenset()
+            if not self._words.ids.isdisjoint(ids[first:last]):
+                allowed = self._words.allowed_ids if region.role == "assistant" else frozenset()
                 for place in range(first, last):
-                    inside = tokens.starts[place] >= region.said[0]
-                    if inside and ids[place] in self._reserved_ids - allowed:
-                        return ids[place]
+                    # A mark of the template's may take the blanks before it (`lstrip`).
+                    inside = (
+                        tokens.starts[place] >= region.said[0]
+                        and tokens.ends[place] <= region.said[1]
+                    )
+                    if inside and ids[place] in self._words.ids - allowed:
+                        return ids[place], region.turn
             if region.fate is Fate.TARGET:
                 following = regions[number + 1].start if number + 1 < len(regions) else None
                 end = len(ids) if following is None else bisect.bisect_right(tokens.ends, following)
-                mark = next((n for n in range(last, end) if ids[n] in self._reserved_ids), last - 1)
+                ends = self._words.ids - self._words.allowed_ids
+                if first < last and tokens.ends[last - 1] > region.end and ids[last - 1] in ends:
+                    continue  # the end mark itself, with a blank of the answer's
+                mark = next((n for n in range(last, end) if ids[n] in ends), last - 1)
                 fates[last : mark + 1] = [Fate.TARGET] * (mark + 1 - last)
         return fates
 
-    def _assembled(self, tokens: Tokens, fates: list[Fate], images: list[Image]) -> Encoded:
-        picture, cut = self._marked.picture, self._marked.cut
-        begin = list(self.begin) if self.adds_begin else []
+    def _assembled(
+        self, tokens: Tokens, fates: list[Fate], images: list[Image], *, begins: bool
+    ) -> Encoded:
+        picture = self._marked.picture
+        begin = list(self.begin) if begins else []
         ids: list[int] = []
         kept: list[Fate] = []
         if self.joint != "begin":
             ids, begin = begin, []
             kept = [Fate.TEMPLATE] * len(ids)
         end = 0
-        marks = [n for n, token in enumerate(tokens.ids) if token in (picture, cut)]
+        marks = [n for n, token in enumerate(tokens.ids) if token == picture]
         for place in (*marks, len(tokens.ids)):
             if place > end:
                 ids += begin
@@ -390,7 +357,7 @@ class ChatEncoder:
                 begin = []
                 ids += tokens.ids[end:place]
                 kept += fates[end:place]
-            if place < len(tokens.ids) and tokens.ids[place] == picture:
+            if place < len(tokens.ids):
                 ids += [IMAGE_TOKEN] * self.tokens_per_image
                 kept += [Fate.IMAGE] * self.tokens_per_image
             end = place + 1
@@ -404,7 +371,7 @@ class ChatEncoder:
         asked = Sample("", (Turn("user", (Text("a"),)), Turn("assistant", (Text("b"),))))
         encoded = self.encode(asked)
         targets = [i for i, f in zip(encoded.ids, encoded.fates, strict=True) if f is Fate.TARGET]
-        ends = [i for i in targets[-1:] if i in self._reserved_ids]
+        ends = [i for i in targets[-1:] if i in self._words.ids]
         return ends[0] if ends else None
 
 

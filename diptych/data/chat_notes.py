@@ -59,13 +59,27 @@ def notes(template: ChatTemplate, lead: str, *, ends: bool) -> list[str]:
             )
         if not twice.text.startswith(once.text[: once.starts[1]]):
             found.append("the beginning of a conversation changes when it goes on")
-    blanks = template.layout(probe(" b "), generation=False).text
-    if " b " not in blanks:
+        behind = once.text[last[1] :]
+        if behind.strip() and not twice.text[first[1] :].startswith(behind.rstrip()):
+            found.append(
+                "an earlier answer ends otherwise than the last one: only the last one's end may "
+                "be learned"
+            )
+    if "\tb\t" not in template.layout(probe("\tb\t"), generation=False).text:
         found.append("blanks at the ends of what is said are taken off")
     if "</think>" in template.words:
-        told = probe("<think>x</think>b", "c")
-        if "x" not in template.layout(told, generation=False).text.split("b")[0].split("a")[-1]:
-            found.append(
-                "reasoning in earlier answers is taken out: that of the last one is learned"
-            )
+        found += _of_reasoning(template)
+    if "strftime_now" in template.text:
+        found.append(
+            "the template writes today's date: asked on another day, the model reads other ids"
+        )
     return found
+
+
+def _of_reasoning(template: ChatTemplate) -> list[str]:
+    thought = "<think>reason</think>b"
+    if "reason" not in template.layout(probe(thought), generation=False).text:
+        return ["reasoning (`<think>...</think>`) is taken out of every answer: it is not learned"]
+    if "reason" not in template.layout(probe(thought, "c"), generation=False).text:
+        return ["reasoning in earlier answers is taken out: that of the last one is learned"]
+    return []

@@ -10,7 +10,7 @@ of its own; both texts must agree everywhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ Message = dict[str, str]
 
 
 TEMPLATES = {
-    "plain": "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}",
+    "plain": "{% for m in messages %}{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
     "chatml": "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "vicuna": "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} "
@@ -49,6 +49,11 @@ _FIRST_MARK = 0xF0000
 _MAX_TURNS = 0xFFFD
 _MAX_FRAMES = 1_000
 _VISIBLE = re.compile(r"\S+")
+_KEYS = frozenset(
+    {"role", "content", "user", "assistant", "system", "tool", "tools", "tool_calls", "name",
+     "type", "text", "image", "images", "video", "function", "arguments", "model", "developer"}
+)  # fmt: skip
+"""What templates ask of messages, and no words of a conversation."""
 # transformers' own tag around what the assistant says; plain Jinja does not know it.
 _GENERATION_TAG = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
@@ -128,7 +133,7 @@ class ChatTemplate:
             if (rendered := _in_frame(text, messages, frame)) is not None:
                 return rendered
         rendered = self._searched(text, messages, generation)
-        if not self.words and len(self._frames) < _MAX_FRAMES:
+        if self._is_blind and len(self._frames) < _MAX_FRAMES:
             if (frame := _frame_of(rendered, messages)) is not None:
                 self._frames[shape] = frame
         return rendered
@@ -136,8 +141,9 @@ class ChatTemplate:
     def _searched(self, text: str, messages: Sequence[Message], generation: bool) -> Rendered:
         """What was said is looked for by a second rendering."""
         spans = self._spans(messages, text, generation, ())
-        if spans is None and self.words:
-            spans = self._spans(messages, text, generation, self.words)
+        for words in (self.words, self._looked_for):
+            if spans is None and words:
+                spans = self._spans(messages, text, generation, words)
         if spans is None:
             raise ConfigError(
                 "the chat template drops or reorders a part of the conversation, or rewrites it",
@@ -148,10 +154,12 @@ class ChatTemplate:
             span = spans[number]
             if message["role"] != "assistant" or span is None:
                 continue
-            asked = self.render(messages[:number], generation=True) if number else ""
+            # Nobody asks before the first turn: what the template writes there is not learned.
+            asked = self.render(messages[:number], generation=True) if number else None
             blanks = len(text[span[0] : span[1]]) - len(text[span[0] : span[1]].lstrip())
             # A template that changes earlier turns later invites to nothing that stands here.
-            if text.startswith(asked) and len(asked) <= span[0] + blanks:
+            fits = asked is not None and text.startswith(asked)
+            if asked is not None and fits and len(asked) <= span[0] + blanks:
                 starts[number] = len(asked)
                 # A line break of the template's is not one that was trimmed from the answer.
                 spans[number] = (max(span[0], len(asked)), span[1])
@@ -160,8 +168,8 @@ class ChatTemplate:
         return Rendered(text, tuple(spans), tuple(starts))
 
     @cached_property
-    def words(self) -> tuple[str, ...]:
-        """Words that the template looks for in what is said, such as `</think>`."""
+    def _looked_for(self) -> tuple[str, ...]:
+        """Words that the template compares with, or cuts at; keys of messages are among them."""
         from jinja2 import Environment, TemplateSyntaxError, nodes
 
         source = _GENERATION_TAG.sub("", self.text)
@@ -176,8 +184,17 @@ class ChatTemplate:
         for test in tree.find_all(nodes.Compare):
             if isinstance(test.expr, nodes.Const) and test.ops[0].op in ("in", "notin"):
                 found.add(test.expr.value)
-        marks = {w.strip() for w in found if isinstance(w, str) and not w.strip().isalnum()}
-        return tuple(sorted(marks - {""}, key=lambda w: (-len(w), w)))
+        return _longest_first(w.strip() for w in found if isinstance(w, str) and w.strip())
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words with brackets that the template looks for in what is said, such as `</think>`."""
+        return tuple(w for w in self._looked_for if not w.isalnum())
+
+    @cached_property
+    def _is_blind(self) -> bool:
+        """Whether the template looks for nothing in what is said, so that its frame can be kept."""
+        return not self.words and not set(self._looked_for) - _KEYS
 
     def _spans(
         self, messages: Sequence[Message], text: str, generation: bool, words: tuple[str, ...]
@@ -202,7 +219,8 @@ class ChatTemplate:
             said = message["content"]
             first, last = shadow.find(mark, end), shadow.rfind(mark) + 1
             if first < 0:
-                if said.strip():
+                # All of it may be words that the template looks for, and takes out.
+                if _marked(said, mark, words).count(mark) or (said.strip() and not words):
                     return None
                 spans.append(None)
                 continue
@@ -217,6 +235,10 @@ class ChatTemplate:
             end = last + len(right) if text.startswith(right, last) else last
             spans.append((start, end))
         return spans if text[end:] == shadow[end:] else None
+
+
+def _longest_first(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(set(words), key=lambda w: (-len(w), w)))
 
 
 def _marked(said: str, mark: str, words: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diptych.data.markers import IMAGE_MARKER
 from diptych.data.sample import Sample, Turn
 from diptych.errors import FormatError
 
@@ -18,10 +19,15 @@ PICTURE_KEYS = ("image", "images")
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 _OTHER_PICTURE_KEYS = (
     "image_path", "image_paths", "image_url", "image_urls", "image_file", "image_files",
-    "img", "imgs", "img_path", "picture", "pictures", "photo",
+    "img", "imgs", "img_path", "picture", "pictures", "photo", "Image", "image_name", "image_0",
+    "image_1", "image1", "media",
 )  # fmt: skip
-_TURN_MARKS = ("weight", "loss", "loss_mask", "loss_weight", "loss_scale", "train", "trainable")
-_SPOKEN_ELSEWHERE = ("tool_calls", "function_call", "reasoning_content", "thinking", "refusal")
+_TURN_MARKS = (
+    "weight", "loss", "loss_mask", "loss_weight", "loss_scale", "train", "trainable", "training",
+)  # fmt: skip
+_SPOKEN_ELSEWHERE = (
+    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "refusal",
+)  # fmt: skip
 _FOLLOWED_ELSEWHERE = {
     "tools": "tool definitions",
     "functions": "tool definitions",
@@ -78,10 +84,12 @@ def without_system(sample: Sample, note: dict[str, Any]) -> tuple[tuple[Turn, ..
 
 
 def give_marks(turn: Turn, marks: dict[str, Any]) -> dict[str, Any]:
-    """The marks of a turn as the row had them; a turn that is not learned is always marked."""
-    if not turn.learn and not any(k in marks for k in _TURN_MARKS):
-        return {**marks, "weight": 0}
-    return marks
+    """The marks of a turn as the row had them, as far as they say what the turn says now."""
+    if turn.role != "assistant" or is_learned(marks, turn.role) == turn.learn:
+        return marks
+    # Whether it is learned is content, and was changed on the way.
+    kept = {key: mark for key, mark in marks.items() if key not in _TURN_MARKS}
+    return kept if turn.learn else {**kept, "weight": 0}
 
 
 def give_system(row: dict[str, Any], note: dict[str, Any], words: str | None) -> None:
@@ -92,8 +100,12 @@ def give_system(row: dict[str, Any], note: dict[str, Any], words: str | None) ->
         row.setdefault(key, blank)
 
 
-def refuse_unseen(value: dict[str, Any]) -> None:
+def refuse_unseen(value: dict[str, Any], *, pictures: bool = True) -> None:
     """Make sure that a row is to be learned, and shows nothing which would be passed over.
+
+    Args:
+        pictures: also columns that may name pictures; formats with columns of their own for them
+            look themselves.
 
     Raises:
         FormatError: it has a video or sound, names pictures in a column that is not read, or is
@@ -107,7 +119,7 @@ def refuse_unseen(value: dict[str, Any]) -> None:
     for key in _OTHER_MEDIA:
         if value.get(key):
             raise FormatError(f"{key.rstrip('s')} rows cannot be read yet ('{key}' is not empty)")
-    if any(value.get(key) for key in PICTURE_KEYS):
+    if not pictures or any(value.get(key) for key in PICTURE_KEYS):
         return
     for key in _OTHER_PICTURE_KEYS:
         if value.get(key):
@@ -153,6 +165,10 @@ def is_learned(marks: dict[str, Any], role: str) -> bool:
     return learned or role != "assistant"
 
 
+_OF_PARTS = frozenset({"index", "image_wh"})
+"""Keys of content parts that are read, or only say what the picture says itself."""
+
+
 def unread(sample: Sample) -> list[str]:
     """What a row says and nothing here follows, one short text each."""
     found = []
@@ -161,6 +177,8 @@ def unread(sample: Sample) -> list[str]:
             continue
         about = _FOLLOWED_ELSEWHERE.get(key)
         found.append(f"column '{key}' is not followed" + (f" ({about})" if about else ""))
+    if any(IMAGE_MARKER in turn.text for turn in sample.turns):
+        found.append(f"'{IMAGE_MARKER}' in a text is read as the characters that it is")
     for name in ("_llava", "_messages"):
         note = sample.meta.get(name)
         if isinstance(note, dict):
@@ -172,7 +190,10 @@ def _unread_of_turns(sample: Sample, note: dict[str, Any]) -> list[str]:
     found = []
     first = 1 if "system" in note else 0
     for number, said in note.get("turns", {}).items():
-        extra = said.get("extra", {}) if "extra" in said or "shape" in said else said
+        of_messages = not said.keys().isdisjoint(("extra", "shape", "context", "front"))
+        extra = said.get("extra", {}) if of_messages else said
+        if of_messages:
+            found += _unread_of_parts(said.get("shape", said.get("context")))
         turn = sample.turns[int(number) + first]
         for key, value in extra.items():
             if value in (None, "", [], {}):
@@ -182,3 +203,9 @@ def _unread_of_turns(sample: Sample, note: dict[str, Any]) -> list[str]:
             elif turn.role != "assistant" and value:
                 found.append(f"'{key}' of a turn that is no answer is not followed")
     return found
+
+
+def _unread_of_parts(shape: Any) -> list[str]:
+    parts = [part for part in shape if isinstance(part, dict)] if isinstance(shape, list) else []
+    keys = [key for part in parts for key in (*part.get("extra", ()), *part.get("inner", ()))]
+    return [f"key '{key}' of a part is not followed" for key in keys if key not in _OF_PARTS]

@@ -24,6 +24,8 @@ from diptych.errors import ConfigError
 PICTURE = "\ue000picture\ue001"
 CUT = "\ue000cut\ue001"
 """`CUT` becomes nothing; it keeps what stands on both sides of it apart."""
+_SOFT = "\U0010fffd"
+"""A character that stands in for `CUT` where a tokenizer puts a blank behind every added token."""
 
 
 class Tokens(NamedTuple):
@@ -38,7 +40,7 @@ class MarkedTokenizer:
     """A Hugging Face tokenizer's own copy with `PICTURE` and `CUT`.
 
     Attributes:
-        picture, cut: ids of the marks.
+        picture: id of the mark.
 
     Raises:
         ConfigError: the tokenizer is not backed by the tokenizers library.
@@ -63,22 +65,51 @@ class MarkedTokenizer:
         marks = [AddedToken(m, special=True, normalized=False) for m in (PICTURE, CUT)]
         self._backend.add_special_tokens(marks)
         self.picture: int = self._backend.token_to_id(PICTURE)
-        self.cut: int = self._backend.token_to_id(CUT)
-        # The unknown token is added as well, and stands wherever a character is not known.
-        self._splitting = frozenset(
-            {*tokenizer.added_tokens_decoder, self.picture, self.cut} - {tokenizer.unk_token_id}
-        )
+        unknown = {i for w, i in unknown_token(tokenizer).items()}
+        self._splitting = frozenset({*tokenizer.added_tokens_decoder, self.picture} - unknown)
+        hard, soft = self._cut(["", "a"], CUT), self._cut(["", "a"], _SOFT)
+        self._soft = soft is not None and hard is not None and hard.ids != soft.ids
         self._local_ids = lru_cache(maxsize=10_000)(self.ids)
 
     def tokens(self, text: str) -> Tokens:
-        """The tokens of a text with their places."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        offsets = encoding.offsets
-        return Tokens(encoding.ids, [o[0] for o in offsets], [o[1] for o in offsets])
+        """The tokens of a text with their places; cuts have none."""
+        if CUT not in text:
+            encoding = self._backend.encode(text, add_special_tokens=False)
+            offsets = encoding.offsets
+            return Tokens(encoding.ids, [o[0] for o in offsets], [o[1] for o in offsets])
+        pieces = text.split(CUT)
+        found = self._cut(pieces, _SOFT) if self._soft and _SOFT not in text else None
+        found = found or self._cut(pieces, CUT)
+        assert found is not None, "the mark is a token of its own"
+        return found
+
+    def _cut(self, pieces: Sequence[str], mark: str) -> Tokens | None:
+        """The tokens of pieces with a cut between them, their places as if `CUT` stood there.
+
+        None where `mark` melts into its neighbours.
+        """
+        encoding = self._backend.encode(mark.join(pieces), add_special_tokens=False)
+        ends = list(itertools.accumulate(len(p) for p in pieces))
+        places = [end + n * len(mark) for n, end in enumerate(ends[:-1])]
+        tokens = Tokens([], [], [])
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            number = bisect.bisect_right(places, start) - 1
+            behind = places[number] + len(mark) if number >= 0 else 0
+            if start < behind:
+                if end > behind:
+                    return None
+                continue
+            if number + 1 < len(places) and end > places[number + 1]:
+                return None
+            moved = (number + 1) * (len(CUT) - len(mark))
+            tokens.ids.append(token)
+            tokens.starts.append(start + moved)
+            tokens.ends.append(end + moved)
+        return tokens
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.tokens(text).ids
 
     def is_torn(self, text: str, tokens: Tokens, place: int) -> bool:
         """Whether the ids before `place` are not those that `text` has when it ends there."""
@@ -95,6 +126,17 @@ class MarkedTokenizer:
             return False
         local = text[tokens.starts[first] if first else 0 : place]
         return self._local_ids(local) != tokens.ids[first:last]
+
+
+def unknown_token(tokenizer: Any) -> dict[str, int]:
+    """The token that stands for characters that are not known, where it means nothing else.
+
+    It is an added token as well, and stands wherever such a character does. Tokenizers of the GPT-2
+    kind know every byte, and name their end so.
+    """
+    frame = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    word = tokenizer.unk_token
+    return {} if word is None or word in frame else {word: tokenizer.unk_token_id}
 
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:

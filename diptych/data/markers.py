@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from diptych.data.sample import Image, Text, Turn
@@ -14,7 +15,6 @@ MARKERS = (
     "<img><IMG_CONTEXT></img>",
     "<|image|>",
     "<|image_pad|>",
-    "<|image_1|>",
     "<IMG_CONTEXT>",
     "<image_placeholder>",
     "<ImageHere>",
@@ -70,3 +70,7 @@ def check(texts: Sequence[str], num_images: int) -> None:
             f"the conversation has {num_markers} {IMAGE_MARKER} markers, the row has "
             f"{num_images} images"
         )
+
+
+NUMBERED = re.compile(r"<\|image_(\d+)\|>")
+"""Phi's markers, which say by their number which of a row's pictures stands there."""

@@ -59,6 +59,23 @@ def content_of(turn: Turn, said: dict[str, Any], style: str | None) -> str | lis
     return content
 
 
+def with_numbers(turn: Turn, listed: list[str]) -> Turn:
+    """The turn with its pictures as Phi's markers, which number the row's list of them.
+
+    Raises:
+        FormatError: a picture is not in the list.
+    """
+    pieces = []
+    for part in turn.parts:
+        if isinstance(part, Image):
+            if part.path not in listed:
+                raise FormatError(f"the picture '{part.path}' is not among the row's images")
+            pieces.append(f"<|image_{listed.index(part.path) + 1}|>")
+        elif isinstance(part, Text):
+            pieces.append(part.text)
+    return replace(turn, parts=(Text("".join(pieces)),) if pieces else ())
+
+
 def _context_content(turn: Turn, shape: list[Any]) -> list[dict[str, Any]] | None:
     """XTuner's way, pictures beside a text with markers; None where the turn fits it no more."""
     images = [p for p in turn.parts if isinstance(p, Image)]

@@ -64,6 +64,9 @@ KEYS: tuple[dict[Names, str], ...] = (
 WRAPPED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Towers whose published names have one more level, `vision_tower.vision_model.`."""
 
+_OWN = "diptych"
+"""Key of `config.json` for what only Diptych reads: `answer_tokens`."""
+
 PAD_ROWS_TO = 64
 """A grown vocabulary is filled up to a multiple, as in the published checkpoints."""
 
@@ -294,6 +297,8 @@ def _write_config(
     if "rope_theta" in rope:
         # Readers before transformers 5 know this key only, and take 10000 without it.
         written["text_config"]["rope_theta"] = rope["rope_theta"]
+    if words := model.config.language_model.answer_tokens:
+        written[_OWN] = {"answer_tokens": list(words)}
     _write_json(out / "config.json", written)
 
 
@@ -368,6 +373,7 @@ def load(path: Path) -> Vlm:
                 tokenizer=str(path),
                 template=template,
                 picture_joint=joint,
+                answer_tokens=tuple(values.get(_OWN, {}).get("answer_tokens", ())),
                 dtype=dtype,
             ),
         )

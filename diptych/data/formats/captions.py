@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.data import files
+from diptych.data import fields, files
 from diptych.data import folder as folders
 from diptych.data import format as contract
 from diptych.data.cells import read_csv
@@ -103,6 +103,7 @@ def parse(row: Row) -> Sample:
         EmptyConversation: there is no caption.
     """
     note: dict[str, Any] = {}
+    fields.refuse_unseen(row.value, pictures=False)
     sample_id = contract.take_id(row, note)
     caption_key = _key(row.value, _CAPTION_KEYS) or "caption"
     image_key = _key(row.value, _IMAGE_KEYS) or "image"

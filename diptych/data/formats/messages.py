@@ -25,7 +25,13 @@ from typing import Any
 
 from diptych.data import fields, markers
 from diptych.data import format as contract
-from diptych.data.message_shapes import CONTEXT_MARKER, content_of, url_of, usual_shape
+from diptych.data.message_shapes import (
+    CONTEXT_MARKER,
+    content_of,
+    url_of,
+    usual_shape,
+    with_numbers,
+)
 from diptych.data.rows import Reject, Row, read_json
 from diptych.data.sample import ROLES, Image, Part, Sample, Text, Turn
 from diptych.errors import FormatError, MarkerMismatch, UnknownRole
@@ -91,8 +97,8 @@ class _Binding:
     """How the pictures beside the messages find their places in them.
 
     Attributes:
-        style: `placeholders`, `indexed`, `front`, the marker in the text, or None where pictures
-            are named in the messages themselves.
+        style: `placeholders`, `indexed`, `numbered`, `front`, the marker in the text, or None where
+            pictures are named in the messages themselves.
         marker: what marks a picture's place in a text.
     """
 
@@ -144,6 +150,10 @@ def _binding(value: dict[str, Any], messages: list[Any], note: dict[str, Any]) -
         if name in value and name != key:
             note.setdefault("empty", {})[name] = value[name]
     if key is None:
+        if "empty" in note and _has_marker(messages):
+            raise MarkerMismatch(
+                f"a text has {markers.IMAGE_MARKER} markers, and the row's list of images is empty"
+            )
         return _UNBOUND
     listed = value[key]
     paths = contract.image_list(listed, key)
@@ -161,7 +171,7 @@ def _binding(value: dict[str, Any], messages: list[Any], note: dict[str, Any]) -
         raise FormatError(f"the pictures are named partly in '{key}', partly in the messages")
     binding = _Binding(paths, _style(messages, len(paths)))
     note["style"] = binding.style
-    if binding.style == "indexed":
+    if binding.style in ("indexed", "numbered"):
         note["listed"] = paths
     return binding
 
@@ -180,11 +190,17 @@ def _style(messages: list[Any], num_images: int) -> str:
         _agree(len(typed), num_images, "parts of the type image")
         return "placeholders"
     texts = [str(p.get("text")) for p in parts if p.get("type") == "text"]
+    if any(markers.NUMBERED.search(text) for text in texts):
+        return "numbered"
     for marker in markers.MARKERS:
         if num_places := sum(text.count(marker) for text in texts):
             _agree(num_places, num_images, marker)
             return marker
     return "front"
+
+
+def _has_marker(messages: list[Any]) -> bool:
+    return any(markers.IMAGE_MARKER in str(p.get("text")) for p in _content_parts(messages))
 
 
 def _agree(num_places: int, num_images: int, what: str) -> None:
@@ -251,6 +267,14 @@ def _text_pieces(text: str, binding: _Binding) -> list[Part]:
         count = text.count(binding.marker)
         images = iter([binding.next() for _ in range(count)])
         return list(markers.split(text, images, binding.marker))
+    if binding.style == "numbered":
+        pieces: list[Part] = []
+        for place, piece in enumerate(markers.NUMBERED.split(text)):
+            if place % 2:
+                pieces.append(binding.at(int(piece) - 1))
+            elif piece:
+                pieces.append(Text(piece))
+        return pieces
     return [Text(text)] if text else []
 
 
@@ -350,13 +374,15 @@ def render(sample: Sample) -> dict[str, Any]:
     messages = []
     for number, turn in enumerate(turns):
         said = notes.get(str(number), {})
-        content = content_of(turn, said, style)
+        if style == "numbered":
+            turn = with_numbers(turn, note["listed"])
+        content = content_of(turn, said, style if style != "numbered" else None)
         marks = fields.give_marks(turn, said.get("extra", {}))
         messages.append({"role": turn.role, "content": content} | marks)
     row["messages"] = messages
     key = note.get("key", "images")
     if style is not None:
-        paths = note["listed"] if style == "indexed" else [url_of(i) for i in sample.images()]
+        paths = note.get("listed") or [url_of(image) for image in sample.images()]
         row[key] = paths[0] if note.get("single") and len(paths) == 1 else paths
     elif "repeats" in note:
         row[key] = note["repeats"]

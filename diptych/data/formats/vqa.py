@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from diptych.data import files
+from diptych.data import fields, files
 from diptych.data import format as contract
 from diptych.data.rows import Reject, Row, layout, object_keys, read_json, read_object
 from diptych.data.sample import Image, Part, Sample, Text, Turn
@@ -168,6 +168,7 @@ def parse(row: Row) -> Sample:
     """
     value = row.value
     note: dict[str, Any] = {}
+    fields.refuse_unseen(value, pictures=False)
     id_key = "question_id" if "question_id" in value else "id"
     sample_id = contract.take_id(row, note, id_key)
     note.pop("id", None)

@@ -245,7 +245,7 @@ def test_words_that_the_recipe_names_are_tokens_in_answers_only(thinking):
     said = ("assistant", Text("<box><loc0001><loc0002></think><|im_end|>"))
     encoder = ChatEncoder(thinking, "chatml", answer_tokens=("<box>", "<loc*>"))
     encoded = encoder.encode(sample(asked, said))
-    reserved = set(encoder._reserved)
+    reserved = set(thinking.get_added_vocab())
     assert not reserved & set(names(thinking, encoded, Fate.PROMPT))
     targets = names(thinking, encoded, Fate.TARGET)
     assert targets[:3] == ["<box>", "<loc0001>", "<loc0002>"]
@@ -270,7 +270,11 @@ def test_words_that_frame_a_turn_are_never_said(tokenizer_folder):
         "{% endfor %}"
         "{% if 0 %}<call>{% endif %}"
     )
-    encoder = ChatEncoder(tokenizer, template, answer_tokens=("<|end|>", "<call>"))
+    with pytest.raises(ConfigError, match="frames every turn"):
+        ChatEncoder(tokenizer, template, answer_tokens=("<|end|>",)).encode(
+            sample(("user", Text("q")), ("assistant", Text("a")))
+        )
+    encoder = ChatEncoder(tokenizer, template, answer_tokens=("<*>",))
     said = sample(("user", Text("q")), ("assistant", Text("<call><|end|><|user|>")))
     targets = names(tokenizer, encoder.encode(said), Fate.TARGET)
     assert targets[0] == "<call>" and targets[-1] == "<|end|>"
@@ -338,3 +342,168 @@ def test_front_moves_a_single_picture(tokenizer):
     )
     before = encoder.encode(sample(("user", Image("a"), Text("\nIs  red?"))), generation=True)
     assert encoder.joint == "front" and inside.ids == before.ids
+
+
+def other_tokenizer(kind):
+    """Small tokenizers that put a blank before what they are given, or know no unknown."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words = ["What colour is it? yes old price red <s> </s> think \n"] * 3
+    if kind == "gpt2":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(words, trainer)
+        end = "<|endoftext|>"
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end
+        )
+    if kind == "prefix space":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(words, trainer)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+        )
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    marks = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[*marks, *(f"<0x{b:02X}>" for b in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    import json
+
+    values = json.loads(tokenizer.to_str())
+    values["added_tokens"] = [t for t in values["added_tokens"] if t["content"] in marks]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(values)),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+def test_an_end_that_is_also_the_unknown_token_is_learned():
+    tokenizer = other_tokenizer("gpt2")
+    for template in ("vicuna", "plain"):
+        encoder = ChatEncoder(tokenizer, template)
+        encoded = encoder.encode(sample(("user", Text("q")), ("assistant", Text("yes"))))
+        assert of(encoded, Fate.TARGET)[-1] == tokenizer.eos_token_id
+        assert encoder.notes() == []
+        parted = sample(("user", Text("a<|endo"), Text("ftext|>b")))
+        assert tokenizer.eos_token_id not in encoder.encode(parted, generation=True).ids
+
+
+@pytest.mark.parametrize("kind", ["legacy", "prefix space"])
+def test_a_cut_puts_no_blank_into_the_text(kind):
+    tokenizer = other_tokenizer(kind)
+    encoder = ChatEncoder(tokenizer, "vicuna")
+    for text in ("<s>old</s> price", "\n\nred", "a <s>", "\U0010fffd<s>"):
+        encoded = encoder.encode(sample(("user", Text(text)), ("assistant", Text(text))))
+        said = [i for i in of(encoded, Fate.TARGET) if i != tokenizer.eos_token_id]
+        assert not {0, 1} & set(said) or (kind == "legacy" and not {1, 2} & set(said))
+        if "\U0010fffd" not in text:
+            assert tokenizer.decode(said).lstrip(" ") == text.lstrip(" ")
+            assert text in tokenizer.decode(encoded.ids)
+
+
+def test_nothing_before_the_first_turn_is_learned(encoders, tokenizer):
+    encoded = encoders["chatml"].encode(
+        sample(("assistant", Text("hello")), ("user", Text("q")), ("assistant", Text("r")))
+    )
+    assert plain(tokenizer, of(encoded, Fate.TARGET)) == "hello<|im_end|>r<|im_end|>"
+
+
+def test_every_answer_of_the_plain_template_has_its_end(encoders, tokenizer):
+    encoded = encoders["plain"].encode(
+        sample(
+            ("user", Text("a")),
+            ("assistant", Text("b")),
+            ("user", Text("a")),
+            ("assistant", Text("c")),
+        )
+    )
+    assert plain(tokenizer, of(encoded, Fate.TARGET)) == "b<|im_end|>c<|im_end|>"
+
+
+def test_an_answer_that_is_only_thought_has_its_end(thinking):
+    encoded = ChatEncoder(thinking, THINKS).encode(
+        sample(("user", Text("q")), ("assistant", Text("<think>x</think>")))
+    )
+    assert names(thinking, encoded, Fate.TARGET)[-1] == "<|im_end|>"
+
+
+def test_the_lead_is_taken_off_whatever_the_tokenizer_does_to_blanks():
+    for kind in ("legacy", "prefix space"):
+        tokenizer = other_tokenizer(kind)
+        tokenizer.add_tokens(["<think>", "</think>"])
+        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+        encoder = ChatEncoder(tokenizer, THINKS)
+        whole = encoder.encode(sample(("user", Text("q")), ("assistant", Text("yes"))))
+        said = of(whole, Fate.TARGET)
+        assert encoder.decode(said).strip() == "yes", kind
+        assert encoder.decode(said[:2]) == "", "half of it is nothing yet"
+
+
+def test_marks_that_take_blanks_before_them(tokenizer_folder):
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer.add_tokens(
+        [AddedToken("<end>", lstrip=True, special=True, normalized=False)], special_tokens=True
+    )
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    encoder = ChatEncoder(tokenizer, template)
+    encoded = encoder.encode(
+        sample(("user", Text("q ")), ("assistant", Text("yes ")), ("user", Text("r")))
+    )
+    assert names(tokenizer, encoded, Fate.TARGET)[-1] == "<end>"
+    assert names(tokenizer, encoded, Fate.TARGET).count("<end>") == 1
+
+
+def test_only_the_turn_that_needs_it_is_read_character_by_character(thinking):
+    import copy
+
+    from tokenizers import AddedToken, normalizers
+    from transformers import AutoTokenizer  # noqa: F401
+
+    tokenizer = copy.deepcopy(thinking)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=True)])
+    encoder = ChatEncoder(tokenizer, "chatml")
+    turns = [
+        ("user", Text("how many")),
+        ("assistant", Text("two")),
+        ("user", Text("<TOOL>")),
+        ("assistant", Text("yes")),
+    ]
+    harmless = [*turns[:2], ("user", Text("x")), turns[3]]
+    found, other = encoder.encode(sample(*turns)), encoder.encode(sample(*harmless))
+    assert of(found, Fate.TARGET) == of(other, Fate.TARGET)
+    assert tokenizer.convert_tokens_to_ids("<tool>") not in found.ids
+    asked = encoder.encode(sample(*turns[:3]), generation=True)
+    assert found.ids[: len(asked.ids)] == asked.ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -157,3 +158,71 @@ def test_numbers_of_answers_and_other_names_of_questions():
         formats.find("vqa").parse(Row({"question": "q", "answer": "y", "image": None}, "file:1"))
     chart = parse({"imgname": "a.png", "query": "q", "label": ["3", "3", "4"]}, "vqa")
     assert chart.answer == "3" and [i.path for i in chart.images()] == ["a.png"]
+
+
+def test_whether_a_turn_is_learned_is_content_and_may_be_edited():
+    row = {"messages": [ASK, {**SAY, "weight": 0, "name": "kim"}, ASK, {**SAY, "weight": 1}]}
+    sample = parse(row)
+    first, second, third, fourth = sample.turns
+    swapped = replace(
+        sample, turns=(first, replace(second, learn=True), third, replace(fourth, learn=False))
+    )
+    turns = formats.find("messages").render(swapped)["messages"]
+    assert "weight" not in turns[1] and turns[1]["name"] == "kim" and turns[3]["weight"] == 0
+    cut = replace(sample, turns=(third, fourth))
+    assert formats.find("messages").render(cut)["messages"][1].get("weight", 1) == 1
+    again = formats.find("llava").render(sample)
+    again["conversations"][1].pop("weight")
+    again["conversations"][3]["weight"] = 0
+    back = formats.find("messages").render(formats.find("llava").parse(Row(again, "file:1")))
+    learned = formats.find("messages").parse(Row(back, "file:1")).turns
+    assert [t.learn for t in learned] == [True, True, True, False]
+
+
+def test_captions_and_questions_follow_the_same_rules():
+    for format, row in (
+        ("captions", {"image": "a.png", "caption": "x"}),
+        ("vqa", {"image": "a.png", "question": "q", "answers": ["x"]}),
+    ):
+        parse = formats.find(format).parse
+        for more in ({"weight": 0}, {"loss": False}, {"video": "v.mp4"}):
+            with pytest.raises(FormatError):
+                parse(Row({**row, **more}, "file:1"))
+        assert unread(parse(Row({**row, "system": "s"}, "file:1"))) == [
+            "column 'system' is not followed"
+        ]
+
+
+def test_markers_without_pictures():
+    marked = [{**ASK, "content": "<image>What?"}, SAY]
+    for images in ([], None, ""):
+        refused({"messages": marked, "images": images}, MarkerMismatch, "list of images is empty")
+    plain = parse({"messages": marked})
+    assert plain.turns[0].parts == (Text("<image>What?"),)
+    assert unread(plain) == ["'<image>' in a text is read as the characters that it is"]
+
+
+def test_numbered_markers():
+    row = {
+        "messages": [{**ASK, "content": "<|image_2|> or <|image_1|>?"}, SAY], "images": ["a.png", "b.png"],
+    }  # fmt: skip
+    assert [i.path for i in parse(row).images()] == ["b.png", "a.png"]
+    refused({**row, "images": ["a.png"]}, FormatError, "index 1")
+    refused({**row, "images": ["a.png", "b.png", "c.png"]}, MarkerMismatch, "image 3")
+
+
+def test_keys_of_parts_are_named():
+    parts = [
+        {"type": "image", "image": "a.png", "bbox": [1, 2, 3, 4]},
+        {"type": "text", "text": "q", "lang": "en"},
+    ]
+    shown = [
+        {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
+        {"type": "text", "text": "<IMG_CONTEXT>q"},
+    ]
+    assert unread(parse({"messages": [{**ASK, "content": parts}, SAY]})) == [
+        "key 'bbox' of a part is not followed", "key 'lang' of a part is not followed",
+    ]  # fmt: skip
+    assert unread(parse({"messages": [{**ASK, "content": shown}, SAY]})) == [
+        "key 'detail' of a part is not followed"
+    ]
