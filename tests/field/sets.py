@@ -64,7 +64,7 @@ class Set:
         images: pictures that the good samples show.
         notes: what must be named, as parts of the notes.
         rejects: error name -> how often.
-        to: format it is written back in; None where its rows are not rows of text.
+        to: what it is written back as: an ending, a file's name, or the kind of shard.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Set:
     images: int
     notes: tuple[str, ...] = ()
     rejects: dict[str, int] = field(default_factory=dict)
-    to: str | None = "jsonl"
+    to: str = "jsonl"
 
 
 SETS: list[Set] = []
@@ -160,7 +160,7 @@ def _(folder: Path) -> Path:
 
 
 @published(
-    "llava_next_data", rows=3, good=3, images=2, to=None,
+    "llava_next_data", rows=3, good=3, images=2, to="parquet",
     notes=("column 'data_source' is not followed",),
 )  # fmt: skip
 def _(folder: Path) -> Path:
@@ -281,7 +281,7 @@ def _(folder: Path) -> Path:
     return as_json(folder, rows, "vg_caption.json")
 
 
-@published("vqav2", rows=3, good=2, images=2, rejects={"OneSidedConversation": 1}, to=None)
+@published("vqav2", rows=3, good=2, images=2, rejects={"OneSidedConversation": 1}, to="back_questions.json")
 def _(folder: Path) -> Path:
     for number, colour in ((262148, "red"), (393225, "blue")):
         put(folder, f"COCO_val2014_{number:012d}.jpg", colour)
@@ -308,7 +308,7 @@ def _(folder: Path) -> Path:
 
 
 @published(
-    "textvqa", rows=2, good=2, images=2, to=None,
+    "textvqa", rows=2, good=2, images=2, to="jsonl",
     notes=("column 'image_classes'", "column 'flickr_original_url'", "column 'question_tokens'"),
 )  # fmt: skip
 def _(folder: Path) -> Path:
@@ -371,7 +371,7 @@ def _(folder: Path) -> Path:
     return as_lines(folder, rows, "test_human.jsonl")
 
 
-@published("llava-instruct-mix-vsft", rows=2, good=2, images=3, to=None)
+@published("llava-instruct-mix-vsft", rows=2, good=2, images=3, to="parquet")
 def _(folder: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -471,7 +471,7 @@ def _(folder: Path) -> Path:
 
 
 @published(
-    "img2dataset tar", rows=3, good=2, images=2, rejects={"FormatError": 1}, to=None,
+    "img2dataset tar", rows=3, good=2, images=2, rejects={"FormatError": 1}, to="tar",
     notes=("column 'url' is not followed", "column 'original_width' is not followed"),
 )  # fmt: skip
 def _(folder: Path) -> Path:

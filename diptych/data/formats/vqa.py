@@ -187,8 +187,7 @@ def parse(row: Row) -> Sample:
     if best is None:
         best = Counter(answers).most_common(1)[0][0] if answers else ""
     given = {k: value[k] for k in _ANSWER_KEYS[3:] if k in value}
-    if given:
-        note["given"] = given
+    note["given"] = given  # also when it is empty: the row said none of them
     if "kind" in value:
         note["kind"] = value["kind"]
     shown: tuple[Image, ...] = ()
