@@ -19,7 +19,7 @@ from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
-from diptych.model.checkpoint import load_model
+from diptych.model.opened import open_model
 from diptych.recipe import EvaluationConfig
 from diptych.train.stage import DataConfig
 
@@ -44,6 +44,8 @@ def measure(
     num_beams: int = 1,
     answer_after: str | None = None,
     max_failure_share: float = 0.01,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> Result:
     """Evaluate a model on a data set; the index is temporary."""
     if how not in ("generate", "likelihood", "retrieval"):
@@ -61,7 +63,7 @@ def measure(
         rerank=rerank,
         max_failure_share=max_failure_share,
     )
-    loaded = load_model(model)
+    loaded = open_model(model, device, precision)
     with tempfile.TemporaryDirectory() as cache:
         known = _samples(train, images, Path(cache)) if train else None
         result, _ = evaluate_data(loaded, config, Path(cache), train=known, seed=seed)
@@ -72,7 +74,12 @@ def measure(
 
 
 def compare_given(
-    model: str, data: str | None, images: Sequence[str], texts: Sequence[str]
+    model: str,
+    data: str | None,
+    images: Sequence[str],
+    texts: Sequence[str],
+    device: str | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Cosines of given pictures and texts, and what share each text has of a picture.
 
@@ -86,7 +93,7 @@ def compare_given(
             "say what to measure",
             fix="name a data set; or give --image FILE and --text TEXT, and no data set",
         )
-    loaded = load_model(model)
+    loaded = open_model(model, device, precision)
     if not hasattr(loaded, "similarity"):
         raise ConfigError(
             f"a {loaded.config.name} has no vectors to compare",

@@ -34,7 +34,8 @@ from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
 from diptych.machine import memory_bytes
 from diptych.model.architecture import Model, build
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.checkpoint import save_model
+from diptych.model.opened import open_model, place
 from diptych.progress import Progress
 from diptych.recipe import Recipe, chained
 from diptych.recipe import load as load_recipe
@@ -98,6 +99,7 @@ def run_recipe(
     phases: Phases | None = None,
     command: list[str] | None = None,
     accept_changed: bool = False,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Run (or go on with) a recipe; returns what `--json` prints.
 
@@ -109,6 +111,8 @@ def run_recipe(
     Args:
         progress: progress display; None writes `train.log` into the run folder.
         accept_changed: as for `Trainer`.
+        precision: in which the model is measured, as for `open_model`; None: that of the stages on
+            a GPU, fp32 on a CPU. The device is that of training (`processes.on`).
 
     Raises:
         RunTaken: the folder holds another recipe's run, or another process works in it.
@@ -116,25 +120,27 @@ def run_recipe(
     """
     if not processes.is_first():
         return _follow(recipe, run, accept_changed)
+    if precision is None and recipe.stages[-1].precision == "float32":
+        precision = "fp32"
     with working_in(run):
         moved = claim(recipe, run)
         processes.agreed(moved)
         progress = progress or Progress(run / "train.log")
         phases = phases or Phases(run)
         before = _before(recipe, run.parent)
-        _run_first(before, progress, command, accept_changed)
+        _run_first(before, progress, command, accept_changed, precision)
         write_json(run / "environment.json", environment(command))
         measured = _Measured(recipe, run, phases, progress)
         finished = processes.agreed((run / "model" / "config.json").is_file())
         if finished:
             log.info("this run is trained already; its model is %s", run / "model")
-            model = load_model(run / "model")
+            model = open_model(run / "model", precision=precision, widen=False)
             check_finished(recipe, run, model, before, moved)
         else:
             with phases("compose"):
                 with_tokenizer(recipe, run)
                 processes.wait()
-                model = compose(recipe, run)
+                model = place(compose(recipe, run), precision=precision)
             measured.before(model)
             with phases("train"):
                 _train(recipe, run, model, before, progress, accept_changed, moved)
@@ -161,7 +167,7 @@ def _follow(recipe: Recipe, run: Path, accept_changed: bool) -> dict[str, Any]:
     """What the other processes do beside `run_recipe`: they train with the first one."""
     moved = processes.agreed(False)
     before = _before(recipe, run.parent)
-    _run_first(before, Progress(quiet=True), None, accept_changed)
+    _run_first(before, Progress(quiet=True), None, accept_changed, None)
     if processes.agreed(False):
         return {}
     processes.wait()  # for the tokenizer that the first one may train
@@ -176,14 +182,16 @@ def _run_first(
     progress: Progress,
     command: list[str] | None,
     accept_changed: bool,
+    precision: str | None,
 ) -> None:
     """Run the recipes whose weights this one begins with, where they have not been run."""
     for first, folder in before.values():
         if not processes.agreed((folder / "model" / "config.json").is_file()):
             log.info("recipe %s comes first, in %s", first.name, folder)
             run_recipe(
-                first, folder, progress=progress, command=command, accept_changed=accept_changed
-            )
+                first, folder, progress=progress, command=command, accept_changed=accept_changed,
+                precision=precision,
+            )  # fmt: skip
 
 
 def _train(

@@ -32,7 +32,7 @@ from diptych.errors import (
     LossNotFinite,
     StartChanged,
 )
-from diptych.machine import KeptMemory, memory_bytes
+from diptych.machine import KeptMemory, memory_bytes, widest
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
@@ -351,7 +351,7 @@ class Trainer:
                 state.ledger.num_rejected,
                 0.0 if prepared.batches else 1.0,
             ],
-            dtype=torch.float64,
+            dtype=widest(accelerator.device),
             device=accelerator.device,
         )
         total_weight, real_tokens, area, num_samples, num_rejected, num_idle = accelerator.reduce(
@@ -439,9 +439,8 @@ class Trainer:
                         losses = state.learner(batch.to(self.model.device))
                     total += sum(v.item() for v in losses.values())
                     weight += objective.weight(batch)
-            sums = torch.tensor(
-                [total, weight], dtype=torch.float64, device=self.accelerator.device
-            )
+            device = self.accelerator.device
+            sums = torch.tensor([total, weight], dtype=widest(device), device=device)
             total, weight = self.accelerator.reduce(sums, "sum").tolist()
             loss = total / max(weight, 1.0)
             figures["validation_loss"] = loss
