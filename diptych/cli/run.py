@@ -213,6 +213,7 @@ def _train(
         origins=origins(before),
         accept_changed=accept_changed,
         moved=moved,
+        recipe=recipe.to_dict(),
     ).train()
 
 

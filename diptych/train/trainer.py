@@ -41,7 +41,7 @@ from diptych.progress import Progress
 from diptych.train import attention, feature_cache, identity, optimizer, processes, resume
 from diptych.train.claim import working_in
 from diptych.train.feed import StepData, feed
-from diptych.train.journal import Journal
+from diptych.train.journal import Journal, for_trackers
 from diptych.train.resume import Position
 from diptych.train.stage import Stage
 from diptych.train.stage_data import StageData
@@ -83,6 +83,7 @@ class Trainer:
             anew with them as they are now.
         moved: the data lie elsewhere than when the run began, so finished stages must find in
             theirs what they learned from.
+        recipe: the whole recipe as plain data, for trackers; they name the run as its folder is.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; everything is saved and the same call resumes.
@@ -106,6 +107,7 @@ class Trainer:
         origins: Mapping[str, str] | None = None,
         accept_changed: bool = False,
         moved: bool = False,
+        recipe: Mapping[str, Any] | None = None,
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
@@ -120,6 +122,7 @@ class Trainer:
         self.origins = dict(origins or {})
         self.accept_changed = accept_changed
         self.moved = moved
+        self.recipe = dict(recipe or {})
         precisions = {s.precision for s in stages}
         if len(precisions) > 1:
             raise ConfigError(
@@ -163,7 +166,10 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             self.memory = KeptMemory()
         self.run.mkdir(parents=True, exist_ok=True)
-        self.accelerator.init_trackers("diptych", config={})
+        named = {"wandb": {"name": self.run.name}, "mlflow": {"run_name": self.run.name}}
+        self.accelerator.init_trackers(
+            "diptych", config=for_trackers({"run": self.run.name, **self.recipe}), init_kwargs=named
+        )
         self.model.to(self.accelerator.device)
         checkpoint = resume.newest(self.run / "checkpoints")
         if checkpoint is not None:

@@ -241,3 +241,47 @@ def test_muon_moves_convolutions_as_matrices_wherever_their_numbers_lie():
 
 def dict_of(groups):
     return {n: p for g in groups for n, p in g.parameters.items()}
+
+
+def test_trackers_carry_the_recipe_and_the_name_of_the_run(
+    tiny_config, squares, tmp_path, monkeypatch
+):
+    from accelerate import Accelerator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from diptych.train.journal import LONGEST_VALUE
+
+    asked = []
+    init = Accelerator.init_trackers
+
+    def noted(self, project_name, config=None, init_kwargs=None):
+        asked.append((project_name, config, init_kwargs))
+        return init(self, project_name, config, init_kwargs)
+
+    monkeypatch.setattr(Accelerator, "init_trackers", noted)
+    values = tiny_run.stage(squares, num_steps=1)
+    recipe = {"name": "tiny", "seed": 3, "note": "x" * 2000, "choices": None, "stages": [values]}
+    run = tmp_path / "tiny-0123"
+    trainer(run, tiny_config(), [values], trackers=("tensorboard",), recipe=recipe).train()
+    [(project, config, named)] = asked
+    assert project == "diptych"
+    assert named == {"wandb": {"name": "tiny-0123"}, "mlflow": {"run_name": "tiny-0123"}}
+    assert config["run"] == "tiny-0123" and config["seed"] == 3 and config["choices"] == "null"
+    assert config["stages.instruct.learning_rate"] == 1e-3
+    assert config["stages.instruct.packed"] is True
+    assert config["stages.instruct.data.0.path"] == str(squares / "train.json")
+    assert all(
+        isinstance(v, str | int | float | bool) and len(str(v)) <= LONGEST_VALUE
+        for v in config.values()
+    )
+    tags = set()
+    for file in run.rglob("events.out.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        tags |= set(events.Tags()["scalars"])
+        content = events.summary_metadata
+        if "_hparams_/session_start_info" in content:
+            data = content["_hparams_/session_start_info"].plugin_data.content
+            assert b"stages.instruct.learning_rate" in data
+            tags.add("hparams")
+    assert {"loss", "hparams"} <= tags
