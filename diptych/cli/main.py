@@ -235,9 +235,14 @@ def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
 @command
 def eval_(
     model: Annotated[str, typer.Argument(help="Model or run folder.")],
-    data: Annotated[
-        str | None, typer.Argument(help="Questions with answers or captions, in any format.")
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA|BENCHMARK",
+            help="Questions with answers or captions in any format, or a benchmark by name.",
+        ),
     ] = None,
+    data: Annotated[str | None, typer.Option(help="Data of the benchmark that is named.")] = None,
     images: Images = None,
     format: Format = None,
     metric: Annotated[str, typer.Option(help="exact, relaxed, vqa_official ...")] = "exact",
@@ -286,6 +291,8 @@ def eval_(
 
         diptych eval runs/mine test.json --limit 200 --json
 
+        diptych eval runs/mine choices --data mmlu/
+
         diptych eval runs/clip pictures/test.jsonl --how retrieval
 
         diptych eval runs/clip classes.jsonl --how likelihood --template "a picture of {}"
@@ -294,14 +301,14 @@ def eval_(
     """
     from diptych.cli.measure import compare_given, measure, result_table, similarity_table
 
-    if data is None or image or text:
-        found = compare_given(model, data, image or [], text or [], device, precision)
+    if what is None or image or text:
+        found = compare_given(model, what, image or [], text or [], device, precision)
         if not json:
             out.print(similarity_table(found))
         return found
     result = measure(
-        model, data, images=images, format=format, metric=metric, train=train, limit=limit,
-        how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
+        model, what, data=data, images=images, format=format, metric=metric, train=train,
+        limit=limit, how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
         save=save, seed=seed, templates=tuple(template or ()), rerank=rerank, num_beams=num_beams,
         answer_after=answer_after, max_failure_share=max_failure_share,
         device=device, precision=precision,

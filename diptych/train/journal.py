@@ -39,7 +39,7 @@ def for_trackers(tree: Any, key: str = "") -> dict[str, str | int | float | bool
         text = tree if isinstance(tree, str) else json.dumps(tree, default=str)
         half = LONGEST_VALUE // 2 - 3
         return {key: text if len(text) <= LONGEST_VALUE else f"{text[:half]} ... {text[-half:]}"}
-    found = {}
+    found: dict[str, str | int | float | bool] = {}
     for name, value in inner:
         found |= for_trackers(value, f"{key}.{name}" if key else name)
     return found

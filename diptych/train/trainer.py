@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,18 @@ log = logging.getLogger(__name__)
 
 EvaluateHook = Callable[[Model, str, int], dict[str, float]]
 """(model, stage, step) -> figures for metrics.jsonl; called every `evaluate_every_steps`."""
+
+
+class Scheduled(Protocol):
+    """Evaluations on a schedule of their own."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure after so many optimizer steps, counted over all stages."""
+        ...
+
+    def at(self, model: Model, step: int) -> dict[str, float]:
+        """Measure; figures for metrics.jsonl."""
+        ...
 
 
 class Learner(nn.Module):
@@ -84,6 +96,8 @@ class Trainer:
         moved: the data lie elsewhere than when the run began, so finished stages must find in
             theirs what they learned from.
         recipe: the whole recipe as plain data, for trackers; they name the run as its folder is.
+        scheduled: evaluations that are due after so many steps of the run. Where there are several
+            processes, one alone is given them, and the others wait.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; everything is saved and the same call resumes.
@@ -108,6 +122,7 @@ class Trainer:
         accept_changed: bool = False,
         moved: bool = False,
         recipe: Mapping[str, Any] | None = None,
+        scheduled: Scheduled | None = None,
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
@@ -123,6 +138,7 @@ class Trainer:
         self.accept_changed = accept_changed
         self.moved = moved
         self.recipe = dict(recipe or {})
+        self.scheduled = scheduled
         precisions = {s.precision for s in stages}
         if len(precisions) > 1:
             raise ConfigError(
@@ -326,6 +342,8 @@ class Trainer:
                 if due or (last and stage.evaluate_every_steps):
                     if self._evaluate(state, validation, step + 1):
                         self.position.stage_ended = True
+                if self._measure(stage, step + 1):
+                    last_line = time.monotonic()  # a step's speed is that of training
                 every = stage.checkpoint_every_steps
                 if every:
                     save_now = (step + 1) % every == 0
@@ -467,6 +485,19 @@ class Trainer:
             self._track(figures, step)
             log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
         return stop
+
+    def _measure(self, stage: Stage, step: int) -> bool:
+        """The evaluations that are due after this step; whether there were any."""
+        total = self.position.steps_before + step
+        if self.scheduled is None or not self.scheduled.is_due(total):
+            return False
+        self.model.eval()
+        figures = self.scheduled.at(self.model, total)
+        self.model.train()
+        self.journal.add({"stage": stage.name, "step": step, **figures})
+        self._track(figures, step)
+        log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+        return True
 
     def _track(self, figures: dict[str, Any], step: int) -> None:
         """Send the numbers among `figures` to the trackers."""
