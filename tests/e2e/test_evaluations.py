@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from diptych.recipe import Recipe
 from diptych.report.run_folder import RunFolder
 from diptych.report.section import fill_all
 from tests.equivalence import tiny_run
+from tests.equivalence.test_ranks import torchrun
 
 OWN = '''"""Colours by heart. Source: made for this test."""
 from diptych.data.sample import Sample, Text, Turn
@@ -198,3 +200,13 @@ def test_the_command_line_reaches_a_benchmark_by_name(
         invoke("eval", "model", "choices", "--format", "messages", "--max-new-tokens", "2")["how"]
         == "generate"
     )
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="counts processes without one")
+def test_one_of_two_processes_measures_on_schedule(tiny_config, squares, tmp_path):
+    tree = values(tiny_config, squares, evaluations=[questions(squares, limit=3, every_steps=2)])
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
+    done = torchrun("train", tmp_path / "r.yaml", "--run", tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(done.stdout)["evaluations"]
+    assert [s["step"] for s in found["schedule"]] == [2, 4] and found["after"]["n"] == 3

@@ -28,9 +28,9 @@ def view(run: RunFolder) -> dict[str, Any] | None:
         stage, step = text(row.get("stage"), 60) or "training", number(row.get("step"))
         # A resumed run repeats the steps since its checkpoint; the repetition is what counts.
         # What was measured after a step is a row of its own, and belongs to that step.
-        steps = latest.setdefault(stage, {})
+        known = latest.setdefault(stage, {})
         key = -position if step is None else step
-        steps[key] = {**steps.get(key, {}), **row}
+        known[key] = {**known.get(key, {}), **row}
     by_stage = {stage: list(steps.values()) for stage, steps in latest.items()}
     charts = [_loss_chart(stage, steps) for stage, steps in by_stage.items()]
     ordered = [row for steps in by_stage.values() for row in steps]

@@ -23,6 +23,7 @@ FILES = (
     "parameters.json",
     "ledger.json",
     "evaluation.json",
+    "evaluations.json",
     "timings.json",
     "metrics.jsonl",
     "records_before.jsonl",
