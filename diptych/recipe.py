@@ -21,6 +21,7 @@ from diptych import parts
 from diptych.config import SAME_RESULT, Config, inner_error, read_file
 from diptych.errors import ConfigError, DiptychError, PartNotFound
 from diptych.eval import benchmark as benchmarks
+from diptych.eval import metric as metrics
 from diptych.model.architecture import ArchitectureField
 from diptych.model.language_model import TRAINED_ON_DATA
 from diptych.train.stage import DataConfig, Stage
@@ -82,10 +83,13 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> Self:
-        try:
+        key = "benchmark"
+        try:  # said before a run has trained for days
             kind = benchmarks.find(self.benchmark)
+            key = "metric"
+            metrics.find(self.metric)
         except DiptychError as error:
-            raise inner_error(error.what, "benchmark", error.fix) from None
+            raise inner_error(error.what, key, error.fix) from None
         if self.data is None and (kind.needs_data or self.how == "retrieval"):
             raise inner_error(f"'{self.benchmark}' needs data", "data", "give data.path")
         if self.how == "retrieval" and self.benchmark != "questions":

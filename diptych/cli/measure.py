@@ -18,6 +18,7 @@ from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.eval import benchmark as benchmarks
+from diptych.eval import metric as metrics
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
 from diptych.model.opened import open_model
@@ -69,6 +70,7 @@ def measure(
     """
     if how not in ("generate", "likelihood", "retrieval"):
         raise ConfigError(f"--how is generate, likelihood or retrieval, not '{how}'")
+    metrics.find(metric)
     benchmark, path = named(what, data)
     if benchmarks.find(benchmark).needs_data and path is None:
         raise ConfigError(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from diptych.cli.main import app
+from diptych.cli.summary import show_summary
 from diptych.config import read_file
 from diptych.errors import ConfigError
 from diptych.eval import benchmark
@@ -88,7 +89,9 @@ def train(folder, tree, run):
     return invoke("train", folder / "r.yaml", "--run", run)
 
 
-def test_a_list_of_evaluations_runs_at_its_times(tiny_config, squares, choices, own, tmp_path):
+def test_a_list_of_evaluations_runs_at_its_times(
+    tiny_config, squares, choices, own, tmp_path, capsys
+):
     tree = values(
         tiny_config, squares,
         evaluations=[
@@ -103,6 +106,8 @@ def test_a_list_of_evaluations_runs_at_its_times(tiny_config, squares, choices, 
     assert [e["name"] for e in summary["evaluations"]] == ["squares", "mmlu", "colours"]
     assert [s["step"] for s in squares_["schedule"]] == [2, 4]  # counted over both stages
     assert [s["step"] for s in colours["schedule"]] == [3] and mmlu["schedule"] == []
+    show_summary(summary)
+    assert "all evaluations" in (said := capsys.readouterr().out) and "mmlu" in said
     assert summary["after"] == squares_["after"] and summary["before"] == squares_["before"]
     assert squares_["n"] == 5 and mmlu["n"] == 5 and colours["n"] == 2
     assert mmlu["how"] == "likelihood" and mmlu["before"] and mmlu["difference"]
@@ -162,6 +167,7 @@ def test_one_evaluation_is_short_for_a_list_of_one(tiny_config, squares):
     ("wrong", "says", "where"),
     [
         ({"benchmark": "choises"}, "no 'choises'", "benchmark"),
+        ({"metric": "exakt"}, "no 'exakt'", "metric"),
         ({"benchmark": "choices", "data": None}, "needs data", "data"),
         ({"before": False, "after": False}, "neither before nor after", ""),
         ({"name": "after"}, "means a time", "name"),
