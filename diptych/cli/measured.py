@@ -72,6 +72,12 @@ class Measured:
         """Whether any is to be measured after so many optimizer steps of the run."""
         return any(one.is_due(step) for one in self.each)
 
+    def is_missing(self, step: int) -> bool:
+        """Whether one that is due after that step has no result: the run was stopped before."""
+        return step > 0 and any(
+            one.is_due(step) and not (one.at(step) / "result.json").is_file() for one in self.each
+        )
+
     def at(self, model: Model, step: int) -> dict[str, float]:
         """Measure those that are due; figures for `metrics.jsonl` and the trackers.
 
@@ -82,7 +88,7 @@ class Measured:
         with torch.random.fork_rng(devices=devices):
             for one in (one for one in self.each if one.is_due(step)):
                 # Anew even where there is a result: a stage that began again has other weights.
-                result = one.measure(f"step-{step:06d}", model, blind=False, anew=True)
+                result = one.measure(one.at(step).name, model, blind=False, anew=True)
                 figures[f"evaluations.{one.config.label}"] = result.overall.score
         return figures
 
@@ -104,6 +110,10 @@ class _Evaluation:
     def is_due(self, step: int) -> bool:
         every = self.config.every_steps
         return every is not None and step % every == 0
+
+    def at(self, step: int) -> Path:
+        """Folder of what is measured after so many steps of the run."""
+        return self.folder / f"step-{step:06d}"
 
     def after(self, model: Model) -> None:
         """Measure after training where the recipe says so, and read what was measured before."""

@@ -59,6 +59,10 @@ class Scheduled(Protocol):
         """Whether to measure after so many optimizer steps, counted over all stages."""
         ...
 
+    def is_missing(self, step: int) -> bool:
+        """Whether one is due after that step that a stopped run did not come to."""
+        ...
+
     def at(self, model: Model, step: int) -> dict[str, float]:
         """Measure; figures for metrics.jsonl."""
         ...
@@ -316,6 +320,9 @@ class Trainer:
     ) -> None:
         stage = state.stage
         self.model.train()
+        if self.scheduled is not None:
+            if self.scheduled.is_missing(self.position.steps_before + steps.start):
+                self._measure(stage, steps.start)
         last_save = last_line = time.monotonic()
         with self.progress.task(f"train {stage.name}", num_steps, steps.start) as task:
             for step, prepared in zip(steps, feed(data, steps, stage.num_workers), strict=True):
@@ -342,7 +349,7 @@ class Trainer:
                 if due or (last and stage.evaluate_every_steps):
                     if self._evaluate(state, validation, step + 1):
                         self.position.stage_ended = True
-                if self._measure(stage, step + 1):
+                if self._is_due(step + 1) and self._measure(stage, step + 1):
                     last_line = time.monotonic()  # a step's speed is that of training
                 every = stage.checkpoint_every_steps
                 if every:
@@ -486,14 +493,29 @@ class Trainer:
             log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
         return stop
 
-    def _measure(self, stage: Stage, step: int) -> bool:
-        """The evaluations that are due after this step; whether there were any."""
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation is due after this step of the stage."""
         total = self.position.steps_before + step
-        if self.scheduled is None or not self.scheduled.is_due(total):
+        return self.scheduled is not None and self.scheduled.is_due(total)
+
+    def _measure(self, stage: Stage, step: int) -> bool:
+        """The evaluations after a step; whether they were measured.
+
+        A run that is asked to stop does not wait for them: it measures when it goes on.
+        """
+        assert self.scheduled is not None, "something is due"
+        if self._stopping:
             return False
+        total = self.position.steps_before + step
         self.model.eval()
-        figures = self.scheduled.at(self.model, total)
-        self.model.train()
+        self._reading = True
+        try:
+            figures = self.scheduled.at(self.model, total)
+        except _StoppedReading:
+            return False
+        finally:
+            self._reading = False
+            self.model.train()
         self.journal.add({"stage": stage.name, "step": step, **figures})
         self._track(figures, step)
         log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
 
-from diptych.errors import LossNotFinite, TooManyRejects
+from diptych.errors import Interrupted, LossNotFinite, TooManyRejects
 from diptych.model import trainable
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
@@ -285,3 +288,40 @@ def test_trackers_carry_the_recipe_and_the_name_of_the_run(
             assert b"stages.instruct.learning_rate" in data
             tags.add("hparams")
     assert {"loss", "hparams"} <= tags
+
+
+class OnSchedule:
+    """Due after the second step; stops the run the first time it looks."""
+
+    def __init__(self, stops):
+        self.stops, self.seen, self.missing = stops, [], not stops
+
+    def is_due(self, step):
+        return step == 2
+
+    def is_missing(self, step):
+        return step == 2 and self.missing
+
+    def at(self, model, step):
+        assert not model.training
+        if self.stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        self.seen.append(step)
+        return {"evaluations.x": 0.5}
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(tiny_config, squares, tmp_path):
+    stage = tiny_run.stage(squares, num_steps=4)
+    start, first = time.monotonic(), OnSchedule(stops=True)
+    with pytest.raises(Interrupted, match="at step 2 of 4"):
+        trainer(tmp_path / "a", tiny_config(), [stage], scheduled=first).train()
+    assert time.monotonic() - start < 50 and not first.seen
+    second = OnSchedule(stops=False)
+    resumed = trainer(tmp_path / "a", tiny_config(), [stage], scheduled=second).train()
+    assert second.seen == [2], "measured when the run goes on, with the weights of that step"
+    lines = [x for x in metrics(tmp_path / "a") if "loss" not in x]
+    assert lines == [{"stage": "instruct", "step": 2, "evaluations.x": 0.5}]
+    whole = trainer(tmp_path / "b", tiny_config(), [stage]).train()
+    for name, tensor in whole.state_dict().items():
+        assert tensor.equal(resumed.state_dict()[name]), name
