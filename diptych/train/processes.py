@@ -50,6 +50,8 @@ def on(device: str | None) -> Iterator[None]:
             fix="let each take its own (--device auto), and choose by CUDA_VISIBLE_DEVICES",
         )
     values = {"ACCELERATE_USE_CPU": "true"} if chosen == "cpu" else {TRAINING_DEVICE: chosen}
+    if chosen != "cpu" and _several():
+        values = {}  # a name without a number would be the first device for all of them
     names = ("ACCELERATE_USE_CPU", TRAINING_DEVICE)
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ.update(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -205,9 +206,15 @@ def test_training_goes_where_models_are_opened(monkeypatch):
     assert not machine.cpu_is_asked_for()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "chosen_device", str)
+    with processes.on("cuda"):
+        assert machine.TRAINING_DEVICE not in os.environ, "each process takes its own"
     with pytest.raises(ConfigError, match="cannot share"):
         with processes.on("cuda:1"):
             pass
+    monkeypatch.delenv("WORLD_SIZE")
+    with processes.on("cuda:1"):
+        assert os.environ[machine.TRAINING_DEVICE] == "cuda:1"
+    assert machine.TRAINING_DEVICE not in os.environ
 
 
 # -- devices without float64 -----------------------------------------------------------------

@@ -23,7 +23,6 @@ FILES = (
     "parameters.json",
     "ledger.json",
     "evaluation.json",
-    "evaluations.json",
     "timings.json",
     "metrics.jsonl",
     "records_before.jsonl",
