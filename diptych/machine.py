@@ -183,4 +183,4 @@ def chosen_device(name: str | None) -> str:
             where="device",
             fix=f"auto, {', '.join([*known, *several])}",
         )
-    return str(name)
+    return "cpu" if kind == "cpu" else str(name)

@@ -84,7 +84,7 @@ class Measured:
         Training goes on as if nobody had looked: its random state is put back.
         """
         figures = {}
-        devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
+        devices = [model.device] if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             for one in (one for one in self.each if one.is_due(step)):
                 # Anew even where there is a result: a stage that began again has other weights.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -55,8 +55,13 @@ def on(device: str | None) -> Iterator[None]:
     names = ("ACCELERATE_USE_CPU", TRAINING_DEVICE)
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ.update(values)
+    _, _, number = chosen.partition(":")
+    there = torch.accelerator.is_available() and chosen != "cpu" and number
+    # Memory and random states are asked of the current device.
+    current = torch.accelerator.device_index(int(number)) if there else nullcontext()
     try:
-        yield
+        with current:
+            yield
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
