@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -136,15 +138,49 @@ def _peak_of_this_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+TRAINING_DEVICE = "ACCELERATE_TORCH_DEVICE"
+"""Accelerate's variable that names the device of a single process."""
+
+
+def cpu_is_asked_for() -> bool:
+    """Whether ACCELERATE_USE_CPU, Accelerate's variable, is set."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+
+
+_WITHOUT_FLOAT64 = {"mps"}
+
+
+def widest(device: Any) -> Any:
+    """The widest floating type (a torch.dtype) that a torch.device has: float64, but on Apple's."""
+    import torch
+
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
 def chosen_device(name: str | None) -> str:
-    """The device of that name, or the best one there is.
+    """The device of that name, or (None, `auto`) the one that training would use.
+
+    That is the accelerator where there is one, unless ACCELERATE_USE_CPU or
+    ACCELERATE_TORCH_DEVICE name another.
 
     Raises:
         ConfigError: there is no such device here.
     """
     import torch
 
-    best = "cuda" if torch.cuda.is_available() else "cpu"
-    if name is not None and name.partition(":")[0] not in ("cpu", best):
-        raise ConfigError(f"there is no device '{name}' here", where="device", fix=f"cpu or {best}")
-    return name or best
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name in (None, "auto"):
+        if cpu_is_asked_for() or there is None:
+            return "cpu"
+        return os.environ.get(TRAINING_DEVICE) or there.type
+    kind, _, number = str(name).partition(":")
+    count = 1 if kind == "cpu" else torch.accelerator.device_count() if there else 0
+    known = ["cpu"] if there is None else ["cpu", there.type]
+    if kind not in known or (number and not (number.isdecimal() and int(number) < count)):
+        several = [f"{there.type}:{n}" for n in range(count)] if there and count > 1 else []
+        raise ConfigError(
+            f"there is no device '{name}' here",
+            where="device",
+            fix=f"auto, {', '.join([*known, *several])}",
+        )
+    return "cpu" if kind == "cpu" else str(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,17 +19,25 @@ from pydantic import Field, field_validator, model_validator
 
 from diptych import parts
 from diptych.config import SAME_RESULT, Config, inner_error, read_file
-from diptych.errors import ConfigError, PartNotFound
+from diptych.errors import ConfigError, DiptychError, PartNotFound
+from diptych.eval import benchmark as benchmarks
+from diptych.eval import metric as metrics
 from diptych.model.architecture import ArchitectureField
 from diptych.model.language_model import TRAINED_ON_DATA
 from diptych.train.stage import DataConfig, Stage
 
 
 class EvaluationConfig(Config):
-    """How the model is measured before and after training."""
+    """How the model is measured, and when."""
 
-    data: DataConfig
-    """Held-out questions."""
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """What it is called in overrides, folders and the report; null takes the name of its data, or
+    of its benchmark."""
+    benchmark: str = "questions"
+    """A file in eval/benchmarks, or a module of a package that DIPTYCH_PARTS names: questions (any
+    data set), choices (MMLU's form)."""
+    data: DataConfig | None = None
+    """Held-out questions; null for a benchmark that brings its own."""
     metric: str = "exact"
     """A file in eval/metrics: exact, relaxed, vqa_official ..."""
     how: Literal["generate", "likelihood", "retrieval"] = "generate"
@@ -64,8 +73,41 @@ class EvaluationConfig(Config):
     wrong."""
     before: bool = True
     """Measure before training too; false saves time."""
+    after: bool = True
+    """Measure after training."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Measure during training too, every so many optimizer steps, counted over all stages."""
     choices: str | None = None
-    """A multiple-choice file in MMLU's CSV form, for text-only ability before and after."""
+    """A multiple-choice file in MMLU's CSV form, for text-only ability before and after (of a
+    recipe's first evaluation)."""
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> Self:
+        key = "benchmark"
+        try:  # said before a run has trained for days
+            kind = benchmarks.find(self.benchmark)
+            key = "metric"
+            metrics.find(self.metric)
+        except DiptychError as error:
+            raise inner_error(error.what, key, error.fix) from None
+        if self.data is None and (kind.needs_data or self.how == "retrieval"):
+            raise inner_error(f"'{self.benchmark}' needs data", "data", "give data.path")
+        if self.how == "retrieval" and self.benchmark != "questions":
+            raise inner_error(f"'{self.benchmark}' is no retrieval", "how", "leave benchmark out")
+        if not (self.before or self.after or self.every_steps):
+            raise ValueError("it is measured neither before nor after nor every_steps")
+        if self.label in ("before", "after"):
+            raise inner_error(f"'{self.label}' means a time", "name", "give it another name")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its name; without one, that of its data or its benchmark."""
+        if self.name is not None:
+            return self.name
+        if self.data is None:
+            return self.benchmark.rsplit(".", 1)[-1]
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(self.data.path).stem).strip("-") or "data"
 
 
 class Recipe(Config):
@@ -78,7 +120,10 @@ class Recipe(Config):
     stages: tuple[Stage, ...] = Field(min_length=1)
     """What it learns, in order."""
     evaluation: EvaluationConfig | None = None
-    """How it is measured; null trains only."""
+    """How it is measured: one evaluation; null for none, or for a list."""
+    evaluations: tuple[EvaluationConfig, ...] = ()
+    """Several evaluations, each with a benchmark, a metric, a limit and its times. Behind
+    `evaluation`, where that is given too; the first one makes the report's headline."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, data order and everything random."""
     trackers: tuple[str, ...] = Field(default=("tensorboard",), json_schema_extra=SAME_RESULT)
@@ -90,6 +135,9 @@ class Recipe(Config):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"two stages are named '{twice[0]}'; give each its own name")
+        labels = [e.label for e in self.measured]
+        if again := sorted({n for n in labels if labels.count(n) > 1}):
+            raise ValueError(f"two evaluations are called '{again[0]}'; give each its own name")
         known = self.model.parts
         for stage in self.stages:
             for part in stage.learn:
@@ -101,6 +149,11 @@ class Recipe(Config):
         if len({s.precision for s in self.stages}) > 1:
             raise ValueError("the stages differ in precision; use one for the whole run")
         return self
+
+    @property
+    def measured(self) -> tuple[EvaluationConfig, ...]:
+        """All evaluations, the one of the headline first."""
+        return (*([self.evaluation] if self.evaluation else []), *self.evaluations)
 
     def override(self, assignments: Iterable[str]) -> Self:
         """As `Config.override`; a value that would change nothing is an error, too.

@@ -34,6 +34,7 @@ from diptych.model.checkpoint import (
     model_folder,
     save_model,
 )
+from diptych.model.opened import open_model, place
 from diptych.model.trainable import Learn
 from diptych.progress import Progress
 from diptych.train.claim import hold, working_in
@@ -64,6 +65,7 @@ def capfilt(
     max_reject_share: float = 0.5,
     seed: int = 0,
     progress: Progress,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Bootstrap a noisy set; returns what `--json` prints.
 
@@ -86,6 +88,7 @@ def capfilt(
         top_p: of the nucleus sampling that writes (BLIP: 0.9, more diverse than beams).
         max_reject_share: of noisy rows that cannot be read (missing pictures, empty captions)
             before the run stops.
+        precision: in which captions are written and scored; as for `open_model`.
 
     Raises:
         ConfigError: the model is no captioner.
@@ -101,7 +104,7 @@ def capfilt(
     _compare(out, settings, None)
     with working_in(out):
         return _bootstrap(
-            out, settings, model_hashes, images, clean_images, max_reject_share, progress
+            out, settings, model_hashes, images, clean_images, max_reject_share, progress, precision
         )
 
 
@@ -113,6 +116,7 @@ def _bootstrap(
     clean_images: str | None,
     max_reject_share: float,
     progress: Progress,
+    precision: str | None,
 ) -> dict[str, Any]:
     """See `capfilt`; the folder is this process's alone."""
     noisy, clean, model = settings["noisy"], settings["clean"], settings["model"]
@@ -132,7 +136,7 @@ def _bootstrap(
     root = index.root if as_files else str(out.resolve())
     held = _hold_out(clean, clean_index, out, seed)
     tuned = {
-        name: _tuned(model, name, losses, out, settings, held, progress)
+        name: _tuned(model, name, losses, out, settings, held, progress, precision)
         for name, losses in (("captioner", ["lm"]), ("filter", ["itc", "itm"]))
     }
     calibration = None
@@ -285,12 +289,13 @@ def _tuned(
     settings: dict[str, Any],
     held: Held,
     progress: Progress,
+    precision: str | None,
 ) -> Any:
     """The captioner or the filter: the model, tuned on the clean pairs for its task alone."""
     folder = out / name
     if (folder / "model" / "config.json").is_file():
-        return load_model(folder / "model")
-    tuned = load_model(model)
+        return open_model(folder / "model", precision=precision)
+    tuned = place(load_model(model), precision=precision)
     heads = () if losses == ["lm"] else ("heads",)
     stage = Stage(
         name="tune",

@@ -8,7 +8,7 @@ from typing import Any
 from diptych.cli.shell import err, out, show_error
 from diptych.data.image import given
 from diptych.errors import ConfigError, DiptychError
-from diptych.model.checkpoint import load_model
+from diptych.model.opened import open_model
 
 _HELP = "/image PATH shows a picture, /reset starts over, /quit leaves"
 
@@ -21,10 +21,12 @@ def talk(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any] | None:
     """One question, or turns until the user leaves."""
     shown = None if image is None else given(image)  # before the model, which takes longer
-    model = load_model(name)
+    model = open_model(name, device, precision)
     if not hasattr(model, "chat"):
         raise ConfigError(
             f"a {model.config.name} does not chat",

@@ -20,7 +20,10 @@ from diptych.train.feed import open_index
 
 log = logging.getLogger(__name__)
 
-_PLACES = re.compile(r"(stages\.[^.]+\.(data|validation)\.\d+|evaluation\.data)\.(path|images)")
+_PLACES = re.compile(
+    r"(stages\.[^.]+\.(data|validation)\.\d+|evaluation\.data|evaluations\.[^.]+\.data)"
+    r"\.(path|images)"
+)
 """Where data lie, in a recipe's dotted keys. What they hold is compared by content."""
 _MADE = ("model", "checkpoints", "eval", "tokenizer", "metrics.jsonl")
 """What a run has made that another recipe must not take for its own."""

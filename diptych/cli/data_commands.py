@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from diptych.cli.shell import Debug, Failed, Format, Images, Json, command, out
+from diptych.cli.shell import (
+    Debug,
+    Device,
+    Failed,
+    Format,
+    Images,
+    Json,
+    Precision,
+    command,
+    out,
+)
 
 data_app = typer.Typer(no_args_is_help=True, help="Check, convert and make data sets.")
 
@@ -178,6 +188,8 @@ def data_capfilt(
         float, typer.Option(min=0, max=1, help="Of noisy rows that cannot be read, to go on.")
     ] = 0.5,
     seed: Annotated[int, typer.Option(help="Of order and sampling.")] = 0,
+    device: Device = None,
+    precision: Precision = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -193,16 +205,18 @@ def data_capfilt(
     from diptych.cli.capfilt import capfilt
     from diptych.errors import ConfigError
     from diptych.progress import Progress
+    from diptych.train import processes
 
     if by not in ("both", "match", "similarity"):
         raise ConfigError(f"a score is not '{by}'", where="--by", fix="both, match or similarity")
 
-    summary = capfilt(
-        noisy, clean, model, output, images=images, clean_images=clean_images, by=by,  # type: ignore[arg-type]
-        threshold=threshold, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
-        top_p=top_p, max_reject_share=max_reject_share, seed=seed,
-        progress=Progress(output / "capfilt.log"),
-    )  # fmt: skip
+    with processes.on(device):
+        summary = capfilt(
+            noisy, clean, model, output, images=images, clean_images=clean_images, by=by,  # type: ignore[arg-type]
+            threshold=threshold, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            top_p=top_p, max_reject_share=max_reject_share, seed=seed, precision=precision,
+            progress=Progress(output / "capfilt.log"),
+        )  # fmt: skip
     if not json:
         for kind in ("original", "synthetic"):
             counts = summary[kind]

@@ -12,8 +12,8 @@ from diptych.embed.index import open_index
 from diptych.embed.job import JobConfig, embed
 from diptych.errors import ConfigError, InputError
 from diptych.eval.result import Result
-from diptych.machine import chosen_device
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.checkpoint import save_model
+from diptych.model.opened import open_model
 from diptych.progress import Progress
 from diptych.recipe import load
 from diptych.report.embeddings import write_embeddings
@@ -87,6 +87,7 @@ def demonstrate(
     method: str,
     overrides: list[str],
     seed: int,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Train the demonstration's recipe, embed before and after, compare; returns the figures.
 
@@ -112,15 +113,13 @@ def demonstrate(
     with working_in(out):
         progress = Progress(out / "demonstration.log")
         run = out / "run"
-        run_recipe(recipe, run, progress=progress)
+        run_recipe(recipe, run, progress=progress, precision=precision)
         models = {"before": out / "before" / "model", "after": run / "model"}
         if not (models["before"] / "config.json").is_file():
             save_model(compose(recipe, run), models["before"])
         settings = EmbedConfig(what="multimodal", space="states", pool="mean")
         for name, folder in models.items():
-            embedder = Embedder(
-                load_model(folder).to(chosen_device(None)), settings, str(folder.resolve())
-            )
+            embedder = Embedder(open_model(folder), settings, str(folder.resolve()))
             place = out / name / "vectors"
             job = JobConfig(
                 to=(f"parquet:{place}",), state=place / "_job", limit=num,

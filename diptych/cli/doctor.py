@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,8 @@ def examine() -> dict[str, Any]:
     """Facts about the machine as plain data."""
     import torch
 
+    from diptych.machine import chosen_device
+
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(Path.cwd())
     features = {}
@@ -52,6 +55,7 @@ def examine() -> dict[str, Any]:
             "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
         }
     return {
+        "system": _system(),
         "python": sys.version.split()[0],
         "num_cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -60,6 +64,7 @@ def examine() -> dict[str, Any]:
         "memory_available_bytes": memory.available,
         "disk_free_bytes": disk.free,
         "gpu": gpu,
+        "device": chosen_device(None),
         "bf16": _bf16(),
         "torch": torch.__version__,
         "torchvision": _torchvision(),
@@ -69,11 +74,29 @@ def examine() -> dict[str, Any]:
     }
 
 
+SYSTEMS = {"linux": "Linux", "darwin": "macOS"}
+"""Systems that Diptych runs on; tests run on the first."""
+
+
+def _system() -> str:
+    """Name of the operating system, and what to do about one that is not supported.
+
+    Windows lacks what whole files and whole folders are made of: `os.pread`, folders that can be
+    flushed, files that are replaced while they are open.
+    """
+    name = SYSTEMS.get(sys.platform)
+    if name is None:
+        known = " and ".join(SYSTEMS.values())
+        return f"{sys.platform}, not supported: Diptych runs on {known} (on Windows, use WSL)"
+    return f"{name} {platform.release()}"
+
+
 def _bf16() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "GPU" if torch.cuda.is_bf16_supported() else "no"
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "GPU" if native else "emulated on the GPU: works, not faster than float32"
     if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         flags = Path("/proc/cpuinfo")
         if flags.is_file() and "avx512_bf16" in flags.read_text():

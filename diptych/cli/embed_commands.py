@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diptych.cli.shell import Debug, Failed, Format, Images, Json, command, err, out
+from diptych.cli.shell import Debug, Device, Failed, Format, Images, Json, command, err, out
 
 
 @command
@@ -55,9 +55,7 @@ def embed(
     again: Annotated[
         bool, typer.Option("--again", help="Write every row again, also what is there.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; default: a GPU where there is one.")
-    ] = None,
+    device: Device = None,
     patience_seconds: Annotated[
         float, typer.Option(min=0, help="How long to wait for a place that has gone away.")
     ] = 300.0,
@@ -87,13 +85,13 @@ def embed(
 
         diptych embed mine items.jsonl --what multimodal --space states --to parquet:vectors --to redis://localhost/items
     """
-    from diptych.machine import chosen_device, share_one_heap
+    from diptych.machine import share_one_heap
 
     share_one_heap()  # before anything below starts a thread
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, aware
     from diptych.embed.job import embed as run
-    from diptych.model.checkpoint import load_model
+    from diptych.model.opened import open_model
     from diptych.progress import Progress
 
     config = EmbedConfig.from_dict(
@@ -103,7 +101,7 @@ def embed(
         }
     )  # fmt: skip
     source = str(Path(model).resolve()) if Path(model).exists() else model
-    embedder = Embedder(load_model(model).to(chosen_device(device)), config, source)
+    embedder = Embedder(open_model(model, device), config, source)
     place = state or _state(to, embedder.fingerprint, data)
     job = JobConfig(
         to=tuple(to), state=place, shard_rows=shard_rows, engine=engine, workers=workers,

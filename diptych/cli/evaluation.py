@@ -10,9 +10,11 @@ from typing import Any
 
 from diptych import json_text
 from diptych.data.index import Index
-from diptych.data.sample import Sample
+from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError
-from diptych.eval.benchmarks.questions import Questions
+from diptych.eval import benchmark as benchmarks
+from diptych.eval.asking import inline_bytes
+from diptych.eval.benchmark import Asked
 from diptych.eval.compare import Comparison
 from diptych.eval.result import Result
 from diptych.eval.retriever import Found, retrieve
@@ -32,7 +34,10 @@ def evaluate_data(
     seed: int = 0,
     blind: bool = True,
 ) -> tuple[Result, Found | None]:
-    """Ask a model every question of a data set, or let it search there.
+    """Ask a model every question of a benchmark, or let it search in a data set.
+
+    Args:
+        train: what it learned from, for controls over rows of a data set.
 
     Returns:
         The result, and for retrieval what else there is to be seen.
@@ -40,25 +45,10 @@ def evaluate_data(
     Raises:
         ConfigError: the model cannot be measured so.
     """
-    index = Index.build(
-        config.data.path,
-        cache,
-        format=config.data.format,
-        images=config.data.images,
-        unique=True,
-    )
-    index.ledger.enforce(
-        config.max_failure_share, advice="a score over fewer questions is another one"
-    )
-    if index.ledger.num_rejected:
-        log.warning(
-            "%d rows of %s cannot be read; they are not asked and in no score",
-            index.ledger.num_rejected,
-            config.data.path,
-        )
-    samples = [index[row] for row in range(len(index))]
+    rows = _Rows(config, cache)
     answers = hasattr(model, "generate")
     if config.how == "retrieval":
+        assert config.data is not None, "retrieval needs data"
         if not hasattr(model, "encode_texts"):
             raise ConfigError(
                 f"a {model.config.name} has no vectors to search with",
@@ -67,35 +57,38 @@ def evaluate_data(
             )
         return retrieve(
             model,
-            samples,
-            images=index.image_bytes,
-            name=Path(config.data.path).stem,
+            rows(),
+            images=rows.image_bytes,
+            name=config.name or Path(config.data.path).stem,
             seed=seed,
             limit=config.limit,
             rerank=config.rerank,
         )
-    if config.how == "generate" and not answers:
+    kind = benchmarks.find(config.benchmark)
+    if config.how == "generate" and kind.how == "generate" and not answers:
         raise ConfigError(
             f"a {model.config.name} writes no answers",
             where="evaluation.how",
             fix="use retrieval, or likelihood (zero-shot classification)",
         )
-    benchmark = Questions(
-        samples,
+    asked = Asked(
+        path=config.data.path if config.data else None,
+        rows=rows,
+        name=config.name,
         metric=config.metric,
         how=config.how,
         max_new_tokens=config.max_new_tokens,
         num_beams=config.num_beams,
         answer_after=config.answer_after,
-        name=Path(config.data.path).stem,
     )
+    benchmark = kind.open(asked)
     if config.templates != ("{}",):
         model = _Filled(model, config.templates)
     result = evaluate(
         model,
         benchmark,
-        images=index.image_bytes,
-        train=train,
+        images=rows.image_bytes,
+        train=train if kind.reads_rows else None,
         limit=config.limit,
         seed=seed,
         # Without a picture a dual encoder has nothing to say at all.
@@ -104,6 +97,36 @@ def evaluate_data(
         max_failure_share=config.max_failure_share,
     )
     return result, None
+
+
+class _Rows:
+    """The rows of an evaluation's data, read when they are asked for, and their pictures."""
+
+    def __init__(self, config: EvaluationConfig, cache: Path):
+        self.config = config
+        self.cache = cache
+        self.index: Index | None = None
+
+    def __call__(self) -> list[Sample]:
+        data = self.config.data
+        assert data is not None, "rows are asked for by benchmarks that need data"
+        self.index = index = Index.build(
+            data.path, self.cache, format=data.format, images=data.images, unique=True
+        )
+        index.ledger.enforce(
+            self.config.max_failure_share, advice="a score over fewer questions is another one"
+        )
+        if index.ledger.num_rejected:
+            log.warning(
+                "%d rows of %s cannot be read; they are not asked and in no score",
+                index.ledger.num_rejected,
+                data.path,
+            )
+        return [index[row] for row in range(len(index))]
+
+    def image_bytes(self, image: Image) -> bytes:
+        """The encoded bytes of a picture; a benchmark that brings its own holds them itself."""
+        return inline_bytes(image) if self.index is None else self.index.image_bytes(image)
 
 
 @dataclass(frozen=True)
@@ -173,7 +196,7 @@ def summarize(
             "text": _text(before, after),
         }
         if comparison is not None:
-            evaluation |= _paired(comparison)
+            evaluation |= paired(comparison)
             summary["difference"] = evaluation["difference"]
         write_json(run / "evaluation.json", evaluation)
         _write_records(run, before, after)
@@ -212,7 +235,8 @@ def _lookup_method(after: Result) -> str | None:
     )
 
 
-def _paired(comparison: Comparison) -> dict[str, Any]:
+def paired(comparison: Comparison) -> dict[str, Any]:
+    """The difference after training, question by question."""
     overall = comparison.overall
     return {
         "difference": {
@@ -239,7 +263,7 @@ def _text(before: Result | None, after: Result | None) -> dict[str, Any]:
 
 def _images_folder(config: EvaluationConfig | None) -> str:
     """Where the pictures of the evaluated questions are, for the report's gallery."""
-    if config is None:
+    if config is None or config.data is None:
         return "images"
     return config.data.images or str(Path(config.data.path).parent)
 

@@ -14,9 +14,11 @@ from diptych.cli.embed_commands import embed
 from diptych.cli.report_commands import report_app
 from diptych.cli.shell import (
     Debug,
+    Device,
     Format,
     Images,
     Json,
+    Precision,
     Set,
     command,
     err,
@@ -68,6 +70,8 @@ def quickstart(
         float, typer.Option(min=3, help="Time it may take; more of it makes a better model.")
     ] = 12,
     set: Set = None,
+    device: Device = None,
+    precision: Precision = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -86,11 +90,13 @@ def quickstart(
     """
     from diptych.cli.quickstart import run_quickstart
     from diptych.cli.summary import show_summary
+    from diptych.train import processes
 
-    summary = run_quickstart(
-        data=data, images=images, runs=runs, num=num, seed=seed, minutes=minutes,
-        overrides=set or [],
-    )  # fmt: skip
+    with processes.on(device):
+        summary = run_quickstart(
+            data=data, images=images, runs=runs, num=num, seed=seed, minutes=minutes,
+            overrides=set or [], precision=precision,
+        )  # fmt: skip
     if not json:
         show_summary(summary)
     return summary
@@ -114,12 +120,15 @@ def train(
             help="Where data, tokenizer or weights changed behind a stopped stage, start it anew.",
         ),
     ] = False,
+    device: Device = None,
+    precision: Precision = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any] | None:
     """Run a recipe: compose, measure, train, measure again, write the report.
 
-    The same command resumes a run that was stopped.
+    The same command resumes a run that was stopped. --precision is that of measuring; training has
+    the stages' `precision`.
 
     Examples:
 
@@ -140,7 +149,10 @@ def train(
     if first:
         err.print(f"run folder: {folder}", highlight=False)
     try:
-        summary = run_recipe(chosen, folder, accept_changed=accept_changed_data)
+        with processes.on(device):
+            summary = run_recipe(
+                chosen, folder, accept_changed=accept_changed_data, precision=precision
+            )
     except Exception as error:
         if first:
             raise
@@ -223,9 +235,14 @@ def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
 @command
 def eval_(
     model: Annotated[str, typer.Argument(help="Model or run folder.")],
-    data: Annotated[
-        str | None, typer.Argument(help="Questions with answers or captions, in any format.")
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA|BENCHMARK",
+            help="Questions with answers or captions in any format, or a benchmark by name.",
+        ),
     ] = None,
+    data: Annotated[str | None, typer.Option(help="Data of the benchmark that is named.")] = None,
     images: Images = None,
     format: Format = None,
     metric: Annotated[str, typer.Option(help="exact, relaxed, vqa_official ...")] = "exact",
@@ -261,6 +278,8 @@ def eval_(
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Folder for result.json and records.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and of --limit.")] = 0,
+    device: Device = None,
+    precision: Precision = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -272,6 +291,8 @@ def eval_(
 
         diptych eval runs/mine test.json --limit 200 --json
 
+        diptych eval runs/mine choices --data mmlu/
+
         diptych eval runs/clip pictures/test.jsonl --how retrieval
 
         diptych eval runs/clip classes.jsonl --how likelihood --template "a picture of {}"
@@ -280,16 +301,17 @@ def eval_(
     """
     from diptych.cli.measure import compare_given, measure, result_table, similarity_table
 
-    if data is None or image or text:
-        found = compare_given(model, data, image or [], text or [])
+    if what is None or image or text:
+        found = compare_given(model, what, image or [], text or [], device, precision)
         if not json:
             out.print(similarity_table(found))
         return found
     result = measure(
-        model, data, images=images, format=format, metric=metric, train=train, limit=limit,
-        how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
+        model, what, data=data, images=images, format=format, metric=metric, train=train,
+        limit=limit, how=how, max_new_tokens=max_new_tokens, batch_size=batch_size, choices=choices,
         save=save, seed=seed, templates=tuple(template or ()), rerank=rerank, num_beams=num_beams,
         answer_after=answer_after, max_failure_share=max_failure_share,
+        device=device, precision=precision,
     )  # fmt: skip
     if not json:
         out.print(result_table(result))
@@ -332,6 +354,8 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling.")] = 1.0,
+    device: Device = None,
+    precision: Precision = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any] | None:
@@ -347,7 +371,7 @@ def chat(
     """
     from diptych.cli.chat import talk
 
-    return talk(model, image, ask, json, max_new_tokens, temperature, top_p)
+    return talk(model, image, ask, json, max_new_tokens, temperature, top_p, device, precision)
 
 
 @app.command()

@@ -17,17 +17,32 @@ from diptych.cli.evaluation import evaluate_data, measure_text
 from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
+from diptych.eval import benchmark as benchmarks
+from diptych.eval import metric as metrics
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
-from diptych.model.checkpoint import load_model
+from diptych.model.opened import open_model
 from diptych.recipe import EvaluationConfig
-from diptych.train.stage import DataConfig
+
+
+def named(what: str, data: str | None) -> tuple[str, str | None]:
+    """Benchmark and data of `diptych eval MODEL WHAT [--data DATA]`.
+
+    WHAT is a data set, or the name of a benchmark; with --data, and where there is no such file,
+    a name that a benchmark has means the benchmark.
+    """
+    if data is not None:
+        return what, data
+    if benchmarks.is_name(what) and not Path(what).exists():
+        return what, None
+    return "questions", what
 
 
 def measure(
     model: str,
-    data: str,
+    what: str,
     *,
+    data: str | None = None,
     images: str | None,
     format: str | None,
     metric: str,
@@ -44,24 +59,34 @@ def measure(
     num_beams: int = 1,
     answer_after: str | None = None,
     max_failure_share: float = 0.01,
+    device: str | None = None,
+    precision: str | None = None,
 ) -> Result:
-    """Evaluate a model on a data set; the index is temporary."""
+    """Evaluate a model by a data set or a benchmark (see `named`); the index is temporary.
+
+    Raises:
+        ConfigError: the settings contradict each other, or the model cannot be measured so.
+        PartNotFound: there is no such benchmark.
+    """
     if how not in ("generate", "likelihood", "retrieval"):
         raise ConfigError(f"--how is generate, likelihood or retrieval, not '{how}'")
-    config = EvaluationConfig(
-        data=DataConfig(path=data, images=images, format=format),
-        metric=metric,
-        how=how,  # type: ignore[arg-type]
-        max_new_tokens=max_new_tokens,
-        num_beams=num_beams,
-        answer_after=answer_after,
-        batch_size=batch_size,
-        limit=limit,
-        templates=templates or ("{}",),
-        rerank=rerank,
-        max_failure_share=max_failure_share,
-    )
-    loaded = load_model(model)
+    metrics.find(metric)
+    benchmark, path = named(what, data)
+    if benchmarks.find(benchmark).needs_data and path is None:
+        raise ConfigError(
+            f"the benchmark '{benchmark}' needs data", where="--data", fix="name them: --data PATH"
+        )
+    config = EvaluationConfig.from_dict(
+        {
+            "benchmark": benchmark,
+            "data": path and {"path": path, "images": images, "format": format},
+            "metric": metric, "how": how, "max_new_tokens": max_new_tokens,
+            "num_beams": num_beams, "answer_after": answer_after, "batch_size": batch_size,
+            "limit": limit, "templates": list(templates) or ["{}"], "rerank": rerank,
+            "max_failure_share": max_failure_share,
+        }
+    )  # fmt: skip
+    loaded = open_model(model, device, precision)
     with tempfile.TemporaryDirectory() as cache:
         known = _samples(train, images, Path(cache)) if train else None
         result, _ = evaluate_data(loaded, config, Path(cache), train=known, seed=seed)
@@ -72,7 +97,12 @@ def measure(
 
 
 def compare_given(
-    model: str, data: str | None, images: Sequence[str], texts: Sequence[str]
+    model: str,
+    data: str | None,
+    images: Sequence[str],
+    texts: Sequence[str],
+    device: str | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Cosines of given pictures and texts, and what share each text has of a picture.
 
@@ -86,7 +116,7 @@ def compare_given(
             "say what to measure",
             fix="name a data set; or give --image FILE and --text TEXT, and no data set",
         )
-    loaded = load_model(model)
+    loaded = open_model(model, device, precision)
     if not hasattr(loaded, "similarity"):
         raise ConfigError(
             f"a {loaded.config.name} has no vectors to compare",

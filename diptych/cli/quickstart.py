@@ -37,6 +37,7 @@ def run_quickstart(
     seed: int,
     minutes: float,
     overrides: list[str],
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Draw (or split) the data, then run the quickstart recipe on it."""
     runs.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,9 @@ def run_quickstart(
     phases = Phases(run)
     if drawing["seconds"] and not phases.phases:
         phases.phases.append({"name": "draw charts", "seconds": drawing["seconds"]})
-    return run_recipe(recipe, run, progress=Progress(run / "train.log"), phases=phases)
+    return run_recipe(
+        recipe, run, progress=Progress(run / "train.log"), phases=phases, precision=precision
+    )
 
 
 def _data(path: Path, images: Path) -> DataConfig:

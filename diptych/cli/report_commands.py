@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diptych.cli.shell import Debug, Json, Set, command, err, out
+from diptych.cli.shell import Debug, Device, Json, Precision, Set, command, err, out
 
 report_app = typer.Typer(no_args_is_help=True, help="Write pages about runs and vectors.")
 
@@ -82,6 +82,8 @@ def report_demonstration(
     method: Method = "tsne",
     set: Set = None,
     seed: Seed = 0,
+    device: Device = None,
+    precision: Precision = None,
     json: Json = False,
     debug: Debug = False,
 ) -> dict[str, Any]:
@@ -95,10 +97,13 @@ def report_demonstration(
         diptych data pictures pictures && diptych report demonstration pictures
     """
     from diptych.cli.demonstration import demonstrate
+    from diptych.train import processes
 
-    found = demonstrate(
-        pictures, output, num=num, field=field, method=method, overrides=set or [], seed=seed
-    )
+    with processes.on(device):
+        found = demonstrate(
+            pictures, output, num=num, field=field, method=method, overrides=set or [], seed=seed,
+            precision=precision,
+        )  # fmt: skip
     if not json:
         out.print(
             f"{found['rows']:,} vectors of width {found['dim']}; "

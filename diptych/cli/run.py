@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,18 @@ import torch
 
 import diptych
 from diptych.cli.claimed_run import check_finished, claim, note, origins
-from diptych.cli.evaluation import evaluate_data, measure_text, summarize, write_json
+from diptych.cli.evaluation import summarize, write_json
+from diptych.cli.measured import Measured
 from diptych.cli.own_tokenizer import with_tokenizer
-from diptych.data.index import Index
-from diptych.data.sample import Sample
-from diptych.eval import embedding_map
-from diptych.eval.compare import Comparison, compare
-from diptych.eval.result import Result
 from diptych.machine import memory_bytes
 from diptych.model.architecture import Model, build
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.checkpoint import save_model
+from diptych.model.opened import open_model, place
 from diptych.progress import Progress
 from diptych.recipe import Recipe, chained
 from diptych.recipe import load as load_recipe
-from diptych.train import identity, processes
+from diptych.train import processes
 from diptych.train.claim import working_in
-from diptych.train.feed import open_index
 from diptych.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -98,6 +93,7 @@ def run_recipe(
     phases: Phases | None = None,
     command: list[str] | None = None,
     accept_changed: bool = False,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Run (or go on with) a recipe; returns what `--json` prints.
 
@@ -109,6 +105,8 @@ def run_recipe(
     Args:
         progress: progress display; None writes `train.log` into the run folder.
         accept_changed: as for `Trainer`.
+        precision: in which the model is measured, as for `open_model`; None: that of the stages on
+            a GPU, fp32 on a CPU. The device is that of training (`processes.on`).
 
     Raises:
         RunTaken: the folder holds another recipe's run, or another process works in it.
@@ -116,28 +114,30 @@ def run_recipe(
     """
     if not processes.is_first():
         return _follow(recipe, run, accept_changed)
+    if precision is None and recipe.stages[-1].precision == "float32":
+        precision = "fp32"
     with working_in(run):
         moved = claim(recipe, run)
         processes.agreed(moved)
         progress = progress or Progress(run / "train.log")
         phases = phases or Phases(run)
         before = _before(recipe, run.parent)
-        _run_first(before, progress, command, accept_changed)
+        _run_first(before, progress, command, accept_changed, precision)
         write_json(run / "environment.json", environment(command))
-        measured = _Measured(recipe, run, phases, progress)
+        measured = Measured(recipe, run, phases)
         finished = processes.agreed((run / "model" / "config.json").is_file())
         if finished:
             log.info("this run is trained already; its model is %s", run / "model")
-            model = load_model(run / "model")
+            model = open_model(run / "model", precision=precision, widen=False)
             check_finished(recipe, run, model, before, moved)
         else:
             with phases("compose"):
                 with_tokenizer(recipe, run)
                 processes.wait()
-                model = compose(recipe, run)
+                model = place(compose(recipe, run), precision=precision)
             measured.before(model)
             with phases("train"):
-                _train(recipe, run, model, before, progress, accept_changed, moved)
+                _train(recipe, run, model, before, progress, accept_changed, moved, measured)
             save_model(model, run / "model")
             processes.wait()
         if moved:
@@ -145,8 +145,10 @@ def run_recipe(
         comparison = measured.after(model)
         phases.save()
         summary = summarize(
-            run, measured.results, comparison, phases.seconds, phases.peak, recipe.evaluation
-        )
+            run, measured.results, comparison, phases.seconds, phases.peak,
+            recipe.measured[0] if recipe.measured else None,
+        )  # fmt: skip
+        summary["evaluations"] = measured.summary()
         from diptych.report.page import write
 
         with phases("report"):
@@ -161,7 +163,7 @@ def _follow(recipe: Recipe, run: Path, accept_changed: bool) -> dict[str, Any]:
     """What the other processes do beside `run_recipe`: they train with the first one."""
     moved = processes.agreed(False)
     before = _before(recipe, run.parent)
-    _run_first(before, Progress(quiet=True), None, accept_changed)
+    _run_first(before, Progress(quiet=True), None, accept_changed, None)
     if processes.agreed(False):
         return {}
     processes.wait()  # for the tokenizer that the first one may train
@@ -176,14 +178,16 @@ def _run_first(
     progress: Progress,
     command: list[str] | None,
     accept_changed: bool,
+    precision: str | None,
 ) -> None:
     """Run the recipes whose weights this one begins with, where they have not been run."""
     for first, folder in before.values():
         if not processes.agreed((folder / "model" / "config.json").is_file()):
             log.info("recipe %s comes first, in %s", first.name, folder)
             run_recipe(
-                first, folder, progress=progress, command=command, accept_changed=accept_changed
-            )
+                first, folder, progress=progress, command=command, accept_changed=accept_changed,
+                precision=precision,
+            )  # fmt: skip
 
 
 def _train(
@@ -194,7 +198,9 @@ def _train(
     progress: Progress,
     accept_changed: bool,
     moved: bool,
+    measured: Measured | None = None,
 ) -> None:
+    """Train with the other processes; the one that is given `measured` looks on schedule."""
     Trainer(
         model,
         recipe.stages,
@@ -205,6 +211,8 @@ def _train(
         origins=origins(before),
         accept_changed=accept_changed,
         moved=moved,
+        recipe=recipe.to_dict(),
+        scheduled=measured,
     ).train()
 
 
@@ -227,92 +235,6 @@ def compose(recipe: Recipe, run: Path) -> Any:
         for key, (_, folder) in _before(recipe, run.parent).items()
     ]
     return build(with_tokenizer(recipe.override(weights), run), seed=recipe.seed)
-
-
-class _Measured:
-    """The evaluations of a run."""
-
-    def __init__(self, recipe: Recipe, run: Path, phases: Phases, progress: Progress):
-        self.recipe = recipe
-        self.config = recipe.evaluation
-        self.run = run
-        self.phases = phases
-        self.progress = progress
-        self.results: dict[str, Result] = {}
-        self._index: Index | None = None
-
-    def before(self, model: Model) -> None:
-        if self.config is None or not self.config.before:
-            return
-        self._measure("before", model, blind=False)
-
-    def after(self, model: Model) -> Comparison | None:
-        if self.config is None:
-            return None
-        if self.config.before and self._is_measured("before"):
-            self.results["before"] = Result.load(self.run / "eval" / "before")
-        else:  # a report must not show answers to other questions beside these
-            for name in ("records_before.jsonl", "retrieval_before.json", "map_before.json"):
-                (self.run / name).unlink(missing_ok=True)
-        self._measure("after", model, blind=True)
-        if "before" not in self.results:
-            return None
-        return compare(self.results["before"], self.results["after"])
-
-    def _measure(self, name: str, model: Model, *, blind: bool) -> None:
-        folder = self.run / "eval" / name
-        if self._is_measured(name):
-            self.results[name] = Result.load(folder)
-            return
-        assert self.config is not None
-        with self.phases(f"evaluate {name}"):
-            result, found = evaluate_data(
-                model,
-                self.config,
-                self.run / "data",
-                train=self._training_samples(model),
-                seed=self.recipe.seed,
-                blind=blind,
-            )
-            ability = measure_text(model, self.config.choices)
-            result = replace(result, text=ability)
-        if found is not None:
-            shown = {"examples": [asdict(e) for e in found.examples]}
-            write_json(self.run / f"retrieval_{name}.json", shown)
-            if embedding_map.available():
-                drawn = embedding_map.draw(found.vectors, seed=self.recipe.seed)
-                write_json(self.run / f"map_{name}.json", drawn)
-            else:
-                log.info("no map of the shared space: pip install 'diptych[maps]'")
-        result.save(folder)
-        write_json(folder / "data.json", self._data())
-        self.results[name] = result
-
-    def _is_measured(self, name: str) -> bool:
-        """Whether there is a result about the questions as they are now."""
-        folder = self.run / "eval" / name
-        if not (folder / "result.json").is_file():
-            return False
-        file = folder / "data.json"
-        if not file.is_file() or json.loads(file.read_text())["sha256"] == self._data()["sha256"]:
-            return True
-        log.warning("the questions changed since the score %s training; it counts no more", name)
-        return False
-
-    def _data(self) -> dict[str, Any]:
-        """Identity of the questions."""
-        assert self.config is not None
-        data = self.config.data
-        index = Index.build(data.path, self.run / "data", format=data.format, images=data.images)
-        return identity.of_data(data, index)
-
-    def _training_samples(self, model: Model) -> Iterator[Sample]:
-        """What the last stage learns from, for the majority answer."""
-        stage = self.recipe.stages[-1]
-        for config in stage.data:
-            index = open_index(config, stage, self.run / "data", model)
-            for row in range(len(index)):
-                yield index[row]
 
 
 def environment(command: list[str] | None = None) -> dict[str, Any]:

@@ -42,6 +42,19 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="auto (a GPU where there is one), cpu, cuda, cuda:1, mps.", show_default="auto"
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="The model computes in fp32, bf16 or fp16; auto: bf16 on a GPU that does, else fp32.",
+        show_default="auto",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from diptych.cli.shell import Debug, Failed, Json, command, err, out
+from diptych.cli.shell import Debug, Device, Failed, Json, command, err, out
 
 store_app = typer.Typer(no_args_is_help=True, help="Look after a feature store.")
 
@@ -44,6 +44,7 @@ def search(
     images: Annotated[
         str | None, typer.Option(help="Folder of the pictures, for --page, when they moved.")
     ] = None,
+    device: Device = None,
     recall: Annotated[
         int | None,
         typer.Option(min=1, help="Measure instead: ask with so many of its own vectors."),
@@ -83,7 +84,7 @@ def search(
             raise ConfigError("look for one thing", fix="give a text, or --image FILE")
         from diptych.embed.search import Search
 
-        asked = Search(opened, model)
+        asked = Search(opened, model, device)
         if text is not None:
             hits = asked.text(text, k, exact=exact)
         else:

@@ -38,6 +38,17 @@ def show_summary(summary: dict[str, Any]) -> None:
             cells = [f"{entry[name]['score']:.0%}" if entry.get(name) else "-" for name in names]
             kinds.add_row(escape(kind), *cells, str(entry["after"]["n"]))
         out.print(kinds)
+    others = summary.get("evaluations", ())
+    if len(others) > 1:
+        table = Table(title="all evaluations", title_justify="left")
+        for title in ("", "before", "after", "95 % interval", "questions"):
+            table.add_column(title, justify="left" if not title else "right")
+        for one in others:
+            before, after = one["before"], one["after"]
+            interval = f"{after['low']:.1%} to {after['high']:.1%}" if after else "-"
+            cells = [f"{score['score']:.1%}" if score else "-" for score in (before, after)]
+            table.add_row(escape(one["name"]), *cells, interval, str(after["n"] if after else "-"))
+        out.print(table)
     seconds = summary["seconds"]
     out.print(
         f"{seconds / 60:.1f} minutes, {summary['peak_memory_bytes'] / 2**30:.1f} GiB at the peak",

@@ -16,8 +16,7 @@ from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.index import Hit, Index
 from diptych.embed.vectors import no_direction
 from diptych.errors import ConfigError, DataError, ImageError
-from diptych.machine import chosen_device
-from diptych.model.checkpoint import load_model
+from diptych.model.opened import open_model
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +27,7 @@ class Search:
     Args:
         index: as `open_index` gives it.
         model: run or model folder; default: where the vectors say that it was.
+        device: as for `open_model`. The precision is that of the vectors.
 
     Attributes:
         cut_tokens: how many tokens of the last question were cut off, because it was longer than
@@ -37,7 +37,7 @@ class Search:
         ConfigError: the model is not the one that made the vectors.
     """
 
-    def __init__(self, index: Index, model: str | None = None):
+    def __init__(self, index: Index, model: str | None = None, device: str | None = None):
         self.index = index
         about = index.about
         source = model or about.model
@@ -46,7 +46,7 @@ class Search:
                 "the vectors do not say which model made them", fix="name it: --model"
             )
         settings = EmbedConfig.from_dict(about.settings)
-        made = Embedder(load_model(source).to(chosen_device(None)), settings)
+        made = Embedder(open_model(source, device), settings)
         if made.fingerprint != about.fingerprint:
             raise ConfigError(
                 f"this model does not make these vectors (fingerprint {made.fingerprint}, theirs "

@@ -1,6 +1,7 @@
 """Contract: a benchmark gives samples, the prompt for each, and the score of an output.
 
-A benchmark is a file `benchmarks/<name>.py` with one subclass of `Benchmark`; its docstring names
+A benchmark is a file `benchmarks/<name>.py` with one subclass of `Benchmark`; recipes
+(`evaluations`) and `diptych eval` reach it by that name. Its docstring names
 source, licence, metric variant and, where there is one, a published figure. The runner adds what
 every score needs: interval, controls (`controls.py`), split by question kind.
 """
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 from diptych import parts
 from diptych.data.sample import Sample
@@ -20,6 +24,32 @@ from diptych.eval.metric import Metric
 
 FOLDER = "eval.benchmarks"
 NO_KIND = "all"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe or the command line says of a benchmark; see `Benchmark.open`.
+
+    Attributes:
+        path: its data; None where the benchmark brings its own.
+        rows: reads the rows of `path` as any data set is read; nothing is read before it is called.
+        name: how it is called in results; None, as the benchmark calls itself.
+        metric, how, max_new_tokens, num_beams, answer_after: for benchmarks that leave them open.
+    """
+
+    path: str | None = None
+    rows: Callable[[], Sequence[Sample]] = tuple
+    name: str | None = None
+    metric: str = "exact"
+    how: Literal["generate", "likelihood"] = "generate"
+    max_new_tokens: int = 32
+    num_beams: int = 1
+    answer_after: str | None = None
+
+    @property
+    def stem(self) -> str | None:
+        """The data's name without its place and ending."""
+        return None if self.path is None else Path(self.path).stem
 
 
 class Benchmark(ABC):
@@ -36,6 +66,9 @@ class Benchmark(ABC):
         max_new_tokens: bound on a generated answer.
         num_beams: width of the search for an answer; 1 is greedy.
         answer_after: what stands between working and answer; None where there is no working.
+        reads_rows: it is about rows of any data set (`Asked.rows`). Pictures are read there, and
+            what a model has learned from tells how often an answer is.
+        needs_data: it cannot be opened without `Asked.path`.
     """
 
     name: str
@@ -45,6 +78,20 @@ class Benchmark(ABC):
     max_new_tokens: int = 32
     num_beams: int = 1
     answer_after: str | None = None
+    reads_rows: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+
+    @classmethod
+    def open(cls, asked: Asked) -> Self:
+        """The benchmark as a recipe or the command line asks for it.
+
+        One that brings its own samples is made without arguments; others say here what they take.
+
+        Raises:
+            DataError: its data cannot be read.
+        """
+        del asked
+        return cls()
 
     @abstractmethod
     def samples(self) -> Iterable[Sample]:
@@ -111,6 +158,13 @@ class Benchmark(ABC):
         if self.answer_after is None:
             return text
         return text.rsplit(self.answer_after, 1)[-1].strip()
+
+
+def is_name(text: str) -> bool:
+    """Whether a text names a benchmark: a file of the folder, or a module that is allowed."""
+    allowed = os.environ.get("DIPTYCH_PARTS", "").split(",")
+    package, dot, _ = text.partition(".")
+    return text in parts.names(FOLDER) or bool(dot and package in [p.strip() for p in allowed])
 
 
 def find(name: str) -> type[Benchmark]:

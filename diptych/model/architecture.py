@@ -75,9 +75,12 @@ class Model(nn.Module):
         command: asks the model in a terminal, {} for its folder; None where none does.
         tokens_per_image: language-model tokens of one picture, where pictures become such.
         represents: what it has vectors of: image, text, multimodal.
+        precision: how it computes when asked, as `model.opened` settles it; None, as its weights
+            are stored and as whoever calls it says.
     """
 
     config: Any
+    precision: str | None = None
     vision_encoder: VisionEncoder
     card_tag: ClassVar[str]
     card_usage: ClassVar[str]

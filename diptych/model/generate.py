@@ -22,6 +22,7 @@ from diptych.data.image import decode
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError, EmptyConversation, ModelError, SampleTooLong
 from diptych.model.likelihood import no_images
+from diptych.model.precision import computing, in_its_precision
 
 if TYPE_CHECKING:
     from diptych.model.architectures.vlm import Vlm
@@ -66,6 +67,7 @@ def generate(
 
 
 @torch.no_grad()
+@in_its_precision
 def encode_images(
     model: Vlm, encoded: Sequence[Encoded], read: Callable[[Image], bytes]
 ) -> list[Tensor]:
@@ -112,6 +114,7 @@ def steps(
     yield from run(model, decode_(model, embeds, mask), chooser, max_new_tokens)
 
 
+@in_its_precision
 def prompts(
     model: Vlm, encoded: Sequence[Encoded], pictures: Sequence[Tensor], max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
@@ -141,6 +144,7 @@ def prompts(
 
 
 @torch.no_grad()
+@in_its_precision
 def beam_search(
     model: Vlm,
     encoded: Sequence[Encoded],
@@ -229,6 +233,7 @@ class _CausalDecoder:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         self.logits = self._forward(inputs_embeds=embeds, position_ids=positions)
 
+    @in_its_precision
     def feed(self, tokens: Tensor) -> None:
         """Read one new token per sample."""
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], -1)
@@ -236,6 +241,7 @@ class _CausalDecoder:
         embeds = self.model.language_model.embed(tokens[:, None])
         self.logits = self._forward(inputs_embeds=embeds, position_ids=positions)
 
+    @in_its_precision
     def _forward(self, **inputs: Tensor) -> Tensor:
         mask = None if bool(self.mask.all()) else self.mask
         hidden = self.model.language_model.body(
@@ -251,11 +257,13 @@ class _Seq2SeqDecoder:
         self.model = model
         self.mask = mask
         lm = model.language_model
-        self.encoded = lm.encode(embeds, mask)
+        with computing(model):
+            self.encoded = lm.encode(embeds, mask)
         self.cache: Any = None
         start = getattr(lm.hf_config, "decoder_start_token_id", 0) or 0
         self.feed(torch.full((len(embeds),), start, device=embeds.device))
 
+    @in_its_precision
     def feed(self, tokens: Tensor) -> None:
         """Read one new decoder token per sample."""
         output = self.model.language_model.body(
@@ -269,6 +277,7 @@ class _Seq2SeqDecoder:
         self.logits = self.model.language_model.logits(output.last_hidden_state[:, -1])
 
 
+@in_its_precision
 def continue_causal(
     model: Vlm, ids: Sequence[int], pictures: Sequence[Tensor], cache: Any, num_cached: int
 ) -> Any:

@@ -13,6 +13,7 @@ from diptych.data.chat import Fate
 from diptych.data.collate import Item, Pictures, TokenCollator
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import DiptychError, ModelError, SampleTooLong
+from diptych.model.precision import in_its_precision
 from diptych.model.shared_prefix import Passage, log_probabilities
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _no_token(sample: Sample) -> ModelError:
 
 
 @torch.no_grad()
+@in_its_precision
 def _sample_sums(model: Vlm, items: Sequence[Item]) -> dict[str, float]:
     """By sample id the sum over its last answer; samples about one picture share its tokens."""
     prepared = token_collator(model)(items)
@@ -132,9 +134,11 @@ def _sample_sums(model: Vlm, items: Sequence[Item]) -> dict[str, float]:
                     raise _no_token(by_id[id])
             batch = batch.to(model.device)
             values = model.target_log_probs(batch)
-            total = torch.zeros(len(batch.sample_ids), dtype=torch.float64)
-            total.index_add_(0, batch.target_samples.cpu(), values.double().cpu())
-            sums.update(zip(batch.sample_ids, total.tolist(), strict=True))
+            # Added up as Python's floats, which are float64: not every device has it.
+            total = [0.0] * len(batch.sample_ids)
+            for sample, value in zip(batch.target_samples.tolist(), values.tolist(), strict=True):
+                total[sample] += value
+            sums.update(zip(batch.sample_ids, total, strict=True))
     finally:
         model.train(was_training)
     return sums

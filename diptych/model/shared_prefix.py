@@ -21,6 +21,7 @@ import torch
 
 from diptych.data.batch import Batch
 from diptych.errors import ModelError
+from diptych.model.precision import in_its_precision
 
 if TYPE_CHECKING:
     from diptych.model.architectures.vlm import Vlm
@@ -53,6 +54,7 @@ class _Prompt:
 
 
 @torch.no_grad()
+@in_its_precision
 def log_probabilities(model: Vlm, passages: Sequence[Passage]) -> list[float]:
     """Sum of the log-probabilities (nats) of the tokens of each passage from its `start` on.
 
@@ -172,7 +174,7 @@ def _score(
         position_ids=batch.position_ids,
         **inputs,
     ).last_hidden_state
-    values = model.log_probs_at(hidden, batch).double().cpu()
+    values = model.log_probs_at(hidden, batch)
     for number, value in zip(batch.target_samples.tolist(), values.tolist(), strict=True):
         sums[number] += value
 

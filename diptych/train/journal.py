@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,34 @@ from diptych.model.architecture import Model
 from diptych.model.trainable import Group, Moved
 from diptych.progress import Progress
 from diptych.train.stage import Stage
+
+LONGEST_VALUE = 500
+"""MLflow takes no longer one as a parameter (mlflow.utils.validation)."""
+
+
+def for_trackers(tree: Any, key: str = "") -> dict[str, str | int | float | bool]:
+    """A recipe as experiment trackers take it: one plain value for each dotted key.
+
+    Items of lists go by their `name`, as in overrides; null is written out, and what is longer
+    than `LONGEST_VALUE` characters loses its middle.
+    """
+    if isinstance(tree, Mapping):
+        inner = [(str(name), value) for name, value in tree.items()]
+    elif isinstance(tree, list | tuple) and any(isinstance(x, Mapping) for x in tree):
+        named = [x.get("name") if isinstance(x, Mapping) else None for x in tree]
+        inner = [
+            (str(n or number), x) for number, (n, x) in enumerate(zip(named, tree, strict=True))
+        ]
+    elif isinstance(tree, bool | int | float):
+        return {key: tree}
+    else:
+        text = tree if isinstance(tree, str) else json.dumps(tree, default=str)
+        half = LONGEST_VALUE // 2 - 3
+        return {key: text if len(text) <= LONGEST_VALUE else f"{text[:half]} ... {text[-half:]}"}
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in inner:
+        found |= for_trackers(value, f"{key}.{name}" if key else name)
+    return found
 
 
 class Journal:

@@ -9,13 +9,16 @@ else, and counts that still differ are an error.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from diptych.errors import ProcessesDisagree
+from diptych.errors import ConfigError, ProcessesDisagree
+from diptych.machine import TRAINING_DEVICE, chosen_device, cpu_is_asked_for
 
 T = TypeVar("T")
 
@@ -26,8 +29,44 @@ alone, which takes longer than PyTorch's usual ten minutes; if one dies, the lau
 
 def on_cpu() -> bool:
     """Whether training runs on the CPU: it was asked for, or there is nothing else."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-    return asked or not torch.accelerator.is_available()
+    return cpu_is_asked_for() or not torch.accelerator.is_available()
+
+
+@contextmanager
+def on(device: str | None) -> Iterator[None]:
+    """Train, and open models, on the device of that name meanwhile; None and `auto` choose.
+
+    Raises:
+        ConfigError: there is no such device, or several processes are to share one.
+    """
+    if device in (None, "auto"):
+        yield
+        return
+    chosen = chosen_device(device)
+    if ":" in chosen and _several():
+        raise ConfigError(
+            f"several processes cannot share '{chosen}'",
+            where="device",
+            fix="let each take its own (--device auto), and choose by CUDA_VISIBLE_DEVICES",
+        )
+    values = {"ACCELERATE_USE_CPU": "true"} if chosen == "cpu" else {TRAINING_DEVICE: chosen}
+    if chosen != "cpu" and _several():
+        values = {}  # a name without a number would be the first device for all of them
+    names = ("ACCELERATE_USE_CPU", TRAINING_DEVICE)
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ.update(values)
+    _, _, number = chosen.partition(":")
+    there = torch.accelerator.is_available() and chosen != "cpu" and number
+    # Memory and random states are asked of the current device.
+    current = torch.accelerator.device_index(int(number)) if there else nullcontext()
+    try:
+        with current:
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def start() -> Any:

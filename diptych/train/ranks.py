@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diptych.machine import widest
+
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """Rows [n, D] of this rank -> (rows [N, D] of all ranks in rank order, where ours begin).
@@ -40,7 +42,7 @@ def total(value: float, device: torch.device) -> float:
     """The sum of a number over ranks; no gradient."""
     if _alone():
         return value
-    summed = torch.tensor([value], dtype=torch.float64, device=device)
+    summed = torch.tensor([value], dtype=widest(device), device=device)
     dist.all_reduce(summed)
     return summed.item()
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from diptych.errors import (
     LossNotFinite,
     StartChanged,
 )
-from diptych.machine import KeptMemory, memory_bytes
+from diptych.machine import KeptMemory, memory_bytes, widest
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
@@ -41,7 +41,7 @@ from diptych.progress import Progress
 from diptych.train import attention, feature_cache, identity, optimizer, processes, resume
 from diptych.train.claim import working_in
 from diptych.train.feed import StepData, feed
-from diptych.train.journal import Journal
+from diptych.train.journal import Journal, for_trackers
 from diptych.train.resume import Position
 from diptych.train.stage import Stage
 from diptych.train.stage_data import StageData
@@ -50,6 +50,22 @@ log = logging.getLogger(__name__)
 
 EvaluateHook = Callable[[Model, str, int], dict[str, float]]
 """(model, stage, step) -> figures for metrics.jsonl; called every `evaluate_every_steps`."""
+
+
+class Scheduled(Protocol):
+    """Evaluations on a schedule of their own."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether to measure after so many optimizer steps, counted over all stages."""
+        ...
+
+    def is_missing(self, step: int) -> bool:
+        """Whether one is due after that step that a stopped run did not come to."""
+        ...
+
+    def at(self, model: Model, step: int) -> dict[str, float]:
+        """Measure; figures for metrics.jsonl."""
+        ...
 
 
 class Learner(nn.Module):
@@ -83,6 +99,9 @@ class Trainer:
             anew with them as they are now.
         moved: the data lie elsewhere than when the run began, so finished stages must find in
             theirs what they learned from.
+        recipe: the whole recipe as plain data, for trackers; they name the run as its folder is.
+        scheduled: evaluations that are due after so many steps of the run. Where there are several
+            processes, one alone is given them, and the others wait.
 
     Raises:
         Interrupted: SIGTERM or SIGINT came; everything is saved and the same call resumes.
@@ -106,6 +125,8 @@ class Trainer:
         origins: Mapping[str, str] | None = None,
         accept_changed: bool = False,
         moved: bool = False,
+        recipe: Mapping[str, Any] | None = None,
+        scheduled: Scheduled | None = None,
     ):
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.state import AcceleratorState
@@ -120,6 +141,8 @@ class Trainer:
         self.origins = dict(origins or {})
         self.accept_changed = accept_changed
         self.moved = moved
+        self.recipe = dict(recipe or {})
+        self.scheduled = scheduled
         precisions = {s.precision for s in stages}
         if len(precisions) > 1:
             raise ConfigError(
@@ -163,7 +186,10 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             self.memory = KeptMemory()
         self.run.mkdir(parents=True, exist_ok=True)
-        self.accelerator.init_trackers("diptych", config={})
+        named = {"wandb": {"name": self.run.name}, "mlflow": {"run_name": self.run.name}}
+        self.accelerator.init_trackers(
+            "diptych", config=for_trackers({"run": self.run.name, **self.recipe}), init_kwargs=named
+        )
         self.model.to(self.accelerator.device)
         checkpoint = resume.newest(self.run / "checkpoints")
         if checkpoint is not None:
@@ -294,6 +320,9 @@ class Trainer:
     ) -> None:
         stage = state.stage
         self.model.train()
+        if self.scheduled is not None:
+            if self.scheduled.is_missing(self.position.steps_before + steps.start):
+                self._measure(stage, steps.start)
         last_save = last_line = time.monotonic()
         with self.progress.task(f"train {stage.name}", num_steps, steps.start) as task:
             for step, prepared in zip(steps, feed(data, steps, stage.num_workers), strict=True):
@@ -320,6 +349,8 @@ class Trainer:
                 if due or (last and stage.evaluate_every_steps):
                     if self._evaluate(state, validation, step + 1):
                         self.position.stage_ended = True
+                if self._is_due(step + 1) and self._measure(stage, step + 1):
+                    last_line = time.monotonic()  # a step's speed is that of training
                 every = stage.checkpoint_every_steps
                 if every:
                     save_now = (step + 1) % every == 0
@@ -351,7 +382,7 @@ class Trainer:
                 state.ledger.num_rejected,
                 0.0 if prepared.batches else 1.0,
             ],
-            dtype=torch.float64,
+            dtype=widest(accelerator.device),
             device=accelerator.device,
         )
         total_weight, real_tokens, area, num_samples, num_rejected, num_idle = accelerator.reduce(
@@ -439,9 +470,8 @@ class Trainer:
                         losses = state.learner(batch.to(self.model.device))
                     total += sum(v.item() for v in losses.values())
                     weight += objective.weight(batch)
-            sums = torch.tensor(
-                [total, weight], dtype=torch.float64, device=self.accelerator.device
-            )
+            device = self.accelerator.device
+            sums = torch.tensor([total, weight], dtype=widest(device), device=device)
             total, weight = self.accelerator.reduce(sums, "sum").tolist()
             loss = total / max(weight, 1.0)
             figures["validation_loss"] = loss
@@ -462,6 +492,34 @@ class Trainer:
             self._track(figures, step)
             log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
         return stop
+
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation is due after this step of the stage."""
+        total = self.position.steps_before + step
+        return self.scheduled is not None and self.scheduled.is_due(total)
+
+    def _measure(self, stage: Stage, step: int) -> bool:
+        """The evaluations after a step; whether they were measured.
+
+        A run that is asked to stop does not wait for them: it measures when it goes on.
+        """
+        assert self.scheduled is not None, "something is due"
+        if self._stopping:
+            return False
+        total = self.position.steps_before + step
+        self.model.eval()
+        self._reading = True
+        try:
+            figures = self.scheduled.at(self.model, total)
+        except _StoppedReading:
+            return False
+        finally:
+            self._reading = False
+            self.model.train()
+        self.journal.add({"stage": stage.name, "step": step, **figures})
+        self._track(figures, step)
+        log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+        return True
 
     def _track(self, figures: dict[str, Any], step: int) -> None:
         """Send the numbers among `figures` to the trackers."""

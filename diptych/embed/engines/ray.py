@@ -21,7 +21,7 @@ from diptych.data.sample import Image
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.engine import Pending, Work, batches, threads_each, vectors_of
 from diptych.errors import ConfigError, DiptychError, MissingExtra
-from diptych.model.checkpoint import load_model
+from diptych.model.opened import open_model
 
 SHARDS_EACH = 16
 """Shards of one wave for each replica."""
@@ -105,11 +105,9 @@ def loaded(replica: Replica) -> Embedder:
 
     torch.set_num_threads(replica.threads)
     settings = EmbedConfig.from_dict(json.loads(replica.settings))
-    embedder = Embedder(load_model(replica.source), settings, replica.source)
+    embedder = Embedder(open_model(replica.source), settings, replica.source)
     if embedder.fingerprint != replica.fingerprint:
         raise ConfigError("another model lies there on this node", where=replica.source)
-    if torch.cuda.is_available():
-        embedder.model.to("cuda")
     return embedder
 
 

@@ -18,11 +18,12 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from diptych.data.sample import Sample, Text, Turn
 from diptych.errors import DataError, FormatError
 from diptych.eval import metric as metrics
-from diptych.eval.benchmark import Benchmark
+from diptych.eval.benchmark import Asked, Benchmark
 
 LETTERS = "ABCD"
 CONTINUATIONS = tuple(f" {letter}" for letter in LETTERS)
@@ -118,6 +119,14 @@ class Choices(Benchmark):
 
     how = "likelihood"
     chat = False
+    needs_data = True
+
+    @classmethod
+    def open(cls, asked: Asked) -> Self:
+        assert asked.path is not None, "needs_data"
+        opened = cls(asked.path)
+        opened.name = asked.name or opened.name
+        return opened
 
     def __init__(self, path: str | Path, *, dev: str | Path | None = None, num_shots: int = 0):
         self.name = "choices"

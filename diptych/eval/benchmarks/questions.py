@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 from diptych.data.sample import Sample
 from diptych.eval import metric as metrics
-from diptych.eval.benchmark import Benchmark
+from diptych.eval.benchmark import Asked, Benchmark
 
 
 class Questions(Benchmark):
@@ -24,6 +24,21 @@ class Questions(Benchmark):
         how: "likelihood" needs `meta["choices"]` on every sample; the candidates are then compared
             by the log-likelihood of the whole text, not divided by its length.
     """
+
+    reads_rows = True
+    needs_data = True
+
+    @classmethod
+    def open(cls, asked: Asked) -> Self:
+        return cls(
+            asked.rows(),
+            metric=asked.metric,
+            how=asked.how,
+            max_new_tokens=asked.max_new_tokens,
+            num_beams=asked.num_beams,
+            answer_after=asked.answer_after,
+            name=asked.name or asked.stem or "questions",
+        )
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from diptych.data.sample import Image, Sample
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
+from diptych.model.precision import in_its_precision
 from diptych.model.question_text import QuestionText
 from diptych.model.text_mixture import TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoder
@@ -93,6 +94,7 @@ class Answerer(Model):
 
     # -- asking -----------------------------------------------------------------------------
 
+    @in_its_precision
     def ask(
         self,
         images: Sequence[Any],
@@ -111,6 +113,7 @@ class Answerer(Model):
             )
         return found
 
+    @in_its_precision
     def generate(
         self,
         samples: Sequence[Sample],
@@ -129,6 +132,7 @@ class Answerer(Model):
         return [found[i] for i in range(len(samples))]
 
     @torch.inference_mode()
+    @in_its_precision
     def log_likelihoods(
         self,
         samples: Sequence[Sample],

@@ -21,6 +21,7 @@ from diptych.errors import ModelError, SampleTooLong
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
+from diptych.model.precision import in_its_precision
 from diptych.model.text_mixture import TextMixture, TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -130,12 +131,14 @@ class Captioner(Model):
     # -- asking -----------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @in_its_precision
     def encode_images(self, images: Iterable[Any], *, batch_size: int = 32) -> Tensor:
         """Paths, bytes or PIL pictures -> unit vectors [I, E], on the CPU."""
         chunks = in_chunks(list(images), batch_size)
         return torch.cat([self.project_images(self._encoded(c)).cpu() for c in chunks])
 
     @torch.inference_mode()
+    @in_its_precision
     def encode_texts(self, texts: Iterable[str], *, batch_size: int = 128) -> Tensor:
         """Texts -> unit vectors [n, E], on the CPU. What is too long loses its end."""
         chunks = in_chunks(list(texts), batch_size)
@@ -157,6 +160,7 @@ class Captioner(Model):
         return images @ texts.T
 
     @torch.inference_mode()
+    @in_its_precision
     def match_scores(
         self,
         images: Sequence[Any],
@@ -174,6 +178,7 @@ class Captioner(Model):
         both = match_logits(self, self._encoded, images, texts, pairs, batch_size)
         return both[:, 1] if logits else both.softmax(1)[:, 1]
 
+    @in_its_precision
     def caption(
         self,
         images: Sequence[Any],
@@ -199,6 +204,7 @@ class Captioner(Model):
             raise ModelError(f"{len(images)} pictures, but {len(prompts)} beginnings of captions")
         return self._written(features, prompts, max_new_tokens, num_beams, top_p, seed)
 
+    @in_its_precision
     def generate(
         self,
         samples: Sequence[Sample],

@@ -22,6 +22,7 @@ from diptych.errors import ConfigError, ModelError
 from diptych.model import text_encoder as text_encoders
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
+from diptych.model.precision import in_its_precision
 from diptych.model.text_encoder import TextEncoder, TextEncoderConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -186,6 +187,7 @@ class DualEncoder(Model):
     # -- asking -----------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @in_its_precision
     def encode_images(self, images: Iterable[Any], *, batch_size: int = 64) -> Tensor:
         """Paths, bytes or PIL pictures -> unit vectors float32 [I, D], on the CPU.
 
@@ -197,6 +199,7 @@ class DualEncoder(Model):
         return torch.cat(rows) if rows else torch.zeros(0, 0)
 
     @torch.inference_mode()
+    @in_its_precision
     def encode_texts(self, texts: Iterable[str], *, batch_size: int = 256) -> Tensor:
         """Texts -> unit vectors float32 [n, D], on the CPU. What is too long loses its end."""
         chunks = in_chunks(texts, batch_size)

@@ -19,6 +19,7 @@ from diptych.data.plain_text import TextTokens
 from diptych.model import query_former as query_formers
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
+from diptych.model.precision import in_its_precision
 from diptych.model.query_former import QueryFormer, QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoder
 
@@ -136,6 +137,7 @@ class QueryTransformer(Model):
     # -- asking -----------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @in_its_precision
     def features(
         self, images: Iterable[Any] | None = None, texts: Iterable[str] | None = None
     ) -> Tensor:
@@ -157,6 +159,7 @@ class QueryTransformer(Model):
         return former.read_both(ids, mask, states)[:, : former.num_queries]
 
     @torch.inference_mode()
+    @in_its_precision
     def encode_images(self, images: Iterable[Any], *, batch_size: int = 32) -> Tensor:
         """Paths, bytes or PIL pictures -> unit vectors of their queries [I, Q, E], on the CPU."""
         rows = [
@@ -166,6 +169,7 @@ class QueryTransformer(Model):
         return torch.cat(rows)
 
     @torch.inference_mode()
+    @in_its_precision
     def encode_texts(self, texts: Iterable[str], *, batch_size: int = 128) -> Tensor:
         """Texts -> unit vectors [n, E], on the CPU. What is too long loses its end."""
         rows = [
@@ -188,6 +192,7 @@ class QueryTransformer(Model):
         return torch.einsum("iqe,ne->inq", images, texts).amax(-1)
 
     @torch.inference_mode()
+    @in_its_precision
     def match_scores(
         self,
         images: Sequence[Any],

@@ -285,7 +285,14 @@ class Vlm(Model):
 
     def _log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
         rows = nn.functional.pad(hidden, (0, 0, 0, common_size(len(hidden)) - len(hidden)))
-        logits = self.language_model.logits(rows)[: len(hidden)].float()
+        if self.precision in (None, "fp32") or torch.is_grad_enabled():
+            logits = self.language_model.logits(rows)
+        else:
+            # Rounded to eight bits, the candidates of a question would often be equally likely.
+            weight = self.language_model.module.get_output_embeddings().weight
+            with torch.autocast(self.device.type, enabled=False):
+                logits = self.language_model.logits(rows.to(weight.dtype))
+        logits = logits[: len(hidden)].float()
         return -nn.functional.cross_entropy(logits, ids, reduction="none")
 
     # -- asking -----------------------------------------------------------------------------

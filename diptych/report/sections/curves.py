@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.report.plot import Boundary, Chart, Line, line_chart
 from diptych.report.run_folder import RunFolder, mapping, number, text
-from diptych.report.wording import count, plain, scientific, short_count
+from diptych.report.wording import count, percent, plain, scientific, short_count
 
 TITLE = "How it learned"
 LABEL = "Curves"
@@ -16,6 +16,8 @@ ORDER = 60
 NEEDS = ("metrics.jsonl",)
 
 MAX_LOSSES = 4
+_MEASURED = "evaluations."
+"""Of metrics.jsonl: scores that were measured on schedule."""
 
 
 def view(run: RunFolder) -> dict[str, Any] | None:
@@ -25,7 +27,10 @@ def view(run: RunFolder) -> dict[str, Any] | None:
     for position, row in enumerate(rows):
         stage, step = text(row.get("stage"), 60) or "training", number(row.get("step"))
         # A resumed run repeats the steps since its checkpoint; the repetition is what counts.
-        latest.setdefault(stage, {})[-position if step is None else step] = row
+        # What was measured after a step is a row of its own, and belongs to that step.
+        known = latest.setdefault(stage, {})
+        key = -position if step is None else step
+        known[key] = {**known.get(key, {}), **row}
     by_stage = {stage: list(steps.values()) for stage, steps in latest.items()}
     charts = [_loss_chart(stage, steps) for stage, steps in by_stage.items()]
     ordered = [row for steps in by_stage.values() for row in steps]
@@ -53,11 +58,26 @@ def view(run: RunFolder) -> dict[str, Any] | None:
             boundaries=starts,
         )
     )
+    charts += _measured(ordered)
     drawn = [chart for chart in charts if chart is not None]
     if not drawn:
         return None
     facts = _facts(ordered)
     return {"charts": drawn, "facts": facts, "note": run.notes.get("metrics.jsonl", "")}
+
+
+def _measured(rows: list[dict[str, Any]]) -> list[Chart | None]:
+    """One chart for each evaluation that was measured while it learned."""
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith(_MEASURED))
+    return [
+        line_chart(
+            f"Score while it learned, {text(name.removeprefix(_MEASURED), 40)}",
+            [_over_all("score", rows, name)],
+            label=percent,
+            from_zero=True,
+        )
+        for name in names
+    ]
 
 
 def _loss_chart(stage: str, rows: list[dict[str, Any]]) -> Chart | None:

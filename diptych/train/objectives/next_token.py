@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diptych.data.batch import Batch
 from diptych.data.collate import Collator
+from diptych.machine import widest
 from diptych.model.likelihood import token_collator
 from diptych.train.objective import Objective, ObjectiveConfig
 
@@ -56,4 +57,4 @@ class NextToken(Objective):
     def _weights(self, batch: Batch) -> Tensor:
         """Weight of every target; a sample never spans two micro-batches."""
         whose = batch.target_samples
-        return torch.bincount(whose).double()[whose] ** self.power
+        return torch.bincount(whose).to(widest(whose.device))[whose] ** self.power

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import time
 
 import pytest
 import torch
 
-from diptych.errors import LossNotFinite, TooManyRejects
+from diptych.errors import Interrupted, LossNotFinite, TooManyRejects
 from diptych.model import trainable
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
@@ -241,3 +244,84 @@ def test_muon_moves_convolutions_as_matrices_wherever_their_numbers_lie():
 
 def dict_of(groups):
     return {n: p for g in groups for n, p in g.parameters.items()}
+
+
+def test_trackers_carry_the_recipe_and_the_name_of_the_run(
+    tiny_config, squares, tmp_path, monkeypatch
+):
+    from accelerate import Accelerator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from diptych.train.journal import LONGEST_VALUE
+
+    asked = []
+    init = Accelerator.init_trackers
+
+    def noted(self, project_name, config=None, init_kwargs=None):
+        asked.append((project_name, config, init_kwargs))
+        return init(self, project_name, config, init_kwargs)
+
+    monkeypatch.setattr(Accelerator, "init_trackers", noted)
+    values = tiny_run.stage(squares, num_steps=1)
+    recipe = {"name": "tiny", "seed": 3, "note": "x" * 2000, "choices": None, "stages": [values]}
+    run = tmp_path / "tiny-0123"
+    trainer(run, tiny_config(), [values], trackers=("tensorboard",), recipe=recipe).train()
+    [(project, config, named)] = asked
+    assert project == "diptych"
+    assert named == {"wandb": {"name": "tiny-0123"}, "mlflow": {"run_name": "tiny-0123"}}
+    assert config["run"] == "tiny-0123" and config["seed"] == 3 and config["choices"] == "null"
+    assert config["stages.instruct.learning_rate"] == 1e-3
+    assert config["stages.instruct.packed"] is True
+    assert config["stages.instruct.data.0.path"] == str(squares / "train.json")
+    assert all(
+        isinstance(v, str | int | float | bool) and len(str(v)) <= LONGEST_VALUE
+        for v in config.values()
+    )
+    tags = set()
+    for file in run.rglob("events.out.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        tags |= set(events.Tags()["scalars"])
+        content = events.summary_metadata
+        if "_hparams_/session_start_info" in content:
+            data = content["_hparams_/session_start_info"].plugin_data.content
+            assert b"stages.instruct.learning_rate" in data
+            tags.add("hparams")
+    assert {"loss", "hparams"} <= tags
+
+
+class OnSchedule:
+    """Due after the second step; stops the run the first time it looks."""
+
+    def __init__(self, stops):
+        self.stops, self.seen, self.missing = stops, [], not stops
+
+    def is_due(self, step):
+        return step == 2
+
+    def is_missing(self, step):
+        return step == 2 and self.missing
+
+    def at(self, model, step):
+        assert not model.training
+        if self.stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        self.seen.append(step)
+        return {"evaluations.x": 0.5}
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(tiny_config, squares, tmp_path):
+    stage = tiny_run.stage(squares, num_steps=4)
+    start, first = time.monotonic(), OnSchedule(stops=True)
+    with pytest.raises(Interrupted, match="at step 2 of 4"):
+        trainer(tmp_path / "a", tiny_config(), [stage], scheduled=first).train()
+    assert time.monotonic() - start < 50 and not first.seen
+    second = OnSchedule(stops=False)
+    resumed = trainer(tmp_path / "a", tiny_config(), [stage], scheduled=second).train()
+    assert second.seen == [2], "measured when the run goes on, with the weights of that step"
+    lines = [x for x in metrics(tmp_path / "a") if "loss" not in x]
+    assert lines == [{"stage": "instruct", "step": 2, "evaluations.x": 0.5}]
+    whole = trainer(tmp_path / "b", tiny_config(), [stage]).train()
+    for name, tensor in whole.state_dict().items():
+        assert tensor.equal(resumed.state_dict()[name]), name
