@@ -122,7 +122,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, cache, way)
     folder = tmp_path / "evil"
     folder.mkdir()
     file = folder / "pytorch_model.bin"
-    weights_of_it = {"a": torch.ones(2), "b": Calls()}
+    weights_of_it = {"b": Calls(), "a": torch.ones(2)}
     if way.startswith("plain"):
         file.write_bytes(pickle.dumps(weights_of_it, protocol=int(way[-1])))
     else:
