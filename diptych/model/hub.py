@@ -116,14 +116,9 @@ def snapshot(
         WeightsNotFound: only a part of it is here, and the rest is not to be had; names files.
         OSError, ValueError, RuntimeError: the hub cannot be asked, or has no such repository.
     """
-    from huggingface_hub import snapshot_download
-
-    kept: Path | None = None
-    try:
-        kept = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (OSError, ValueError):
-        if offline():
-            raise
+    kept = _kept(name, revision)
+    if kept is None and offline():
+        raise OSError("offline mode is on, and the hub's cache has nothing of it")
     if kept is not None and _is_noted(kept, notes, described):
         return kept
     why = "offline mode is on"
@@ -162,6 +157,24 @@ def commit_of(folder: Path) -> str | None:
 def repository_of(folder: Path) -> str:
     """The repository of a snapshot in the hub's cache."""
     return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+
+
+def _kept(name: str, revision: str | None) -> Path | None:
+    """The snapshot that the hub's cache has, whatever is in it.
+
+    The hub's library finds one only when all files of the repository are there, also those that
+    nobody asked for (huggingface_hub 2.4).
+    """
+    from huggingface_hub import constants
+
+    repo = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    branch = repo / "refs" / (revision or "main")
+    try:
+        commit = branch.read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision or ""
+    folder = repo / "snapshots" / commit
+    return folder if commit and folder.is_dir() else None
 
 
 def _fetch(name: str, revision: str | None, notes: Path, described: bool) -> Path:
