@@ -73,7 +73,7 @@ def load_pretrained(
     Raises:
         CheckpointError: unusable, or a weight is missing or has another shape.
     """
-    with reading(folder, where):
+    with reading(folder, where), _read_not_mapped():
         module, about = kind.from_pretrained(
             folder,
             use_safetensors=True,
@@ -95,6 +95,25 @@ def load_pretrained(
             where=f"{where}: {folder}",
         )
     return module
+
+
+@contextmanager
+def _read_not_mapped() -> Iterator[None]:
+    """Let transformers read tensors one by one instead of mapping whole files.
+
+    Of a mapped file every page that was read stays in the process's memory beside what was made
+    of it, and weights that were not copied change with the file. It offers no setting for that
+    (transformers 5.23 reads so on Windows alone).
+    """
+    from transformers import modeling_utils
+
+    theirs: Any = modeling_utils
+    mapped = theirs.safe_open
+    theirs.safe_open = lambda *file, **settings: mapped(*file, **{**settings, "backend": "pread"})
+    try:
+        yield
+    finally:
+        theirs.safe_open = mapped
 
 
 def cast(module: Any, dtype: Any) -> Any:

@@ -16,6 +16,7 @@ import pytest
 
 from diptych.errors import ConfigError, WeightsCorrupt, WeightsNotFound
 from diptych.model import hub, packages, weights
+from diptych.recipe import load
 from tests.mirror import Mirror, environment
 
 MODEL = os.urandom(300_000)
@@ -273,3 +274,21 @@ def test_a_download_from_a_mirror_that_broke_off_is_not_used_but_finished(tmp_pa
         assert ask() == whole
         assert mirror.sent == [SECOND]
         assert ask() == whole and mirror.sent == [SECOND]  # kept
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part"),
+    [
+        ("llava15-7b", "vision_encoder"),
+        ("llava15-7b", "language_model"),
+        ("blip2-stage1", "query_former"),
+        ("blip-base", "text"),
+        ("blip2-opt-2-7b", "connector"),
+    ],
+)
+def test_every_weights_field_has_a_revision_that_counts(recipe, part):
+    known = load(recipe)
+    other = known.override([f"model.{part}.revision=v1"])
+    assert other.fingerprint() != known.fingerprint()
+    with pytest.raises(ConfigError, match="a revision but no weights"):
+        other.override([f"model.{part}.weights=null"])
