@@ -142,7 +142,10 @@ def of_a_model(source: str | Path) -> tuple[Path, dict[str, Any]] | None:
     for place in (folder / "model", folder):
         file = place / "config.json"
         if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None  # whoever reads it says so
             ours = isinstance(values, dict) and isinstance(values.get("vision_encoder"), dict)
             return (place, values) if ours else None
     return None
