@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +228,9 @@ def _is_noted(folder: Path, notes: Path, described: bool) -> bool:
         return False
 
 
+@lru_cache(maxsize=1)
 def _answers() -> bool:
-    """A quick look, so that a network without a hub costs seconds and not retries."""
+    """A quick look, once a process, so that a network without a hub costs seconds, not retries."""
     import httpx
     from huggingface_hub import constants
 
