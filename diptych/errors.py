@@ -259,3 +259,9 @@ class SinkAway(DiptychError):
 
 class WriterError(DiptychError):
     """The language model behind the chart writer failed."""
+
+
+def first_line(error: object) -> str:
+    """What another library's error says, in one line: its last one."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

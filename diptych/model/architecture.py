@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from diptych.data.preprocessing import Preprocessing
 from diptych.errors import ConfigError
 from diptych.model.adapters import LoraConfig, add_adapters
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
+from diptych.model.weights import FromHub, origin
 
 log = logging.getLogger(__name__)
 DEFAULT = "vlm"
@@ -77,6 +78,7 @@ class Model(nn.Module):
         represents: what it has vectors of: image, text, multimodal.
         precision: how it computes when asked, as `model.opened` settles it; None, as its weights
             are stored and as whoever calls it says.
+        origins: which pretrained weights its parts began with (`weights.origin`), by part.
     """
 
     config: Any
@@ -87,6 +89,7 @@ class Model(nn.Module):
     command: ClassVar[str | None] = None
     tokens_per_image: int | None = None
     represents: ClassVar[tuple[str, ...]] = ()
+    origins: Mapping[str, Any] = {}
 
     @property
     def tokenizer(self) -> Any:
@@ -222,6 +225,8 @@ class Model(nn.Module):
                 part: Any = self.part(name)
                 own: Any = getattr(part, "config", inner)  # as settled by its weights
                 update: dict[str, Any] = {"weights": None, "config": written(part.hf_config)}
+                if hasattr(inner, "revision"):
+                    update["revision"] = None
                 if hasattr(inner, "tokenizer"):
                     update["tokenizer"] = "."
                 complete[name] = own.model_copy(update=update)
@@ -295,9 +300,19 @@ def build(config: ArchitectureConfig, *, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = config.model_copy(update={"adapters": {}}).compose()
+    model.origins = _origins(config)
     for part, lora in config.adapters.items():
         add_adapters(model, part, lora)
     return model.eval()
+
+
+def _origins(config: ArchitectureConfig) -> dict[str, Any]:
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    return {
+        name: origin(part.weights, part.revision)
+        for name, part in fields.items()
+        if isinstance(part, FromHub) and part.weights is not None
+    }
 
 
 def written(hf_config: Any) -> dict[str, Any]:

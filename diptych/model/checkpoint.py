@@ -4,6 +4,7 @@
     model.safetensors         all weights
     tokenizer files           as transformers writes them
     preprocessor_config.json  for people and servers; Diptych reads config.json
+    origins.json              which pretrained weights it began with, if any
     README.md                 model card
     hashes.json               SHA-256 of every file, written last
 
@@ -32,9 +33,11 @@ from torch import Tensor, nn
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile, WeightsNotFound
 from diptych.model.adapters import add_adapters, merge_adapters
 from diptych.model.architecture import ArchitectureConfig, Model, build, config_from_dict
+from diptych.model.tensors import fill, without_weights
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HASHES = "hashes.json"
+ORIGINS = "origins.json"
 _LAYOUTS = {"clip": "hf-clip", "siglip": "hf-siglip", "blip": "hf-blip-retrieval",
             "blip-2": "hf-blip2", "blip_2_qformer": "hf-blip2-qformer"}  # fmt: skip
 """Layouts that read a model type of transformers; the others are read as LLaVA."""
@@ -46,6 +49,8 @@ def save_model(model: Model, path: Path | str) -> Path:
     with staged_folder(path) as folder:
         save_tensors(unique_tensors(model), folder / "model.safetensors")
         (folder / "config.json").write_text(model.complete_config().to_json())
+        if model.origins:
+            (folder / ORIGINS).write_text(json.dumps(model.origins, indent=2) + "\n")
         model.tokenizer.save_pretrained(folder)
         processor = model.preprocessing.to_hf("clip")
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
@@ -53,15 +58,15 @@ def save_model(model: Model, path: Path | str) -> Path:
     return path
 
 
-def load_model(name: Path | str) -> Any:
-    """The model of a folder (a run folder's `model/` is found too) or hub name.
+def load_model(name: Path | str, revision: str | None = None) -> Any:
+    """The model of a folder (a run folder's `model/` is found too) or hub name, at a revision.
 
     Raises:
         WeightsNotFound: no such folder.
         CheckpointError: the folder is incomplete or does not fit its config.
         UnsafeFile: the weights are a pickle.
     """
-    folder = model_folder(name)
+    folder = model_folder(name, revision)
     config = composition(folder)
     if not (folder / "model.safetensors").is_file():
         refuse_pickles(folder)
@@ -73,9 +78,20 @@ def load_model(name: Path | str) -> Any:
             where=str(folder),
             fix="copy the folder again; after a change on purpose, delete its hashes.json",
         )
-    model = build(config)
-    load_tensors(model, folder / "model.safetensors")
+    with without_weights():
+        model = build(config)
+    fill(model, folder / "model.safetensors")
+    model.origins = origins_of(folder)
     return model.eval()
+
+
+def origins_of(folder: Path) -> dict[str, Any]:
+    """Which pretrained weights the model of a folder began with, by part."""
+    try:
+        known = json.loads((folder / ORIGINS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -115,7 +131,7 @@ def begin(config: ArchitectureConfig) -> Any:
     return model.eval()
 
 
-def model_folder(name: Path | str) -> Path:
+def model_folder(name: Path | str, revision: str | None = None) -> Path:
     """The folder of a model: itself, a run folder's `model/`, or what a hub has by that name.
 
     Raises:
@@ -131,7 +147,7 @@ def model_folder(name: Path | str) -> Path:
     if not folder.is_dir():
         if folder.exists() or str(name).startswith((".", "/", "~")):
             raise WeightsNotFound("there is no such model folder", where=str(name))
-        folder = locate(str(name))
+        folder = locate(str(name), revision=revision)
     return folder
 
 
@@ -180,11 +196,34 @@ def _card(model: Model) -> str:
     if model.tokens_per_image is not None:
         tokens = f"One picture takes {model.tokens_per_image} tokens.\n\n"
     return (
-        f"---\nlibrary_name: diptych\npipeline_tag: {model.card_tag}\n---\n"
+        f"---\nlibrary_name: diptych\npipeline_tag: {model.card_tag}\n{_bases(model.origins)}---\n"
         "# A vision-language model composed with Diptych\n\n"
         f"| part | class | parameters |\n|---|---|---|\n{table}\n\n"
-        f"{tokens}```python\nimport diptych\n\n{model.card_usage}\n```\n"
+        f"{tokens}{_began(model.origins)}```python\nimport diptych\n\n{model.card_usage}\n```\n"
     )
+
+
+def _began(origins: Mapping[str, Any]) -> str:
+    """What the model card says of the weights that parts began with."""
+    lines = []
+    for part, about in origins.items():
+        facts = ", ".join(
+            f"{key} {value}"
+            for key, value in about.items()
+            if key not in ("weights", "pickles", "began_with") and value is not None
+        )
+        line = f"- {part}: `{about['weights']}` ({facts})"
+        for file, sha256 in about.get("pickles", {}).items():
+            line += f"\n  - converted from the pickle `{file}`, sha256 {sha256}"
+        lines.append(line)
+    return "Parts began with these weights:\n\n" + "\n".join(lines) + "\n\n" if lines else ""
+
+
+def _bases(origins: Mapping[str, Any]) -> str:
+    """The hub's models among them, as its cards name them."""
+    names = {a["weights"] if a["source"] == "hub" else a.get("of") for a in origins.values()}
+    known = sorted(name for name in names if name)
+    return "base_model:\n" + "".join(f"- {name}\n" for name in known) if known else ""
 
 
 # -- tensors --------------------------------------------------------------------------------

@@ -13,19 +13,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diptych.config import Config
 from diptych.data.joints import Joint
 from diptych.errors import ConfigError, WeightsNotFound
 from diptych.model import products
 from diptych.model.look_up import look_up
 from diptych.model.vision_encoder import config_from_dict
-from diptych.model.weights import cast, load_pretrained, locate, reading
+from diptych.model.weights import FromHub, cast, load_pretrained, locate, reading
 
 TRAINED_ON_DATA = "data"
 """Name of the tokenizer that a run trains itself."""
 
 
-class LanguageModelConfig(Config):
+class LanguageModelConfig(FromHub):
     """Which language model and tokenizer."""
 
     weights: str | None = None
@@ -67,9 +66,10 @@ def resolve(config: LanguageModelConfig, tokenizer: Any = None) -> tuple[Any, An
     from transformers import AutoConfig
 
     source = config.tokenizer or config.weights
-    tokenizer = tokenizer or load_tokenizer(source, "model.language_model")
+    revision = None if config.tokenizer else config.revision
+    tokenizer = tokenizer or load_tokenizer(source, "model.language_model", revision)
     if config.weights is not None:
-        folder = locate(config.weights, described=True)
+        folder = locate(config.weights, revision=config.revision, described=True)
         with reading(folder, "model.language_model.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     elif config.config is not None:
@@ -90,8 +90,8 @@ def resolve(config: LanguageModelConfig, tokenizer: Any = None) -> tuple[Any, An
     return hf_config, tokenizer
 
 
-def load_tokenizer(source: str | None, where: str) -> Any:
-    """The tokenizer of a folder or hub name.
+def load_tokenizer(source: str | None, where: str, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or hub name, there at a revision.
 
     Raises:
         ConfigError: none is named, or it is one that only a run can train.
@@ -112,8 +112,7 @@ def load_tokenizer(source: str | None, where: str) -> Any:
             fix="use `diptych train`, or name a tokenizer",
         )
     try:
-        # Pickled weights beside a tokenizer are nobody's business here.
-        folder = locate(source, pickles=True, described=True)
+        folder = locate(source, revision=revision, described=True)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsNotFound(
@@ -143,7 +142,7 @@ def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
     else:
         module = load_pretrained(
             kind,
-            locate(config.weights),
+            locate(config.weights, revision=config.revision),
             "model.language_model.weights",
             getattr(torch, config.dtype),
             config=hf_config,

@@ -17,18 +17,17 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diptych.config import Config
 from diptych.data.plain_text import TextTokens
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.language_model import load_tokenizer
-from diptych.model.weights import load_pretrained, locate, reading
+from diptych.model.weights import FromHub, load_pretrained, locate, reading
 
 WHERE = "model.query_former"
 DEC = "[DEC]"
 """Starts a text that is to be written, where another token starts one that is to be read."""
 
 
-class QueryFormerConfig(Config):
+class QueryFormerConfig(FromHub):
     """Queries, layers and tokenizer."""
 
     weights: str | None = None
@@ -180,7 +179,8 @@ def build(config: QueryFormerConfig, image_dim: int, tokenizer: Any = None) -> Q
     from transformers import AutoConfig, Blip2QFormerConfig
 
     own = config.tokenizer or config.weights
-    tokenizer = with_marks(tokenizer or load_tokenizer(own, WHERE))
+    revision = None if config.tokenizer else config.revision
+    tokenizer = with_marks(tokenizer or load_tokenizer(own, WHERE, revision))
     shared = {
         "encoder_hidden_size": image_dim,
         "cross_attention_frequency": config.cross_attention_every,
@@ -205,9 +205,9 @@ def build(config: QueryFormerConfig, image_dim: int, tokenizer: Any = None) -> Q
             raise ConfigError(
                 f"the config is not valid: {error}", where=f"{WHERE}.config"
             ) from None
-    if is_qformer(config.weights):
+    if is_qformer(config.weights, config.revision):
         return _with_qformer(config, tokenizer, image_dim)
-    folder = locate(config.weights)
+    folder = locate(config.weights, revision=config.revision)
     with reading(folder, f"{WHERE}.weights"):
         bert = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     sizes = bert_sizes(bert, config.num_layers, f"{WHERE}.weights")
@@ -222,24 +222,33 @@ QUERIES = "queries.safetensors"
 that class has no place for."""
 
 
-def is_qformer(source: str) -> bool:
-    """Whether that is a folder of transformers' Blip2QFormerModel."""
-    file = Path(source).expanduser() / "config.json"
+def is_qformer(source: str, revision: str | None = None) -> bool:
+    """Whether that is a folder or hub name of transformers' Blip2QFormerModel.
+
+    Raises:
+        WeightsNotFound: a hub name that leads nowhere.
+    """
+    place = Path(source).expanduser()
+    if not place.exists() and not source.endswith(".pth"):
+        place = locate(source, revision=revision, described=True)
+    file = place / "config.json"
     if not file.is_file():
         return False
     values = json.loads(file.read_text(encoding="utf-8"))
     return isinstance(values, dict) and values.get("model_type") == "blip_2_qformer"
 
 
-def read_qformer(source: str, where: str) -> tuple[Any, dict[str, Tensor] | None]:
-    """The Blip2QFormerModel of a folder, and what `QUERIES` holds, where it is there.
+def read_qformer(
+    source: str, where: str, revision: str | None = None
+) -> tuple[Any, dict[str, Tensor] | None]:
+    """The Blip2QFormerModel of a folder or hub name, and what `QUERIES` holds, where it is there.
 
     Raises:
         CheckpointError, UnsafeFile: it cannot be read.
     """
     from transformers import Blip2QFormerModel
 
-    folder = locate(source)
+    folder = locate(source, revision=revision)
     module = load_pretrained(Blip2QFormerModel, folder, where, torch.float32)
     file = folder / QUERIES
     return module, load_file(file) if file.is_file() else None
@@ -256,7 +265,7 @@ def take_queries(owner: Any, found: dict[str, Tensor]) -> None:
 def _with_qformer(config: QueryFormerConfig, tokenizer: Any, image_dim: int) -> QueryFormer:
     """A query former with the layers of a Blip2QFormerModel."""
     where = f"{WHERE}.weights"
-    module, queries = read_qformer(str(config.weights), where)
+    module, queries = read_qformer(str(config.weights), where, config.revision)
     hf_config = module.config
     num_queries = config.num_queries if queries is None else len(queries["queries"])
     if (hf_config.encoder_hidden_size, num_queries) != (image_dim, config.num_queries):

@@ -11,18 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.config import Config
 from diptych.data.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model import clip_weights
 from diptych.model.language_model import load_tokenizer
 from diptych.model.vision_encoder import class_of, config_from_dict
-from diptych.model.weights import cast, load_pretrained, locate, reading
+from diptych.model.weights import FromHub, cast, load_pretrained, locate, reading
 
 WHERE = "model.text_encoder"
 
 
-class TextEncoderConfig(Config):
+class TextEncoderConfig(FromHub):
     """Which text model and tokenizer, and how its states become one vector."""
 
     weights: str | None = None
@@ -112,9 +111,10 @@ def resolve(config: TextEncoderConfig, tokenizer: Any = None) -> tuple[Any, Any]
     """
     from transformers import AutoConfig
 
-    tokenizer = tokenizer or load_tokenizer(config.tokenizer or config.weights, WHERE)
+    revision = None if config.tokenizer else config.revision
+    tokenizer = tokenizer or load_tokenizer(config.tokenizer or config.weights, WHERE, revision)
     if config.weights is not None:
-        folder = locate(config.weights, described=True)
+        folder = locate(config.weights, revision=config.revision, described=True)
         with reading(folder, f"{WHERE}.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         hf_config = getattr(hf_config, "text_config", hf_config)
@@ -155,9 +155,9 @@ def build(config: TextEncoderConfig, tokenizer: Any = None) -> TextEncoder:
     else:
         module = load_pretrained(
             kind,
-            locate(config.weights),
+            locate(config.weights, revision=config.revision),
             f"{WHERE}.weights",
-            torch.float32,
+            getattr(torch, config.dtype),
             heads=config.pool == "model",
             config=hf_config,
         )

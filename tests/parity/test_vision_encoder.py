@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
 from transformers import AutoModel, CLIPConfig, CLIPModel
 
+from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile
 from diptych.model.vision_encoder import VisionEncoderConfig, build, probe, resolve
 
@@ -137,14 +139,37 @@ def test_missing_weights_are_never_made_up(tmp_path):
         build(VisionEncoderConfig(weights=str(tmp_path)))
 
 
-def test_broken_folders(tmp_path):
+def test_pickles_compute_what_safetensors_do(tmp_path, monkeypatch):
+    """A published checkpoint of pickles is the same model; in another precision rounded once."""
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "vision"
+    pretrained(folder)
+    settings = {"weights": str(folder), "image": Preprocessing(size=(28, 28), resize="exact")}
+    known = build(VisionEncoderConfig(**settings)).state_dict()
+    file = folder / "model.safetensors"
+    torch.save(load_file(file), folder / "pytorch_model.bin")
+    file.unlink()
+    for dtype in ("float32", "bfloat16"):
+        found = build(VisionEncoderConfig(**settings, dtype=dtype)).state_dict()
+        assert found.keys() == known.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, known[name].to(tensor.dtype)), name
+
+
+def test_broken_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be used"):
         build(VisionEncoderConfig(weights=str(tmp_path)))
     weights.rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UnsafeFile, match="pickle"):
+    with pytest.raises(CheckpointError, match="no PyTorch checkpoint"):
+        build(VisionEncoderConfig(weights=str(tmp_path)))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}, protocol=2))
+    with pytest.raises(UnsafeFile, match="print"):
         build(VisionEncoderConfig(weights=str(tmp_path)))
     (tmp_path / "config.json").unlink()
     (tmp_path / "pytorch_model.bin").unlink()

@@ -15,9 +15,9 @@ from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.answerer import Answerer, AnswererConfig
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
+from diptych.model.pickles import read_tensors
 from diptych.model.text_mixture import TextMixtureConfig, share
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.weights import read_tensors
 
 ARCHITECTURE = "captioner"
 HEAD_DIM = 64

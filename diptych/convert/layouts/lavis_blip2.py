@@ -18,9 +18,9 @@ from diptych.data.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model import lavis_qformer
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
+from diptych.model.pickles import read_tensors
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.model.weights import read_tensors
 
 ARCHITECTURE = "query_transformer"
 ENCODER_FILE = "eva_vit_g.pth"

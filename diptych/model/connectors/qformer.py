@@ -17,21 +17,22 @@ from torch import Tensor, nn
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model import lavis_qformer
 from diptych.model.connector import Connector, ConnectorConfig, Grid
+from diptych.model.pickles import read_tensors
 from diptych.model.query_former import is_qformer, read_qformer, take_queries
-from diptych.model.weights import read_tensors
+from diptych.model.weights import FromHub
 
 WHERE = "model.connector.weights"
 
 
-class Config(ConnectorConfig):
+class Config(ConnectorConfig, FromHub):
     """A querying transformer and a linear layer to the language model's width."""
 
     name: str = "qformer"
     """File stem of the part."""
     weights: str | None = None
     """Model or run folder of a query_transformer (stage 1), `recipe:NAME`, which is run first, a
-    folder of transformers' Blip2QFormerModel, or a .pth file of LAVIS (stage 1 or 2); null starts
-    with random queries and layers."""
+    folder or hub name of transformers' Blip2QFormerModel, or a .pth file of LAVIS (stage 1 or 2);
+    null starts with random queries and layers."""
     config: dict[str, Any] = {}
     """Sizes of a Blip2QFormerConfig, BERT-base's when left out; taken from the weights where there
     are some."""
@@ -42,7 +43,7 @@ class Config(ConnectorConfig):
 
     def build(self, vision_dim: int, text_dim: int) -> Connector:
         if self.weights is not None:
-            if is_qformer(self.weights):
+            if is_qformer(self.weights, self.revision):
                 return _from_qformer(self, vision_dim, text_dim)
             if self.weights.endswith(".pth"):
                 return _from_lavis(self, vision_dim, text_dim)
@@ -112,7 +113,7 @@ def _from_stage_1(config: Config, vision_dim: int, text_dim: int) -> QFormer:
     """
     from diptych.model.checkpoint import load_model
 
-    stage_1 = load_model(str(config.weights))
+    stage_1 = load_model(str(config.weights), config.revision)
     former = getattr(stage_1, "query_former", None)
     if former is None:
         raise ConfigError(
@@ -140,7 +141,7 @@ def _from_qformer(config: Config, vision_dim: int, text_dim: int) -> QFormer:
     Raises:
         ConfigError: it was made for another encoder or number of queries.
     """
-    module, queries = read_qformer(str(config.weights), WHERE)
+    module, queries = read_qformer(str(config.weights), WHERE, config.revision)
     num_queries = config.num_queries if queries is None else len(queries["queries"])
     _agree(config, vision_dim, module.config.encoder_hidden_size, num_queries)
     sizes = {**module.config.to_dict(), "use_qformer_text_input": False}

