@@ -18,6 +18,7 @@ from diptych.cli.shell import (
     Images,
     Json,
     Set,
+    another_answers,
     command,
     err,
     explain_usage,
@@ -144,6 +145,7 @@ def train(
     except Exception as error:
         if first:
             raise
+        another_answers()
         err.print(f"another process of this run: {error}", markup=False, highlight=False)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None
     if not first:  # of several processes the first one speaks

@@ -23,8 +23,8 @@ from diptych.train import together
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=1)
-"""How long a process waits in a collective. Steps take long where one process's disk is slow; that a
-process has failed is known without a limit (`train/together.py`)."""
+"""How long a process waits in a collective. Steps take long where one process's disk is slow; that
+a process has failed is known without a limit (`train/together.py`)."""
 
 
 def on_cpu() -> bool:

@@ -9,7 +9,6 @@ encoding pictures and measuring have no time limit, and a sign of life.
 
 from __future__ import annotations
 
-import _thread
 import base64
 import contextlib
 import json
@@ -69,7 +68,7 @@ class Together:
         self._prefix = f"diptych/{number}/"
         # A store answers one thread at a time.
         shared = dist.distributed_c10d._get_default_store()
-        self._store, self._watched = shared.clone(), shared.clone()
+        self._store, self._watched = (shared.clone() for _ in range(2))  # type: ignore[attr-defined]
         self._left = threading.Event()
         self._lock = threading.Lock()
         self._num_said = 0
@@ -144,15 +143,16 @@ class Together:
     def settle(self, error: BaseException) -> BaseException:
         """The error that all processes end with, where this one ends with `error`."""
         self.begin_to_end()
+        if gone := _is_gone(error):
+            error = ProcessLost(
+                "another process of this run ended without a word",
+                where=f"process {self.rank} of {self.num} waited for it",
+                fix="see whether it ran out of memory (the kernel's log says so), then give "
+                "the same command: it goes on",
+            )
         try:
-            if _is_gone(error):  # the one that left may have said why
+            if gone:  # the one that left may have said why
                 self._until_told(4 * LOOK_SECONDS)
-                error = ProcessLost(
-                    "another process of this run ended without a word",
-                    where=f"process {self.rank} of {self.num} waited for it",
-                    fix="see whether it ran out of memory (the kernel's log says so), then give "
-                    "the same command: it goes on",
-                )
             if self.failure is None and not isinstance(error, _Ended):
                 told = json.dumps({"rank": self.rank, **_packed(error)})
                 self._learn(json.loads(self._store.compare_set(self._key, "", told)))
@@ -189,9 +189,10 @@ class Together:
         """End this process's work, wherever its main thread is."""
         assert self.failure is not None
         if self.failure["rank"] != self.rank:
-            _thread.interrupt_main(signal.SIGTERM)
-            with contextlib.suppress(Exception):
-                dist.group.WORLD.abort()  # NCCL; gloo ends when the connection does
+            if self._handler is not None and callable(signal.getsignal(signal.SIGTERM)):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            with contextlib.suppress(Exception):  # NCCL; gloo ends when the connection does
+                dist.distributed_c10d._get_default_group().abort()
         if not self._left.wait(LEAVE_SECONDS):
             error = _unpacked(self.failure)
             print(f"{self.failure['name']}: {error}", file=sys.stderr, flush=True)
@@ -293,4 +294,6 @@ def _unpacked(failure: dict[str, Any]) -> BaseException:
         error = pickle.loads(base64.b64decode(failure["pickle"]))
         if isinstance(error, BaseException):
             return error
-    return ProcessLost(f"process {failure['rank']} failed with {failure['name']}: {failure['text']}")
+    return ProcessLost(
+        f"process {failure['rank']} failed with {failure['name']}: {failure['text']}"
+    )
