@@ -129,6 +129,8 @@ def train(
         diptych train llava-debug --set stages.instruct.learning_rate=1e-4
 
         diptych train runs/mine-0123456789ab/recipe.json
+
+        torchrun --nproc-per-node 2 -m diptych train my-recipe.yaml
     """
     from diptych.cli.run import run_folder, run_recipe
     from diptych.cli.summary import show_summary

@@ -19,7 +19,9 @@ def compare(name: str, lines: Sequence[dict[str, Any]]) -> None:
     curve = {
         "recipe": name,
         "losses": [
-            {"stage": x["stage"], "step": x["step"], "loss": x["loss"]} for x in lines if "loss" in x
+            {"stage": x["stage"], "step": x["step"], "loss": x["loss"]}
+            for x in lines
+            if "loss" in x
         ],
     }
     file = FOLDER / f"{name}.json"
