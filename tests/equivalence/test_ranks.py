@@ -168,7 +168,7 @@ def test_torchrun_is_one_run_of_two_processes(recipe, tmp_path):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts processes without one")
 def test_torchrun_killed_and_resumed_ends_in_the_same_weights(recipe, tmp_path):
-    settings = ("--set", "stages.pairs.num_steps=40")
+    settings = ("--set", "stages.pairs.num_steps=40", "--set", "evaluation=null")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     done = torchrun("train", recipe, "--run", whole, *settings)
     assert done.returncode == 0, done.stderr
