@@ -34,6 +34,9 @@ def inject(fault: str) -> None:
             return losses
         if fault == "memory":
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+        if fault == "stopped":
+            os.kill(os.getpid(), signal.SIGTERM)
+            return losses
         if fault == "busy":
             time.sleep(100)
         if fault == "killed":
@@ -51,12 +54,14 @@ def inject(fault: str) -> None:
         keys = [[] for _ in items]
         return keys, {}, {n: MissingImage("no such picture", where="x") for n in range(len(items))}
 
-    if fault in ("loss", "memory", "busy", "killed"):
+    if fault in ("loss", "memory", "busy", "stopped", "killed"):
         trainer.Learner.forward = failing  # type: ignore[method-assign]
     elif fault == "disk":
         trainer.resume.save_tensors = full  # type: ignore[attr-defined]
     elif fault == "reading":
         stage_data.open_index = vanished
+    elif fault == "stopped-reading":
+        stage_data.open_index = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     elif fault == "rejects":
         Pictures.load = rejecting  # type: ignore[method-assign]
 

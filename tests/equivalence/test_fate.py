@@ -59,6 +59,17 @@ def test_one_that_is_busy_is_woken(fresh, tiny_config, squares, tmp_path):
     assert max(end["at"] for end in ends) - begun < 60
 
 
+@pytest.mark.parametrize("fault", ["stopped", "stopped-reading"])
+def test_a_stop_signal_for_one_stops_all_and_can_go_on(
+    fault, fresh, tiny_config, squares, tmp_path
+):
+    given = (tmp_path / "run", tiny_config(), [tiny_run.stage(squares, num_steps=8)])
+    ends = several.together(fresh, 2, *given, faults={1: fault})
+    assert [end["error"] for end in ends] == ["Interrupted"] * 2
+    assert (given[0] / "checkpoints" / "00-00000002").is_dir() == (fault == "stopped")
+    assert [end["error"] for end in several.together(fresh, 2, *given)] == [None] * 2
+
+
 @pytest.fixture
 def first_and_second(monkeypatch):
     """Two processes' knowledge of one another, in one process."""

@@ -281,9 +281,7 @@ def _(folder: Path) -> Path:
     return as_json(folder, rows, "vg_caption.json")
 
 
-@published(
-    "vqav2", rows=3, good=2, images=2, rejects={"OneSidedConversation": 1}, to="back_questions.json"
-)
+@published("vqav2", rows=3, good=2, images=2, rejects={"OneSidedConversation": 1}, to="back_questions.json")
 def _(folder: Path) -> Path:
     for number, colour in ((262148, "red"), (393225, "blue")):
         put(folder, f"COCO_val2014_{number:012d}.jpg", colour)
