@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych.data.collate import Pictures
+from diptych.data.collate import Pictures, Prepared
 from diptych.errors import ImageError, MissingImage
 from tests.equivalence import tiny_run
 
@@ -62,6 +62,15 @@ def inject(fault: str) -> None:
         stage_data.open_index = vanished
     elif fault == "stopped-reading":
         stage_data.open_index = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    elif fault == "validation":
+        opened = stage_data.StageData.validation
+
+        def empty(*given: Any) -> Any:
+            data = opened(*given)
+            data.collator = lambda _: Prepared()
+            return data
+
+        stage_data.StageData.validation = empty  # type: ignore[method-assign]
     elif fault == "rejects":
         Pictures.load = rejecting  # type: ignore[method-assign]
 

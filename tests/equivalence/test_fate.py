@@ -59,6 +59,18 @@ def test_one_that_is_busy_is_woken(fresh, tiny_config, squares, tmp_path):
     assert max(end["at"] for end in ends) - begun < 60
 
 
+def test_validation_pairs_that_one_process_lacks_are_named(fresh, tiny_dual, squares, tmp_path):
+    """The others would wait for its share of the negatives."""
+    data = [{"path": str(squares / "captions.json"), "images": str(squares / "images")}]
+    stage = tiny_run.stage(
+        squares, data=data, validation=data, objective="contrastive", evaluate_every_steps=2,
+        learn={"vision_encoder": {}, "text_encoder": {}, "space": {}},
+    )  # fmt: skip
+    ends = several.together(fresh, 2, tmp_path, tiny_dual(), [stage], faults={1: "validation"})
+    assert [end["error"] for end in ends] == ["DataError"] * 2
+    assert "1 of 2 processes have no usable sample in the validation data" in ends[0]["text"]
+
+
 @pytest.mark.parametrize("fault", ["stopped", "stopped-reading"])
 def test_a_stop_signal_for_one_stops_all_and_can_go_on(
     fault, fresh, tiny_config, squares, tmp_path
