@@ -1,5 +1,6 @@
-"""`python -m diptych`."""
+"""`python -m diptych`, and `torchrun -m diptych train RECIPE` for several processes."""
 
 from diptych.cli.main import run
 
-run()
+if __name__ == "__main__":  # decode workers that are started anew import this file, too
+    run()

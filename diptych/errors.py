@@ -35,6 +35,7 @@
     |  `- UnsafeFile                  a file that could execute code (pickle) was refused
     |- TrainingError
     |  |- ProcessesDisagree           two counts of the processes of one run differ
+    |  |- ProcessLost                 another process of the run ended without a word
     |  |- NothingLearns               a part that should move did not
     |  |- FrozenPartMoved             a part that should stand still moved
     |  `- LossNotFinite               the loss became NaN or infinite
@@ -229,6 +230,10 @@ class TrainingError(DiptychError):
 
 class ProcessesDisagree(TrainingError):
     """The launcher, PyTorch and Accelerate count the processes of one run differently."""
+
+
+class ProcessLost(TrainingError):
+    """Another process of this run ended without saying why."""
 
 
 class NothingLearns(TrainingError):

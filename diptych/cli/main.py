@@ -20,6 +20,7 @@ from diptych.cli.shell import (
     Json,
     Precision,
     Set,
+    another_answers,
     command,
     err,
     explain_usage,
@@ -137,6 +138,8 @@ def train(
         diptych train llava-debug --set stages.instruct.learning_rate=1e-4
 
         diptych train runs/mine-0123456789ab/recipe.json
+
+        torchrun --nproc-per-node 2 -m diptych train my-recipe.yaml
     """
     from diptych.cli.run import run_folder, run_recipe
     from diptych.cli.summary import show_summary
@@ -156,6 +159,7 @@ def train(
     except Exception as error:
         if first:
             raise
+        another_answers()
         err.print(f"another process of this run: {error}", markup=False, highlight=False)
         raise typer.Exit(getattr(error, "exit_code", 1)) from None
     if not first:  # of several processes the first one speaks

@@ -85,6 +85,7 @@ def run_folder(recipe: Recipe, root: Path) -> Path:
     return root / f"{recipe.name}-{recipe.fingerprint()}"
 
 
+@processes.one_fate()
 def run_recipe(
     recipe: Recipe,
     run: Path,
@@ -110,6 +111,7 @@ def run_recipe(
 
     Raises:
         RunTaken: the folder holds another recipe's run, or another process works in it.
+        ProcessLost: of several processes another one ended without a word.
         DataChanged, StartChanged: what a stopped run reads is not what it was.
     """
     if not processes.is_first():

@@ -111,6 +111,11 @@ class _Tee(io.TextIOBase):
 _answered: list[bool] = []
 
 
+def another_answers() -> None:
+    """Of several processes another one prints the JSON object, whatever this one ends with."""
+    _answered.append(True)
+
+
 def _answer(result: Any) -> None:
     _answered.append(True)
     sys.stdout.write(json_text.dumps(result, default=str) + "\n")

@@ -383,10 +383,29 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
+    """Give a batch its pictures: pixels [V, 3, H, W], or cached features [V, K, C].
+
+    Args:
+        arrays: by image key, one picture's pixels [3, H, W] or features [K, C].
+        cached: whether features are looked up; those missing arrive as pixels.
+
+    Raises:
+        ModelError: some pictures are features and others pixels; a model reads one or the other.
+    """
     if not batch.image_keys:
         return
-    stacked = torch.from_numpy(np.stack([arrays[k] for k in batch.image_keys]))
-    if cached and stacked.ndim == 3:
+    found = {key: arrays[key] for key in batch.image_keys}
+    fresh = [key for key, array in found.items() if array.ndim == 3]
+    if 0 < len(fresh) < len(found):
+        raise ModelError(
+            f"the feature cache holds {len(found) - len(fresh)} of the {len(found)} pictures of a "
+            "batch",
+            where=", ".join(fresh[:3]),
+            fix="pictures changed or the cache was cut short while the run went on: give the same "
+            "command again, or set the stage's cache_features=off",
+        )
+    stacked = torch.from_numpy(np.stack([found[k] for k in batch.image_keys]))
+    if cached and not fresh:
         # numpy has no bfloat16; the cache keeps its bits as uint16.
         is_bits = stacked.dtype == torch.uint16
         batch.features = stacked.view(torch.bfloat16) if is_bits else stacked

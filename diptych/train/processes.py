@@ -19,12 +19,13 @@ import torch.distributed as dist
 
 from diptych.errors import ConfigError, ProcessesDisagree
 from diptych.machine import TRAINING_DEVICE, chosen_device, cpu_is_asked_for
+from diptych.train import together
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=1)
-"""How long a process waits for the others. The first one reads data, encodes pictures and measures
-alone, which takes longer than PyTorch's usual ten minutes; if one dies, the launcher ends all."""
+"""How long a process waits in a collective. Steps take long where one process's disk is slow; that
+a process has failed is known without a limit (`train/together.py`)."""
 
 
 def on_cpu() -> bool:
@@ -97,14 +98,33 @@ def is_first() -> bool:
     return not _several() or start().is_main_process
 
 
+@contextmanager
+def one_fate() -> Iterator[None]:
+    """While the block runs, an error of one process is the error of all of them.
+
+    Raises:
+        ProcessLost: another process ended without a word.
+    """
+    if not _several():
+        yield
+        return
+    state = start()
+    with together.joined(state.process_index, state.num_processes):
+        yield
+
+
 def agreed(value: T) -> T:
-    """The first process's value, for all of them."""
+    """The first process's value, for all of them; they wait for it, it does not wait for them.
+
+    Raises:
+        ProcessLost: the first process gives no sign of life any more.
+    """
     if not _several():
         return value
-    start()
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+    state = start()
+    with together.joined(state.process_index, state.num_processes) as ours:
+        said: T = ours.said(value)
+        return said
 
 
 def gathered(value: T) -> list[T]:
@@ -118,9 +138,18 @@ def gathered(value: T) -> list[T]:
 
 
 def wait() -> None:
-    """Wait until every process is here."""
-    if _several():
-        start().wait_for_everyone()
+    """Wait until the first process has come here."""
+    agreed(None)
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """The first process runs the block, then the others do."""
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
 
 
 def _several() -> bool:

@@ -13,6 +13,7 @@ import logging
 import random
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -64,20 +65,26 @@ def save(
     learned: dict[str, Tensor],
     optimizer: torch.optim.Optimizer | None,
     parameter_names: dict[int, str],
+    drawing: Sequence[Mapping[str, Any]] = (),
     *,
     keep: int = 2,
 ) -> Path:
     """Write the checkpoint of a position and remove old ones.
 
     The one that its stage began with stays until the stage ends, so that it can begin anew.
+
+    Args:
+        drawing: `random_state` of every process, by rank; none where a stage begins.
     """
     target = folder / _name(position.stage, position.step)
     with staged_folder(target) as stage:
         save_tensors(learned, stage / "weights.safetensors")
-        save_tensors(_random_state(), stage / "random.safetensors")
+        for rank, state in enumerate(drawing):
+            save_tensors(state["tensors"], stage / _random_file(rank))
         if optimizer is not None:
             save_tensors(_moments(optimizer, parameter_names), stage / "optimizer.safetensors")
-        state = {"position": asdict(position), "python_random": _python_random()}
+        python = [state["python"] for state in drawing]
+        state = {"position": asdict(position), "python_random": python}
         (stage / "state.json").write_text(json.dumps(state) + "\n")
     for old in _checkpoints(folder)[:-keep]:
         if old.name != _name(position.stage, 0):
@@ -141,14 +148,23 @@ def load(
     learner: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     parameter_names: dict[int, str],
-) -> None:
-    """Put weights, moments and random states back."""
+    *,
+    rank: int = 0,
+) -> int:
+    """Put weights, moments and this process's random states back, where it had any.
+
+    Returns:
+        How many processes wrote the checkpoint.
+    """
     load_weights(path / "weights.safetensors", learner)
     if optimizer is not None and (path / "optimizer.safetensors").is_file():
         _restore_moments(optimizer, parameter_names, load_file(path / "optimizer.safetensors"))
-    _restore_random(load_file(path / "random.safetensors"))
-    state = json.loads((path / "state.json").read_text())["python_random"]
-    random.setstate((state[0], tuple(state[1]), state[2]))
+    drawing = json.loads((path / "state.json").read_text())["python_random"]
+    if rank < len(drawing):
+        _restore_random(load_file(path / _random_file(rank)))
+        version, numbers, gauss = drawing[rank]
+        random.setstate((version, tuple(numbers), gauss))
+    return len(drawing)
 
 
 def load_weights(path: Path, learner: nn.Module) -> None:
@@ -167,6 +183,16 @@ def load_weights(path: Path, learner: nn.Module) -> None:
                     fix="start a new run folder, or repeat the run with its own recipe.json",
                 )
             own[name].copy_(tensor)
+
+
+def random_state() -> dict[str, Any]:
+    """What this process draws next: `tensors` (PyTorch's, NumPy's) and `python`."""
+    version, numbers, gauss = random.getstate()
+    return {"tensors": _random_tensors(), "python": [version, list(numbers), gauss]}
+
+
+def _random_file(rank: int) -> str:
+    return f"random-{rank:04d}.safetensors"
 
 
 def _name(stage: int, step: int) -> str:
@@ -204,7 +230,7 @@ def _restore_moments(
         optimizer.state[parameter][what] = tensor.to(where, kept)
 
 
-def _random_state() -> dict[str, Tensor]:
+def _random_tensors() -> dict[str, Tensor]:
     _kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
     tensors = {
         "torch": torch.get_rng_state(),
@@ -223,8 +249,3 @@ def _restore_random(tensors: dict[str, Tensor]) -> None:
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
-
-
-def _python_random() -> list[Any]:
-    version, numbers, gauss = random.getstate()
-    return [version, list(numbers), gauss]

@@ -50,7 +50,7 @@ class StageData:
         indexes = []
         ledger = Ledger()
         for config in configs:
-            with self.accelerator.main_process_first():
+            with processes.first_before_others():
                 index = open_index(config, stage, self.run / "data", self.model)
             indexes.append(index)
             ledger.merge(index.ledger)

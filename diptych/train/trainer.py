@@ -38,7 +38,15 @@ from diptych.model.architecture import Model
 from diptych.model.checkpoint import save_tensors, staged_folder
 from diptych.model.trainable import Group, Witness
 from diptych.progress import Progress
-from diptych.train import attention, feature_cache, identity, optimizer, processes, resume
+from diptych.train import (
+    attention,
+    feature_cache,
+    identity,
+    optimizer,
+    processes,
+    resume,
+    together,
+)
 from diptych.train.claim import working_in
 from diptych.train.feed import StepData, feed
 from diptych.train.journal import Journal, for_trackers
@@ -108,6 +116,7 @@ class Trainer:
         DataChanged, StartChanged: what the stopped stage read is not what it was.
         RunTaken: another process works in the run folder.
         ProcessesDisagree: processes are counted differently.
+        ProcessLost: another process ended without a word; what it raised, all raise.
         TooManyRejects, LossNotFinite, NothingLearns, FrozenPartMoved: see errors.
     """
 
@@ -178,7 +187,7 @@ class Trainer:
     def train(self) -> Model:
         """Run (or resume) every stage; returns the model, its weights in their configured dtype."""
         first = self.accelerator.is_main_process
-        with working_in(self.run) if first else nullcontext():
+        with processes.one_fate(), working_in(self.run) if first else nullcontext():
             return self._train()
 
     def _train(self) -> Model:
@@ -249,7 +258,7 @@ class Trainer:
             # Saved at the end of the stage before: this one starts with its own random state.
             resume.load_weights(checkpoint / "weights.safetensors", learner)
         elif checkpoint is not None:
-            resume.load(checkpoint, learner, stepper, names)
+            self._restore(number, checkpoint, learner, stepper, names)
         if start == 0:
             witness = Witness(self.model, groups)
             belongs = self._belongings(number, contents, witness.frozen)
@@ -270,6 +279,7 @@ class Trainer:
         )
         validation = self.data.validation(stage, held_out, objective)
         if start == 0:
+            self._draw_apart(number, 0)
             self.position = replace(
                 Position(stage=number),
                 ledgers=self.position.ledgers,
@@ -307,7 +317,7 @@ class Trainer:
         )
         if self.accelerator.is_main_process:
             resume.save(self.run / "checkpoints", self.position, learned, None, {})
-        self.accelerator.wait_for_everyone()
+        processes.wait()
         self.accelerator.free_memory()
 
     def _run_steps(
@@ -390,13 +400,8 @@ class Trainer:
         ).tolist()
         if num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
             _together(state.ledger).enforce(0.0)
-        if 0 < num_idle < accelerator.num_processes:
-            # Every rank says so; one that waited for the others' gradients would wait for ever.
-            raise DataError(
-                f"{num_idle:.0f} of {accelerator.num_processes} processes have no usable sample "
-                f"at step {step + 1} of stage {stage.name}",
-                fix="use larger batches, or see what is rejected with `diptych data check`",
-            )
+        # Every rank says so; one that waited for the others' gradients would wait for ever.
+        self._refuse_idle(num_idle, f"at step {step + 1} of stage {stage.name}")
         factor = stage.schedule.factor(step, num_steps)
         rate = optimizer.set_rate(state.optimizer, factor)
         sums: dict[str, float] = {}
@@ -452,6 +457,15 @@ class Trainer:
             "memory_bytes": memory_bytes(),
         }
 
+    def _refuse_idle(self, num_idle: float, when: str) -> None:
+        """Raise where some processes have nothing to exchange and others do."""
+        if 0 < num_idle < self.accelerator.num_processes:
+            raise DataError(
+                f"{num_idle:.0f} of {self.accelerator.num_processes} processes have no usable "
+                f"sample {when}",
+                fix="use larger batches, or see what is rejected with `diptych data check`",
+            )
+
     # -- looking ----------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -465,6 +479,10 @@ class Trainer:
             steps = range(math.ceil(validation.num_samples / validation.batch_size))
             total = weight = 0.0
             for prepared in feed(validation, steps, 0):
+                if objective.gathers:
+                    idle = torch.tensor(float(not prepared.batches), device=self.accelerator.device)
+                    num_idle = self.accelerator.reduce(idle, "sum").item()
+                    self._refuse_idle(num_idle, f"in the validation data of {state.stage.name}")
                 for batch in prepared.batches:
                     with feature_cache.autocast(self.model.device, self.precision):
                         losses = state.learner(batch.to(self.model.device))
@@ -606,6 +624,27 @@ class Trainer:
 
     # -- saving and stopping ----------------------------------------------------------------
 
+    def _draw_apart(self, number: int, step: int) -> None:
+        """Every process but the first, whose stream one process has alone, draws numbers of its
+        own: dropout of different samples is independent."""
+        if rank := self.accelerator.process_index:
+            torch.manual_seed(self.seed + 1000 * (number + 1) + 104_729 * rank + 7 * step)
+
+    def _restore(
+        self, number: int, checkpoint: Path, learner: Learner, stepper: Any, names: dict[int, str]
+    ) -> None:
+        """Go on from a checkpoint in the middle of a stage."""
+        rank, num = self.accelerator.process_index, self.accelerator.num_processes
+        written = resume.load(checkpoint, learner, stepper, names, rank=rank)
+        if rank >= written:
+            self._draw_apart(number, self.position.step)
+        if written != num and self.accelerator.is_main_process:
+            log.warning(
+                "checkpoint %s was written by %d processes and %d go on: what is drawn at random "
+                "in the model (dropout) differs from a run that was not stopped",
+                checkpoint.name, written, num,
+            )  # fmt: skip
+
     def _best_folder(self, number: int) -> Path:
         return self.run / "checkpoints" / f"best-{number:02d}"
 
@@ -626,17 +665,21 @@ class Trainer:
 
     def _save(self, state: _StageState) -> None:
         self.position.ledgers[state.stage.name] = _together(state.ledger).to_dict()
+        drawing = processes.gathered(resume.random_state())
         if self.accelerator.is_main_process:
             learned = self._learned(state.number)
             objective = state.learner.objective.state_dict()
             learned |= {f"objective.{n}": t.detach().cpu() for n, t in objective.items()}
             inner = getattr(state.optimizer, "optimizer", state.optimizer)
             start = time.monotonic()
-            path = resume.save(self.run / "checkpoints", self.position, learned, inner, state.names)
+            path = resume.save(
+                self.run / "checkpoints", self.position, learned, inner, state.names, drawing
+            )
             log.info("saved checkpoint %s in %.1f s", path.name, time.monotonic() - start)
-        self.accelerator.wait_for_everyone()
+        processes.wait()
 
     def _stop(self, signum: int, frame: Any) -> None:
+        together.raise_if_failed()  # a launcher stops all when one has failed
         if self._stopping and signum == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: stop without saving
         self._stopping = True

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from diptych.errors import ProcessesDisagree
 from diptych.train import processes
 from diptych.train.pair_losses import clip_loss, sigmoid_loss
+from tests.equivalence import several, tiny_run
 
 NUM, DIM = 7, 5
 
@@ -102,16 +107,36 @@ def recipe(tiny_dual, squares, tmp_path):
     return file
 
 
-def torchrun(*command, num=2):
+def started(*command, num=2):
     """`diptych` in so many processes, as a user starts it on a machine without an accelerator."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
-    return subprocess.run(
+    return subprocess.Popen(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            str(num), "--module", "--", "diptych.cli.main", *map(str, command),
+            str(num), "-m", "--", "diptych", *map(str, command),
         ],
-        capture_output=True, text=True, timeout=300, env={**kept, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**kept, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+
+
+def torchrun(*command, num=2):
+    """`started`, and what came of it."""
+    process = started(*command, num=num)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        kill(process)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def kill(process):
+    """SIGKILL for the launcher and all that it started, as a machine that is taken away."""
+    if process.poll() is None:
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.wait()
 
 
 def steps(run):
@@ -139,6 +164,75 @@ def test_torchrun_is_one_run_of_two_processes(recipe, tmp_path):
     # A refusal ends both of them.
     other = torchrun("train", recipe, "--run", tmp_path / "two", "--json", "--set", "seed=5")
     assert other.returncode != 0 and json.loads(other.stdout)["error"] == "RunTaken"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="counts processes without one")
+def test_torchrun_killed_and_resumed_ends_in_the_same_weights(recipe, tmp_path):
+    settings = ("--set", "stages.pairs.num_steps=40", "--set", "evaluation=null")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = torchrun("train", recipe, "--run", whole, *settings)
+    assert done.returncode == 0, done.stderr
+    first = started("train", recipe, "--run", broken, *settings)
+    try:
+        end = time.monotonic() + 120
+        while not list((broken / "checkpoints").glob("00-*[02468]")) and time.monotonic() < end:
+            time.sleep(0.01)
+    finally:
+        kill(first)
+    assert not (broken / "model").exists(), "it was killed too late"
+    again = torchrun("train", recipe, "--run", broken, *settings, "--json")
+    assert again.returncode == 0 and "resuming from checkpoint 00-" in again.stderr, again.stderr
+    assert steps(broken) == steps(whole)
+    ends = [load_file(run / "model" / "model.safetensors") for run in (whole, broken)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="counts processes without one")
+def test_torchrun_says_once_what_ended_the_run(recipe, tmp_path):
+    """The launcher ends the others as soon as one leaves; the first one answers all the same."""
+    changes = {"learning_rate": 1e38, "max_gradient_norm": None, "num_steps": 30}
+    settings = [f"--set=stages.pairs.{key}={json.dumps(v)}" for key, v in changes.items()]
+    done = torchrun("train", recipe, "--run", tmp_path / "run", "--json", *settings)
+    assert done.returncode != 0 and done.stdout.count("\n") == 1, done.stderr
+    assert json.loads(done.stdout)["error"] == "LossNotFinite"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="starts processes without one")
+@pytest.mark.parametrize(("num", "killed"), [(2, 0), (3, 2)])
+def test_each_rank_draws_its_own_dropout_and_goes_on_drawing(
+    num, killed, tiny_config, squares, tmp_path
+):
+    """Killed and resumed on as many ranks, the run ends in the weights of the undisturbed one."""
+    fresh = several.preloaded(multiprocessing.get_context("forkserver"))
+    lora = {"how": "lora", "lora": {"rank": 2, "dropout": 0.5}}
+    stage = tiny_run.stage(
+        squares,
+        num_steps=8,
+        checkpoint_every_steps=3,
+        learn={"connector": {}, "language_model": lora},
+    )
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    given = (tiny_config(), [stage])
+    assert [e["error"] for e in several.together(fresh, num, whole, *given)] == [None] * num
+    ends = several.together(fresh, num, broken, *given, faults={killed: "killed 5"})
+    assert ends[killed] is None and ends[1]["error"] == "ProcessLost"
+    place = broken / "checkpoints" / "00-00000003"
+    drawn = [load_file(place / f"random-{rank:04d}.safetensors") for rank in range(num)]
+    assert not any(torch.equal(drawn[0]["torch"], other["torch"]) for other in drawn[1:])
+    assert [e["error"] for e in several.together(fresh, num, broken, *given)] == [None] * num
+    assert "resuming from checkpoint 00-00000003" in (broken / "0.log").read_text()
+    ends = [load_file(run / "model" / "model.safetensors") for run in (whole, broken)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="starts processes without one")
+def test_going_on_with_another_number_of_ranks_is_said(tiny_config, squares, tmp_path):
+    fresh = several.preloaded(multiprocessing.get_context("forkserver"))
+    given = (tiny_config(), [tiny_run.stage(squares, num_steps=5, checkpoint_every_steps=2)])
+    several.together(fresh, 2, tmp_path, *given, faults={1: "killed 4"})
+    assert [e["error"] for e in several.together(fresh, 3, tmp_path, *given)] == [None] * 3
+    said = (tmp_path / "0.log").read_text()
+    assert "was written by 2 processes and 3 go on" in said and "dropout" in said
 
 
 def test_counts_that_differ_are_an_error(monkeypatch):

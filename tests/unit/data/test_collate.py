@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from diptych.data.collate import Item, Pictures, TokenCollator, split_answer
 from diptych.data.collate_pairs import PairCollator
 from diptych.data.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.errors import MissingImage
+from diptych.errors import MissingImage, ModelError
 from tests.conftest import square
 
 K = 4
@@ -148,3 +149,34 @@ def test_of_a_list_of_captions_training_draws_one_a_visit(make):
     # What is embedded or asked has its first caption.
     alone = PairCollator(pictures, needs=("text",))(items).batches[0].texts
     assert set(alone) == {"one"}
+
+
+@pytest.mark.parametrize("names", [("red", "blue"), ("blue", "red")], ids=str)
+def test_a_batch_has_pixels_or_features_never_both(make, names):
+    """A picture that the feature cache does not hold arrives as pixels."""
+
+    class Half:
+        held: tuple[str, ...] = ()
+
+        def get(self, key):
+            return np.zeros((4, 8), np.float32) if key in self.held else None
+
+    data = {name: square(name) for name in names}
+    items = [
+        Item(
+            Sample(n, [Turn("user", [Image(n), Text("?")]), Turn("assistant", [Text("a")])]),
+            lambda image: data[image.path],
+        )
+        for n in names
+    ]
+    collator = make()
+    cache = collator.pictures.features = Half()
+    (pixels,) = collator(items).batches
+    assert pixels.features is None and pixels.pixel_values.shape[0] == 2
+    cache.held = pixels.image_keys
+    (features,) = collator(items).batches
+    assert features.pixel_values is None and features.features.shape == (2, 4, 8)
+    cache.held = pixels.image_keys[:1]
+    with pytest.raises(ModelError, match="the feature cache holds 1 of the 2 pictures") as caught:
+        collator(items)
+    assert caught.value.where == pixels.image_keys[1]
