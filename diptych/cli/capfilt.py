@@ -337,6 +337,8 @@ def _decide(
     if extract_to is not None:
         paths = [_extracted(picture, extract_to) for picture in data]
     written = tuned["captioner"].caption(data, top_p=settings["top_p"], seed=seed)
+    # A byte-level captioner may write any character; with a NUL no reader takes the row again.
+    written = [text.replace("\0", "").strip() for text in written]
     # (number of the row, which of its texts, the text)
     texts = [
         entry

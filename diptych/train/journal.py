@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 from rich.table import Table
 
 from diptych import json_text
+from diptych.data.ledger import Ledger
 from diptych.model.architecture import Model
 from diptych.model.trainable import Group, Moved
 from diptych.progress import Progress
+from diptych.train import processes
 from diptych.train.stage import Stage
+
+log = logging.getLogger(__name__)
 
 LONGEST_VALUE = 500
 """MLflow takes no longer one as a parameter (mlflow.utils.validation)."""
@@ -169,3 +174,21 @@ class Journal:
                 count = sum(p.numel() for p in part.parameters())
                 table.add_row(name, f"{count:,}", "0", "-", "frozen, unchanged", "0.0%")
         self.progress.note(table)
+
+
+def of_all(ledger: Ledger) -> Ledger:
+    """What all processes counted."""
+    total = Ledger()
+    for counted in processes.gathered(ledger.to_dict()):
+        total.merge(Ledger.from_dict(counted))
+    return total
+
+
+def available(tracker: str) -> bool:
+    """Whether a tracker's package is installed; says so where it is not."""
+    from importlib.util import find_spec
+
+    if find_spec(tracker) is None:
+        log.warning("tracker %s is not installed and left out (pip install %s)", tracker, tracker)
+        return False
+    return True

@@ -249,3 +249,16 @@ def _restore_random(tensors: dict[str, Tensor]) -> None:
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
+
+
+def without_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once, under the first of its names: tied weights share their memory."""
+    seen: set[tuple[int, torch.Size]] = set()
+    kept = {}
+    for name, tensor in tensors.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        kept[name] = tensor
+    return kept

@@ -49,7 +49,7 @@ from diptych.train import (
 )
 from diptych.train.claim import working_in
 from diptych.train.feed import StepData, feed
-from diptych.train.journal import Journal, for_trackers
+from diptych.train.journal import Journal, available, for_trackers, of_all
 from diptych.train.resume import Position
 from diptych.train.stage import Stage
 from diptych.train.stage_data import StageData
@@ -169,7 +169,7 @@ class Trainer:
         self.accelerator = Accelerator(
             cpu=processes.on_cpu(),
             mixed_precision=mixed_precision,
-            log_with=[t for t in trackers if _available(t)] or None,
+            log_with=[t for t in trackers if available(t)] or None,
             project_dir=str(run),
             # A part may hold weights that an objective does not use (a pooler, the layers behind
             # the embeddings); their gradients are not waited for.
@@ -299,7 +299,7 @@ class Trainer:
         best = self._best_folder(number) / "weights.safetensors"
         if stage.keep_best and best.is_file():
             resume.load_weights(best, learner)
-        ledger = _together(state.ledger)
+        ledger = of_all(state.ledger)
         ledger.check()
         # What became of the rows when they were read, and of every visit in training.
         self.position.ledgers[stage.name] = {**ledger.to_dict(), "data": read.to_dict()}
@@ -399,7 +399,7 @@ class Trainer:
             local, "sum"
         ).tolist()
         if num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
-            _together(state.ledger).enforce(0.0)
+            of_all(state.ledger).enforce(0.0)
         # Every rank says so; one that waited for the others' gradients would wait for ever.
         self._refuse_idle(num_idle, f"at step {step + 1} of stage {stage.name}")
         factor = stage.schedule.factor(step, num_steps)
@@ -410,7 +410,7 @@ class Trainer:
         for number, batch in enumerate(prepared.batches):
             last = number + 1 == len(prepared.batches)
             with (
-                _no_sync_unless(last, accelerator, state.wrapped),
+                nullcontext() if last else accelerator.no_sync(state.wrapped),
                 attention.chosen(self.model, batch, self.precision),
             ):
                 losses = state.wrapped(batch.to(accelerator.device))
@@ -661,10 +661,10 @@ class Trainer:
             for name, tensor in self.model.state_dict().items()
             if self._has_learned(name, number)
         }
-        return _without_aliases(tensors)
+        return resume.without_aliases(tensors)
 
     def _save(self, state: _StageState) -> None:
-        self.position.ledgers[state.stage.name] = _together(state.ledger).to_dict()
+        self.position.ledgers[state.stage.name] = of_all(state.ledger).to_dict()
         drawing = processes.gathered(resume.random_state())
         if self.accelerator.is_main_process:
             learned = self._learned(state.number)
@@ -689,11 +689,8 @@ class Trainer:
         os.write(2, b"\nstopping: the step is finished and saved first\n")
 
     def _interrupted(self, where: str) -> Interrupted:
-        return Interrupted(
-            f"stopped {where}; everything is saved",
-            where=str(self.run),
-            fix="run the same command again to resume",
-        )
+        fix = "run the same command again to resume"
+        return Interrupted(f"stopped {where}; everything is saved", where=str(self.run), fix=fix)
 
     def _any_rank_stops(self) -> bool:
         if self.accelerator.num_processes == 1:
@@ -719,36 +716,3 @@ class _StageState:
     names: dict[int, str]
     ledger: Ledger
     witness: Witness | None
-
-
-def _together(ledger: Ledger) -> Ledger:
-    """What all processes counted."""
-    total = Ledger()
-    for counted in processes.gathered(ledger.to_dict()):
-        total.merge(Ledger.from_dict(counted))
-    return total
-
-
-def _no_sync_unless(last: bool, accelerator: Any, wrapped: nn.Module) -> Any:
-    return nullcontext() if last else accelerator.no_sync(wrapped)
-
-
-def _without_aliases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    seen: set[tuple[int, torch.Size]] = set()
-    kept = {}
-    for name, tensor in tensors.items():
-        key = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        kept[name] = tensor
-    return kept
-
-
-def _available(tracker: str) -> bool:
-    from importlib.util import find_spec
-
-    if find_spec(tracker) is None:
-        log.warning("tracker %s is not installed and left out (pip install %s)", tracker, tracker)
-        return False
-    return True

@@ -240,7 +240,7 @@ def test_nothing_asks_for_float64(average, tiny_model, tiny_config, squares, tmp
     monkeypatch.setattr(machine, "_WITHOUT_FLOAT64", {"mps", "cpu"})
     # NumPy's random state is written on the host.
     monkeypatch.setattr(
-        "diptych.train.resume._random_state", lambda: {"torch": torch.get_rng_state()}
+        "diptych.train.resume._random_tensors", lambda: {"torch": torch.get_rng_state()}
     )
     data = {"path": str(squares / "train.json"), "images": str(squares / "images")}
     stage = tiny_run.stage(
@@ -267,7 +267,7 @@ def test_nor_does_a_dual_encoder(tiny_dual, squares, tmp_path, monkeypatch):
 
     monkeypatch.setattr(machine, "_WITHOUT_FLOAT64", {"mps", "cpu"})
     monkeypatch.setattr(
-        "diptych.train.resume._random_state", lambda: {"torch": torch.get_rng_state()}
+        "diptych.train.resume._random_tensors", lambda: {"torch": torch.get_rng_state()}
     )
     data = {"path": str(squares / "captions.json"), "images": str(squares / "images")}
     learn = {"vision_encoder": {}, "text_encoder": {}, "space": {}}
