@@ -31,8 +31,8 @@ from diptych.data.marked_tokenizer import (
     MarkedTokenizer,
     Tokens,
     cut_at,
-    cut_words,
 )
+from diptych.data.plain_text import cut_words
 from diptych.data.reserved_words import ReservedWords
 from diptych.data.sample import Image, Sample, Text, Turn, Video
 from diptych.errors import ConfigError, EmptyConversation, ModelError
@@ -300,7 +300,7 @@ class ChatEncoder:
                     pieces.append(PICTURE)
                 continue
             text = "".join(cast(Text, part).text for part in group)
-            pieces.append(CUT.join(text) if armoured else cut_words(text, pattern))
+            pieces.append(CUT.join(text if armoured else cut_words(text, pattern)))
         return "".join(pieces)
 
     def _region(self, number: int, turn: Turn, span: tuple[int, int], start: int) -> _Region:

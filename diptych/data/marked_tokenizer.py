@@ -12,13 +12,13 @@ from __future__ import annotations
 import bisect
 import copy
 import itertools
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from diptych.data.chat_template import Rendered
+from diptych.data.plain_text import unknown_token
 from diptych.errors import ConfigError
 
 PICTURE = "\ue000picture\ue001"
@@ -65,8 +65,8 @@ class MarkedTokenizer:
         marks = [AddedToken(m, special=True, normalized=False) for m in (PICTURE, CUT)]
         self._backend.add_special_tokens(marks)
         self.picture: int = self._backend.token_to_id(PICTURE)
-        unknown = {i for w, i in unknown_token(tokenizer).items()}
-        self._splitting = frozenset({*tokenizer.added_tokens_decoder, self.picture} - unknown)
+        unknown = unknown_token(tokenizer).values()
+        self._splitting = frozenset({*tokenizer.added_tokens_decoder, self.picture} - set(unknown))
         hard, soft = self._cut(["", "a"], CUT), self._cut(["", "a"], _SOFT)
         self._soft = soft is not None and hard is not None and hard.ids != soft.ids
         self._local_ids = lru_cache(maxsize=10_000)(self.ids)
@@ -126,33 +126,6 @@ class MarkedTokenizer:
             return False
         local = text[tokens.starts[first] if first else 0 : place]
         return self._local_ids(local) != tokens.ids[first:last]
-
-
-def unknown_token(tokenizer: Any) -> dict[str, int]:
-    """The token that stands for characters that are not known, where it means nothing else.
-
-    It is an added token as well, and stands wherever such a character does. Tokenizers of the GPT-2
-    kind know every byte, and name their end so.
-    """
-    frame = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-    word = tokenizer.unk_token
-    return {} if word is None or word in frame else {word: tokenizer.unk_token_id}
-
-
-def any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the words, the longest first."""
-    return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)))
-
-
-def cut_words(text: str, pattern: re.Pattern[str]) -> str:
-    """The text with a cut behind the first character of every word that the pattern finds."""
-    cuts, position = [0], 0
-    while match := pattern.search(text, position):
-        position = match.start() + 1
-        cuts.append(position)
-    if len(cuts) == 1:
-        return text
-    return CUT.join(text[a:b] for a, b in itertools.pairwise([*cuts, len(text)]))
 
 
 def cut_at(rendered: Rendered, places: Sequence[int]) -> Rendered:

@@ -30,6 +30,34 @@ def reserved_tokens(tokenizer: Any) -> dict[str, int]:
     }
 
 
+def unknown_token(tokenizer: Any) -> dict[str, int]:
+    """The token that stands for characters that are not known, where it means nothing else.
+
+    It is an added token as well, and stands wherever such a character does. Tokenizers of the GPT-2
+    kind know every byte, and name their end so.
+    """
+    frame = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    word = tokenizer.unk_token
+    return {} if word is None or word in frame else {word: tokenizer.unk_token_id}
+
+
+def any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the words, the longest first."""
+    return re.compile("|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)))
+
+
+def cut_words(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """The text cut behind the first character of every word that the pattern finds.
+
+    Together the pieces are the text, and none holds such a word, unless it is one character.
+    """
+    cuts, position = [0], 0
+    while match := pattern.search(text, position):
+        position = match.start() + 1
+        cuts.append(position)
+    return [text[a:b] for a, b in itertools.pairwise([*cuts, len(text)])]
+
+
 class PlainText:
     """text -> token ids, special tokens impossible.
 
@@ -44,24 +72,11 @@ class PlainText:
         self.tokenizer = tokenizer
         added = reserved_tokens(tokenizer)
         self.reserved_ids = frozenset(added.values())
-        self._pattern = (
-            re.compile("|".join(re.escape(t) for t in sorted(added, key=len, reverse=True)))
-            if added
-            else None
-        )
+        self._unwanted = self.reserved_ids - set(unknown_token(tokenizer).values())
+        self._pattern = any_of(added) if added else None
 
     def __call__(self, text: str) -> tuple[int, ...]:
-        pieces = [text]
-        if self._pattern is not None and self._pattern.search(text):
-            # Cut inside every reserved string, so that no piece can match it again.
-            cuts = [0]
-            position = 0
-            while match := self._pattern.search(text, position):
-                cuts.append(match.start() + 1)
-                position = match.start() + 1
-            cuts.append(len(text))
-            pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
-        ids = self._encode(pieces)
+        ids = self._encode([text] if self._pattern is None else cut_words(text, self._pattern))
         if self._special(ids) is not None:
             # A normalizer can write a reserved string that was not there (full-width letters).
             ids = self._encode(text)
@@ -77,8 +92,7 @@ class PlainText:
         return ids
 
     def _special(self, ids: Iterable[int]) -> int | None:
-        unknown = self.tokenizer.unk_token_id
-        return next((i for i in ids if i in self.reserved_ids and i != unknown), None)
+        return next((i for i in ids if i in self._unwanted), None)
 
 
 @dataclass

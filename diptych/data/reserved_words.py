@@ -15,8 +15,8 @@ from typing import Any
 
 from diptych.data.chat_notes import probe
 from diptych.data.chat_template import ChatTemplate
-from diptych.data.marked_tokenizer import CUT, PICTURE, any_of, unknown_token
-from diptych.data.plain_text import reserved_tokens
+from diptych.data.marked_tokenizer import CUT, PICTURE
+from diptych.data.plain_text import any_of, reserved_tokens, unknown_token
 from diptych.errors import ConfigError
 
 

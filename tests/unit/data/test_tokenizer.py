@@ -62,3 +62,20 @@ def test_whole_words_are_whole_in_a_conversation_too_and_marks_are_not(tmp_path)
     for mark in (*MARKS, "<tool>", "[go]"):
         assert tokenizer.convert_tokens_to_ids(mark) not in plain(f"a {mark} b")
         assert tokenizer.decode(plain(f"a {mark} b")) == f"a {mark} b"
+
+
+def test_an_end_that_is_also_the_unknown_token_stays_out_of_plain_text():
+    """CLIP and GPT-2 name their end so; a normalizer may write it from other letters."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {c: n for n, c in enumerate("</>end")}
+    backend = Tokenizer(models.BPE(vocab=words, merges=[]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.add_tokens([AddedToken("</end>", normalized=True, special=True)])
+    end = backend.token_to_id("</end>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="</end>", unk_token="</end>"
+    )
+    assert tokenizer.encode("</END>", add_special_tokens=False) == [end]
+    assert PlainText(tokenizer)("</END>") == tuple(words[c] for c in "</end>")
