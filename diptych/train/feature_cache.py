@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +31,16 @@ from diptych.model.checkpoint import unique_tensors
 
 log = logging.getLogger(__name__)
 _KEYS, _FEATURES = "keys.json", "features.bin"
+_AT_ONCE = 32
+
+_OPERATIONS_A_SECOND = {
+    ("cpu", "float32"): 5e10, ("cpu", "bf16"): 5e10,
+    ("accelerator", "float32"): 2e13, ("accelerator", "bf16"): 1e14,
+}  # fmt: skip
+_PICTURE_SECONDS, _ENTRY_SECONDS, _BYTES_A_SECOND = 5e-3, 1e-4, 1e9
+"""What `auto` reckons with: an encoder's speed, reading and decoding a picture, reading or writing
+an entry of the cache. Rough on purpose. A stopwatch would decide today so and tomorrow otherwise,
+and features that are computed many at a time differ in their last bits: a run would not repeat."""
 
 
 @dataclass
@@ -100,8 +109,9 @@ def prepare(
 ) -> FeatureCache | None:
     """Decide whether caching pays, and encode what the cache does not hold yet.
 
-    `auto` times encoding and reading on the first pictures: with v visits of each picture,
-    v * encode is compared to encode + write + v * read. It says what it found.
+    `auto` reckons, from the operations of the encoder and the bytes of its features: with v
+    visits of each picture, v * encode is compared to encode + write + v * read. The same recipe
+    gets the same answer every time on machines of a kind; the log says it.
 
     Args:
         pictures: every picture of the stage, repetitions allowed.
@@ -123,7 +133,7 @@ def prepare(
         log.info("feature cache: using %d pictures from before", len(wanted))
         return FeatureCache(folder) if wanted else None
     keys, new = held + list(missing), list(missing.values())
-    first, encode_seconds = _timed_encode(model, new[:8], precision)
+    first = _encode(model, new[:1], precision)
     needed = first[0].nbytes * len(keys)
     if needed > max_bytes:
         log.info(
@@ -131,39 +141,30 @@ def prepare(
             needed / 1e9, max_bytes / 1e9,
         )  # fmt: skip
         return None
+    if mode == "auto":
+        work = encode_seconds(model, new[0], precision)
+        move = _ENTRY_SECONDS + first[0].nbytes / _BYTES_A_SECOND
+        pays = work + move + num_visits * move < num_visits * work
+        log.info(
+            "feature cache: %s; per picture encode %.1f ms, write or read %.1f ms, %.1f visits",
+            "on" if pays else "off, it would not pay", work * 1e3, move * 1e3, num_visits,
+        )  # fmt: skip
+        if not pays:
+            return None
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / _FEATURES
-    shape = (len(keys), *first.shape[1:])
     # Rows behind those of keys.json count for nothing until it names them.
-    store = np.memmap(file, dtype=first.dtype, mode="r+" if held else "w+", shape=shape)
-    start = time.perf_counter()
-    store[len(held) : len(held) + len(first)] = first
-    store.flush()
-    _ = np.array(store[len(held) : len(held) + len(first)]).sum()
-    move_seconds = (time.perf_counter() - start) / len(first)
-    without = num_visits * encode_seconds
-    with_cache = encode_seconds + move_seconds + num_visits * move_seconds
-    pays = with_cache < without
-    log.info(
-        "feature cache: %s; per picture encode %.1f ms, write and read %.1f ms, %.1f visits",
-        "on" if pays or mode != "auto" else "off, it would not pay",
-        encode_seconds * 1e3, move_seconds * 1e3, num_visits,
+    store = np.memmap(
+        folder / _FEATURES, dtype=first.dtype, mode="r+" if held else "w+",
+        shape=(len(keys), *first.shape[1:]),
     )  # fmt: skip
-    if mode == "auto" and not pays:
-        del store
-        if held:
-            os.truncate(file, first[0].nbytes * len(held))
-        else:
-            file.unlink()
-        return None
-    steps = range(len(first), len(new), 32)
+    steps = range(0, len(new), _AT_ONCE)
     for low in progress.track(steps, "cache features") if progress else steps:
-        chunk = new[low : low + 32]
+        chunk = new[low : low + _AT_ONCE]
         place = len(held) + low
         store[place : place + len(chunk)] = _encode(model, chunk, precision)
     store.flush()
     del store
-    meta = {"keys": keys, "shape": list(shape[1:]), "dtype": str(first.dtype)}
+    meta = {"keys": keys, "shape": list(first.shape[1:]), "dtype": str(first.dtype)}
     staged = folder / f".{_KEYS}.new"
     staged.write_text(json.dumps(meta))
     staged.rename(folder / _KEYS)
@@ -179,13 +180,18 @@ def _distinct(pictures: Iterable[Picture]) -> dict[str, tuple[Image, ReadImage]]
     return distinct
 
 
-def _timed_encode(
-    model: Model, pictures: list[tuple[Image, ReadImage]], precision: str
-) -> tuple[np.ndarray, float]:
-    _encode(model, pictures[:1], precision)  # warm-up
-    start = time.perf_counter()
-    features = _encode(model, pictures, precision)
-    return features, (time.perf_counter() - start) / len(pictures)
+def encode_seconds(model: Model, picture: tuple[Image, ReadImage], precision: str) -> float:
+    """What `auto` reckons one picture to cost: decoding it, and the encoder's operations.
+
+    Source: `torch.utils.flop_counter` (products and convolutions, a multiplication and an addition
+    each; on CPUs it does not see attention); tests/unit/train/test_feature_cache.py holds it to the count by hand.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        _encode(model, [picture], precision)
+    kind = "cpu" if model.device.type == "cpu" else "accelerator"
+    return _PICTURE_SECONDS + counter.get_total_flops() / _OPERATIONS_A_SECOND[kind, precision]
 
 
 @torch.no_grad()

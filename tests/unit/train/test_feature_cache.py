@@ -49,8 +49,7 @@ def test_what_does_not_fit_or_does_not_pay_leaves_the_rest(
     file = next(tmp_path.glob("*/features.bin"))
     size = file.stat().st_size
     assert prepare(model, pictures[:6], tmp_path, max_bytes=size) is None
-    timed = feature_cache._timed_encode
-    monkeypatch.setattr(feature_cache, "_timed_encode", lambda *a: (timed(*a)[0], 0.0))
+    monkeypatch.setattr(feature_cache, "encode_seconds", lambda *a: 0.0)
     assert prepare(model, pictures[:6], tmp_path, mode="auto") is None
     assert file.stat().st_size == size
     assert rows(prepare(model, pictures[:5], tmp_path)).keys() == first.keys()
@@ -65,12 +64,13 @@ def test_a_killed_addition_counts_for_nothing(tiny_model, pictures, tmp_path, mo
 
     def dies(*args):
         calls.append(args)
-        if len(calls) == 3:  # after the warm-up and the first pictures
+        if len(calls) == 3:  # after the first picture, and a part of the others
             raise KeyboardInterrupt
         return encode(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_cache, "_encode", dies)
+        patch.setattr(feature_cache, "_AT_ONCE", 8)
         with pytest.raises(KeyboardInterrupt):
             prepare(model, pictures[:20], tmp_path)
     again = rows(prepare(model, pictures[:5], tmp_path))
@@ -86,3 +86,14 @@ def test_a_stage_without_pictures_has_no_cache(tiny_model, pictures, tmp_path):
     assert prepare(tiny_model(), [], tmp_path) is None
     prepare(tiny_model(), pictures[:2], tmp_path)
     assert prepare(tiny_model(), [], tmp_path) is None
+
+
+def test_auto_reckons_and_takes_no_time(tiny_model, pictures):
+    """Two runs of a recipe compute alike, on a quiet machine as on a busy one."""
+    model = tiny_model(vision="clip_vision_model")
+    # 16 patches and a class token, 24 wide, 48 within; three layers; attention is not counted.
+    patches = 2 * 16 * 24 * 3 * 7 * 7
+    layer = 2 * 17 * (4 * 24 * 24 + 2 * 24 * 48)
+    counted = feature_cache.encode_seconds(model, pictures[0][:2], "float32")
+    assert counted == pytest.approx(5e-3 + (patches + 3 * layer) / 5e10, rel=1e-9)
+    assert counted == feature_cache.encode_seconds(model, pictures[5][:2], "float32")
