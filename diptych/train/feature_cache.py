@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -184,7 +183,8 @@ def encode_seconds(model: Model, picture: tuple[Image, ReadImage], precision: st
     """What `auto` reckons one picture to cost: decoding it, and the encoder's operations.
 
     Source: `torch.utils.flop_counter` (products and convolutions, a multiplication and an addition
-    each; on CPUs it does not see attention); tests/unit/train/test_feature_cache.py holds it to the count by hand.
+    each; on CPUs it does not see attention). tests/unit/train/test_feature_cache.py has the count
+    by hand.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

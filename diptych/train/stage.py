@@ -128,7 +128,7 @@ class Stage(Config):
     """Rows of one micro-batch; lower it when memory runs out, results stay the same."""
 
     cache_features: Literal["auto", "on", "off"] = "auto"
-    """Keep features of a frozen encoder on disk; auto reckons whether that pays, the same way every time."""
+    """Keep features of a frozen encoder on disk; auto reckons whether that pays."""
     cache_bytes: int = Field(default=8 * 2**30, ge=0, json_schema_extra=SAME_RESULT)
     """Largest size of the feature cache in bytes."""
     num_workers: int | None = Field(default=None, ge=0, json_schema_extra=SAME_RESULT)
