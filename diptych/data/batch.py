@@ -9,6 +9,7 @@ Shapes: R rows, T tokens of the longest row, V images, P targets, H and W pixels
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,6 +21,21 @@ IMAGE_TOKEN = -200
 and no text can bind to a picture."""
 
 IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is read off a batch before it is sent to a device, which need not be asked for it again.
+
+    Attributes:
+        num_placeholders: image positions in the text that pictures are spliced into.
+        is_packed: whether a row holds more than one sample or prefix.
+        last_position: the largest of `position_ids`.
+    """
+
+    num_placeholders: int
+    is_packed: bool
+    last_position: int
 
 
 @dataclass
@@ -40,13 +56,15 @@ class Batch:
         letters: float32 [L, 4]; picture, x and y (fractions from the upper left corner) and code
             point of every single letter, or None.
         centres: int64 [M]; positions under the centre of a region, or None.
-        pixel_values: float32 [V, 3, H, W], pictures in reading order, or None.
+        pixel_values: uint8 [V, 3, H, W], pictures in reading order, or None; float32 where they are
+            normalised already. The encoder takes both.
         features: [V, K, C] cached encoder features instead of pixels, or None.
         image_keys: content hash of each picture.
         texts: one text per sample, for objectives that encode text themselves.
         sample_ids: ids of the samples, for the ledger and for losses by sample.
         encoder_ids, encoder_mask: int64 [R, S], inputs of an encoder-decoder language model;
             then `input_ids` are the decoder's.
+        known: what the host knows of it; None asks the tensors.
     """
 
     input_ids: Tensor
@@ -66,6 +84,20 @@ class Batch:
     target_shares: Tensor | None = None
     letters: Tensor | None = None
     centres: Tensor | None = None
+    known: Known | None = None
+
+    def described(self) -> Known:
+        """What the host knows; asks the tensors where nobody has, and on a GPU waits for them."""
+        if self.known is not None:
+            return self.known
+        text = self.input_ids if self.encoder_ids is None else self.encoder_ids
+        segments = self.segment_ids
+        one = (segments == segments[:, :1]) | (segments == 0)
+        return Known(
+            num_placeholders=int((text == IMAGE_TOKEN).sum()),
+            is_packed=not bool(one.all()),
+            last_position=int(self.position_ids.max()) if self.position_ids.numel() else 0,
+        )
 
     @property
     def num_real_tokens(self) -> int:
@@ -93,10 +125,9 @@ class Batch:
             window: a token sees only so many positions back, itself included (sliding-window
                 attention); distance is counted within the sample, whatever stands between.
         """
-        segments = self.segment_ids
-        first = segments[:, :1]
-        if bool(((segments == first) | (segments == 0)).all()):
+        if not self.described().is_packed:
             return None
+        segments = self.segment_ids
         queries, keys = segments[:, :, None], segments[:, None, :]
         visible = (queries == keys) | (self.prefix_ids[:, :, None] == keys)
         length = segments.shape[1]
@@ -115,6 +146,7 @@ class Batch:
 
         return replace(
             self,
+            known=None,
             **{
                 name: cut(getattr(self, name))
                 for name in (
@@ -126,10 +158,17 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
+        """A copy with every tensor on `device`, and what the host knows of them beside."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in memory from which a GPU reads while the host goes on."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            f.name: change(value)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, known=self.described(), **changed)

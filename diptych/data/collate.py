@@ -7,9 +7,11 @@ micro-batches and the fate of each of its samples.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,6 +62,10 @@ class Prepared:
     def num_targets(self) -> int:
         return sum(b.num_targets for b in self.batches)
 
+    def pin_memory(self) -> Prepared:
+        """The same, its batches in pinned memory; what a loader calls where there is a GPU."""
+        return replace(self, batches=[b.pin_memory() for b in self.batches])
+
 
 class Collator(Protocol):
     """Turns the samples of one step into micro-batches."""
@@ -79,33 +85,40 @@ class Pictures:
 
     With `features`, a cached picture is neither decoded nor preprocessed. With `augment`, a picture
     is varied by the visit of the first sample of the step that shows it.
+
+    Args:
+        num_threads: pictures that are decoded at once.
     """
 
     preprocessing: Preprocessing
     features: FeatureReader | None = None
     augment: Augment | None = None
+    num_threads: int = 1
 
     def load(self, items: Sequence[Item]) -> tuple[list[list[str]], dict[str, np.ndarray], dict]:
         """Keys per item, arrays by key, and errors by item number."""
         keys: list[list[str]] = []
-        arrays: dict[str, np.ndarray] = {}
         errors: dict[int, DiptychError] = {}
         read: dict[tuple[ReadImage, Image], str] = {}
-        for number, item in enumerate(items):
-            own: list[str] = []
-            try:
-                for image in item.sample.images():
-                    key = read.get((item.read, image))
-                    if key is None:
-                        data = item.read(image)
-                        key = hashlib.sha256(data).hexdigest()
-                        if key not in arrays:
-                            arrays[key] = self._array(key, data, image.path, item.visit)
-                        read[item.read, image] = key
-                    own.append(key)
-            except DiptychError as error:
-                errors[number] = error
-            keys.append(own)
+        with _Decoding(self.num_threads) as decoding:
+            for number, item in enumerate(items):
+                own: list[str] = []
+                try:
+                    for image in item.sample.images():
+                        key = read.get((item.read, image))
+                        if key is None:
+                            data = item.read(image)
+                            key = hashlib.sha256(data).hexdigest()
+                            decoding.start(key, self._array, key, data, image.path, item.visit)
+                            read[item.read, image] = key
+                        own.append(key)
+                except DiptychError as error:
+                    errors[number] = error
+                keys.append(own)
+            arrays, failed = decoding.finished()
+        for number, own in enumerate(keys):
+            if number not in errors and (wrong := [k for k in own if k in failed]):
+                errors[number] = failed[wrong[0]]
         return keys, arrays, errors
 
     def _array(self, key: str, data: bytes, where: str, visit: int) -> np.ndarray:
@@ -114,7 +127,53 @@ class Pictures:
         picture = decode(data, where=where)
         if self.augment is not None:
             picture = self.augment.apply(picture, visit)
-        return self.preprocessing.apply(picture)
+        return self.preprocessing.pixels(picture)
+
+
+class _Decoding:
+    """Work on pictures, each once, in a few threads; no more of it waits than keeps them busy.
+
+    Decoders and Pillow's resizing let other threads run.
+    """
+
+    def __init__(self, num_threads: int):
+        self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+        self._most = 2 * num_threads
+        self._waiting: dict[str, Future[np.ndarray]] = {}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._failed: dict[str, DiptychError] = {}
+
+    def __enter__(self) -> _Decoding:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def start(self, key: str, work: Callable[..., np.ndarray], *given: Any) -> None:
+        """Begin with a picture, unless it was."""
+        if key in self._waiting or key in self._arrays or key in self._failed:
+            return
+        if self._pool is None:
+            self._take(key, lambda: work(*given))
+            return
+        if len(self._waiting) == self._most:
+            first = next(iter(self._waiting))
+            self._take(first, self._waiting.pop(first).result)
+        self._waiting[key] = self._pool.submit(work, *given)
+
+    def finished(self) -> tuple[dict[str, np.ndarray], dict[str, DiptychError]]:
+        """Arrays and errors by key, when all is done."""
+        for key, future in self._waiting.items():
+            self._take(key, future.result)
+        self._waiting.clear()
+        return self._arrays, self._failed
+
+    def _take(self, key: str, result: Callable[[], np.ndarray]) -> None:
+        try:
+            self._arrays[key] = result()
+        except DiptychError as error:
+            self._failed[key] = error
 
 
 @dataclass
@@ -386,7 +445,7 @@ def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
     """Give a batch its pictures: pixels [V, 3, H, W], or cached features [V, K, C].
 
     Args:
-        arrays: by image key, one picture's pixels [3, H, W] or features [K, C].
+        arrays: by image key, one picture's pixels uint8 [3, H, W] or features [K, C].
         cached: whether features are looked up; those missing arrive as pixels.
 
     Raises:
@@ -404,10 +463,22 @@ def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
             fix="pictures changed or the cache was cut short while the run went on: give the same "
             "command again, or set the stage's cache_features=off",
         )
-    stacked = torch.from_numpy(np.stack([found[k] for k in batch.image_keys]))
+    stacked = _stacked([found[key] for key in batch.image_keys])
     if cached and not fresh:
         # numpy has no bfloat16; the cache keeps its bits as uint16.
         is_bits = stacked.dtype == torch.uint16
         batch.features = stacked.view(torch.bfloat16) if is_bits else stacked
     else:
         batch.pixel_values = stacked
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """[V, ...]; in a loader's worker at once in the memory that the other process sees."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.from_numpy(np.stack(arrays))
+    first = torch.from_numpy(arrays[0])
+    shape = (len(arrays), *first.shape)
+    storage = first.untyped_storage()._new_shared(math.prod(shape) * first.element_size())
+    stacked = first.new(storage).view(shape)
+    np.stack(arrays, out=stacked.numpy())
+    return stacked

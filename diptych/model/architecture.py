@@ -122,7 +122,7 @@ class Model(nn.Module):
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
         """Pictures [V, 3, H, W] -> encoder features [V, N, C]; what the feature cache keeps."""
         weight = next(self.vision_encoder.parameters())
-        if weight.dtype != torch.float32:
+        if weight.dtype != torch.float32 and pixel_values.is_floating_point():
             pixel_values = pixel_values.to(weight.dtype)
         learns = any(p.requires_grad for p in self.vision_encoder.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
@@ -179,7 +179,7 @@ class Model(nn.Module):
             MissingImage, ImageError: a picture cannot be read.
         """
         shown = [given(image) for image in images]
-        arrays = [self.preprocessing.apply(decode(i.data or b"", where=i.path)) for i in shown]
+        arrays = [self.preprocessing.pixels(decode(i.data or b"", where=i.path)) for i in shown]
         return torch.from_numpy(np.stack(arrays)).to(self.device)
 
     def ids_of(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:

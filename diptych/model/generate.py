@@ -80,7 +80,7 @@ def encode_images(
             key = hashlib.sha256(data).hexdigest()
             if key not in arrays:
                 picture = decode(data, where=image.path)
-                arrays[key] = model.vision_encoder.preprocessing.apply(picture)
+                arrays[key] = model.vision_encoder.preprocessing.pixels(picture)
             keys.append(key)
     tokens: dict[str, Tensor] = {}
     names = list(arrays)
@@ -227,6 +227,7 @@ class _CausalDecoder:
 
         self.model = model
         self.mask = mask
+        self.is_whole = bool(mask.all())  # and stays so: new tokens are real ones
         if cache is None:
             cache = DynamicCache(config=model.language_model.hf_config)
         self.cache = cache
@@ -243,7 +244,7 @@ class _CausalDecoder:
 
     @in_its_precision
     def _forward(self, **inputs: Tensor) -> Tensor:
-        mask = None if bool(self.mask.all()) else self.mask
+        mask = None if self.is_whole else self.mask
         hidden = self.model.language_model.body(
             attention_mask=mask, past_key_values=self.cache, use_cache=True, **inputs
         ).last_hidden_state

@@ -55,7 +55,7 @@ class VisionEncoderConfig(FromHub):
 class VisionEncoder(nn.Module):
     """Pixels -> features of one chosen layer.
 
-    Shapes: pixel_values float [B, 3, H, W] -> features [B, N, C].
+    Shapes: pixel_values [B, 3, H, W], uint8 levels or normalised float -> features [B, N, C].
     Parity: tests/parity/test_vision_encoder.py.
     """
 
@@ -80,14 +80,23 @@ class VisionEncoder(nn.Module):
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        pixels = self._read(pixel_values)
+        return select(self.module, self.config, pixels, self.num_prefix)
+
+    def _read(self, pixel_values: Tensor) -> Tensor:
+        """Normalised, in the weights' dtype and the layout that the module is quick with."""
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = self.preprocessing.normalised(pixel_values)
+            if (dtype := next(self.module.parameters()).dtype) != torch.float32:
+                pixel_values = pixel_values.to(dtype)
         if self.is_convolutional:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return select(self.module, self.config, pixel_values, self.num_prefix)
+        return pixel_values
 
     def stages(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """[B, C, H, W] of every stage of a convolutional encoder, the last as in `forward`."""
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.module(pixel_values=pixel_values, output_hidden_states=True).hidden_states
+        pixels = self._read(pixel_values)
+        return self.module(pixel_values=pixels, output_hidden_states=True).hidden_states
 
     def pooled(self, pixel_values: Tensor, pool: str) -> Tensor:
         """Pictures [B, 3, H, W] -> one vector each [B, C]; `pool` as in DualEncoderConfig.
@@ -97,7 +106,7 @@ class VisionEncoder(nn.Module):
         """
         if pool == "mean":
             return self(pixel_values).mean(1)
-        output = self.module(pixel_values=pixel_values)
+        output = self.module(pixel_values=self._read(pixel_values))
         if pool == "first":
             return output.last_hidden_state[:, 0]
         if output.pooler_output is None:

@@ -71,6 +71,11 @@ class FeatureCache:
         row = self._rows.get(key)
         return None if row is None else np.array(self._map[row])
 
+    @property
+    def entry_bytes(self) -> int:
+        """Memory of one picture's features."""
+        return int(self._map[0].nbytes)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -198,8 +203,8 @@ def encode_seconds(model: Model, picture: tuple[Image, ReadImage], precision: st
 def _encode(model: Model, pictures: list[tuple[Image, ReadImage]], precision: str) -> np.ndarray:
     was_training = model.vision_encoder.training
     model.vision_encoder.eval()
-    apply = model.vision_encoder.preprocessing.apply
-    arrays = [apply(decode(read(image), where=image.path)) for image, read in pictures]
+    pixels = model.vision_encoder.preprocessing.pixels
+    arrays = [pixels(decode(read(image), where=image.path)) for image, read in pictures]
     with autocast(model.device, precision):
         features = model.encode_pixels(torch.from_numpy(np.stack(arrays)).to(model.device))
     model.vision_encoder.train(was_training)

@@ -2,11 +2,17 @@
 
 A step is a pure function of the seed and its number, so resuming is asking for the steps
 that are left, and any number of workers gives the same batches.
+
+How much is prepared ahead is a budget in bytes, not a number of steps: one of CLIP's holds
+thousands of pictures, one of LLaVA's a few dozen. Where few steps fit, few workers prepare them,
+each with several threads that decode.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +22,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.data.collate import Collator, Item, Prepared
+from diptych.data.collate import Collator, Item, Pictures, Prepared
 from diptych.data.index import Index
 from diptych.data.measure import TokenCounter
 from diptych.data.mixture import Mixture
 from diptych.data.sample import Image, Sample
 from diptych.errors import ModelError
+from diptych.machine import cpu_is_asked_for
 from diptych.train.stage import DataConfig, Stage
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -36,6 +45,8 @@ class StepData(Dataset):
         batch_size: samples of a step over all ranks.
         rank, num_ranks: which share of a step is this process's.
         num_samples: total number of samples to visit; the last step may be short.
+        step_bytes: memory that this process's share of a step takes, about.
+        ahead_bytes: memory for steps that are being prepared or wait.
     """
 
     indexes: Sequence[Index]
@@ -45,6 +56,8 @@ class StepData(Dataset):
     rank: int = 0
     num_ranks: int = 1
     num_samples: int | None = None
+    step_bytes: int = 0
+    ahead_bytes: int = 2**30
 
     def __getitem__(self, step: int) -> Prepared:
         start = step * self.batch_size
@@ -62,23 +75,81 @@ class StepData(Dataset):
         return self.collator(items)
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """How steps are prepared: by so many workers, each with steps of its own and threads."""
+
+    num_workers: int
+    steps_each: int
+    num_threads: int = 1
+
+
+MOST_WORKERS, MOST_STEPS_EACH = 16, 4
+
+
+def ahead(step_bytes: int, ahead_bytes: int, num_workers: int | None, num_cores: int) -> Ahead:
+    """Workers, steps in flight of each, and decoding threads within a budget of memory.
+
+    Args:
+        num_workers: most workers; None takes a core each, but one for training.
+        num_cores: cores for this process.
+    """
+    if num_workers is None:
+        num_workers = min(MOST_WORKERS, num_cores - 1)
+    # A step that waits is held once, one in the making twice: as pictures and as a batch.
+    most = ahead_bytes // max(1, 2 * step_bytes)
+    workers = min(num_workers, max(1, most))
+    if workers < 1:
+        return Ahead(0, 0)
+    free = max(1, num_cores - 1)
+    return Ahead(workers, max(1, min(MOST_STEPS_EACH, most // workers)), max(1, free // workers))
+
+
+def cores() -> int:
+    """Cores for this process, where the processes of a machine share them."""
+    there = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, there // max(1, int(told) if told.isdecimal() else 1))
+
+
 def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prepared]:
     """The given steps in order, prepared ahead."""
-    if num_workers is None:
-        num_workers = max(0, min(4, (os.cpu_count() or 1) - 1))
+    chosen = ahead(data.step_bytes, data.ahead_bytes, num_workers, cores())
+    several = chosen.num_workers > 0 and len(steps) > 1
+    if several and not _fits(chosen.num_workers * data.step_bytes):
+        chosen, several = Ahead(0, 0), False
+    pictures = getattr(data.collator, "pictures", None)
+    if several and isinstance(pictures, Pictures):
+        pictures.num_threads = chosen.num_threads
     loader: DataLoader[Any] = DataLoader(
         data,
         batch_size=None,
         sampler=steps,  # type: ignore[arg-type]
-        num_workers=num_workers if len(steps) > 1 else 0,
-        prefetch_factor=4 if num_workers and len(steps) > 1 else None,
+        num_workers=chosen.num_workers if several else 0,
+        prefetch_factor=chosen.steps_each if several else None,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
+        pin_memory=torch.cuda.is_available() and not cpu_is_asked_for(),
         worker_init_fn=_start_worker,
         # A loader draws a seed when it starts; from the global generator that would make a
         # resumed run, which starts one more loader, draw other dropout masks.
         generator=torch.Generator(),
     )
     yield from loader
+
+
+def _fits(num_bytes: int) -> bool:
+    """Whether the memory that processes share has room; containers often have 64 MiB of it."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or num_bytes <= (free := shutil.disk_usage(shared).free):
+        return True
+    log.warning(
+        "steps of %.0f MB do not fit into shared memory (%.0f MB are free in /dev/shm): this "
+        "process prepares them itself, which is slower. Start the container with --shm-size=8g",
+        num_bytes / 1e6, free / 1e6,
+    )  # fmt: skip
+    return False
 
 
 def _as_it_is(prepared: Prepared) -> Prepared:

@@ -114,7 +114,7 @@ def one_fate() -> Iterator[None]:
 
 
 def agreed(value: T) -> T:
-    """The first process's value, for all of them; they wait for it, it does not wait for them.
+    """The first process's value (plain data), for all; they wait for it, it does not for them.
 
     Raises:
         ProcessLost: the first process gives no sign of life any more.

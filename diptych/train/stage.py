@@ -132,7 +132,9 @@ class Stage(Config):
     cache_bytes: int = Field(default=8 * 2**30, ge=0, json_schema_extra=SAME_RESULT)
     """Largest size of the feature cache in bytes."""
     num_workers: int | None = Field(default=None, ge=0, json_schema_extra=SAME_RESULT)
-    """Processes that decode and tokenise; null chooses by the number of cores."""
+    """Most processes that decode and tokenise; null chooses by the number of cores."""
+    ahead_bytes: int = Field(default=2**30, ge=0, json_schema_extra=SAME_RESULT)
+    """Memory of each process for steps that are prepared ahead; at least one is."""
     max_reject_share: float = Field(default=0.01, ge=0, le=1)
     """More rejected rows than this stop the run before training starts."""
     verify_images: Literal["full", "header", "none"] = "full"

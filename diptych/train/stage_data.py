@@ -98,6 +98,12 @@ class StageData:
             features = self._features(stage, indexes, visits, decided=cached is True)
         collator = objective.collator(self.model, **budgets(stage, self.model, features))
         share = self._share(stage, indexes, mixture, collator, num_samples)
+        each = math.prod(self.model.preprocessing.image_size) * 3
+        each = each if features is None else features.entry_bytes
+        shown = sum(len(k) for ks in keys for k in ks if k is not None)
+        own = math.ceil(stage.global_batch_size / self.accelerator.num_processes)
+        share.step_bytes = round(own * each * shown / max(1, sum(map(len, keys))))
+        share.ahead_bytes = stage.ahead_bytes
         return share, num_steps, features is not None
 
     def _name_template(self, stage: Stage) -> None:
@@ -136,9 +142,10 @@ class StageData:
         found = None
         if self.accelerator.is_main_process:
             found = prepare("decided" if decided else stage.cache_features)
-        folder = processes.agreed(found.folder if found is not None else None)
-        if folder is None or found is not None:
+        known = processes.agreed(None if found is None else str(found.folder))
+        if known is None or found is not None:
             return found
+        folder = Path(known)
         # Another machine may not share this one's disk.
         return FeatureCache(folder) if folder.is_dir() else prepare("decided")
 

@@ -9,12 +9,11 @@ encoding pictures and measuring have no time limit, and a sign of life.
 
 from __future__ import annotations
 
-import base64
+import builtins
 import contextlib
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -23,8 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from diptych import errors
 from diptych.errors import DiptychError, ProcessLost
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Together:
     # -- waiting for the first process ------------------------------------------------------
 
     def said(self, value: Any) -> Any:
-        """The first process's value, for all; it does not wait, the others wait for it.
+        """The first process's value (plain data), for all; it does not wait, the others do.
 
         Raises:
             ProcessLost: it gives no sign of life any more.
@@ -104,7 +105,7 @@ class Together:
         key = f"{self._prefix}said/{self._num_said}"
         self._num_said += 1
         if self.rank == 0:
-            self._store.set(key, base64.b64encode(pickle.dumps(value)).decode())
+            self._store.set(key, json.dumps(value))
             return value
         begun = told = alive = time.monotonic()
         beat, pause = -1, 0.01
@@ -126,7 +127,7 @@ class Together:
                     "process %d has waited %.0f min for the first one, which is at work",
                     self.rank, (now - begun) / 60,
                 )  # fmt: skip
-        return pickle.loads(base64.b64decode(self._store.get(key)))
+        return json.loads(self._store.get(key))
 
     # -- ending together --------------------------------------------------------------------
 
@@ -280,20 +281,24 @@ def _is_gone(error: BaseException) -> bool:
 
 
 def _packed(error: BaseException) -> dict[str, Any]:
-    """An error as text that another process reads."""
-    packed = {"name": type(error).__name__, "text": str(error), "pickle": None}
-    with contextlib.suppress(Exception):  # some errors cannot be pickled; their text can
-        bare = base64.b64encode(pickle.dumps(error)).decode()
-        packed["pickle"] = bare
-    return packed
+    """An error as plain data that another process reads: nothing in it is executed there."""
+    own = error.to_dict() if isinstance(error, DiptychError) else None
+    words = list(error.__reduce__()[1]) if isinstance(error, OSError) else [str(error)]
+    return {"name": type(error).__name__, "text": str(error), "words": words, "own": own}
 
 
 def _unpacked(failure: dict[str, Any]) -> BaseException:
-    """The error that `_packed` described."""
-    with contextlib.suppress(Exception):
-        error = pickle.loads(base64.b64decode(failure["pickle"]))
-        if isinstance(error, BaseException):
-            return error
-    return ProcessLost(
-        f"process {failure['rank']} failed with {failure['name']}: {failure['text']}"
-    )
+    """The error that `_packed` described; one that is not ours by its name and words."""
+    name, text, own = failure["name"], failure["text"], failure["own"]
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, DiptychError) and own is not None:
+        return kind(own["message"], where=own["where"], fix=own["fix"])
+    kind = _KNOWN.get(name) or getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, _KINDS):
+        return kind(*failure["words"])
+    return ProcessLost(f"process {failure['rank']} failed with {name}: {text}")
+
+
+_KNOWN = {"OutOfMemoryError": torch.OutOfMemoryError}
+_KINDS = (OSError, MemoryError, KeyboardInterrupt, SystemExit, torch.OutOfMemoryError)
+"""Errors that are not ours and that the one who reads them tells apart: disk, memory, a stop."""

@@ -29,7 +29,6 @@ from diptych.errors import (
     DataChanged,
     DataError,
     Interrupted,
-    LossNotFinite,
     StartChanged,
 )
 from diptych.machine import KeptMemory, memory_bytes, widest
@@ -53,6 +52,7 @@ from diptych.train.journal import Journal, available, for_trackers, of_all
 from diptych.train.resume import Position
 from diptych.train.stage import Stage
 from diptych.train.stage_data import StageData
+from diptych.train.step_losses import StepLosses
 
 log = logging.getLogger(__name__)
 
@@ -383,28 +383,21 @@ class Trainer:
         objective: Any = state.learner.objective
         state.ledger.add(prepared)
         weights = [objective.weight(b) for b in prepared.batches]
-        local = torch.tensor(
-            [
-                sum(weights),
-                sum(b.num_real_tokens for b in prepared.batches),
-                sum(b.segment_ids.numel() for b in prepared.batches),
-                len(prepared.used),
-                state.ledger.num_rejected,
-                0.0 if prepared.batches else 1.0,
-            ],
-            dtype=widest(accelerator.device),
-            device=accelerator.device,
+        total_weight, real_tokens, area, num_samples, num_rejected, num_idle = self._over_ranks(
+            sum(weights),
+            sum(b.num_real_tokens for b in prepared.batches),
+            sum(b.segment_ids.numel() for b in prepared.batches),
+            len(prepared.used),
+            state.ledger.num_rejected,
+            0.0 if prepared.batches else 1.0,
         )
-        total_weight, real_tokens, area, num_samples, num_rejected, num_idle = accelerator.reduce(
-            local, "sum"
-        ).tolist()
         if num_rejected > stage.max_reject_share * num_steps * stage.global_batch_size:
             of_all(state.ledger).enforce(0.0)
         # Every rank says so; one that waited for the others' gradients would wait for ever.
         self._refuse_idle(num_idle, f"at step {step + 1} of stage {stage.name}")
         factor = stage.schedule.factor(step, num_steps)
         rate = optimizer.set_rate(state.optimizer, factor)
-        sums: dict[str, float] = {}
+        found = StepLosses()
         # Data parallelism averages gradients over ranks; ours are sums over one total.
         scale = accelerator.num_processes / max(total_weight, 1.0)
         for number, batch in enumerate(prepared.batches):
@@ -414,34 +407,19 @@ class Trainer:
                 attention.chosen(self.model, batch, self.precision),
             ):
                 losses = state.wrapped(batch.to(accelerator.device))
-                loss = sum(losses.values()) * scale
-                if not torch.isfinite(loss):
-                    raise LossNotFinite(
-                        f"the loss is {loss.item()} at step {step + 1} of stage {stage.name}",
-                        where=", ".join(batch.sample_ids[:4]),
-                        fix="lower the learning rate, or look at these samples",
-                    )
-                accelerator.backward(loss)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.item()
+                accelerator.backward(sum(losses.values()) * scale)
+            found.add(batch, losses)
         parameters = [p for g in state.groups for p in g.parameters.values()]
         limit = stage.max_gradient_norm
-        norm = float(accelerator.clip_grad_norm_(parameters, limit if limit else math.inf))
-        if not math.isfinite(norm):
-            raise LossNotFinite(
-                f"the gradient norm is {norm} at step {step + 1} of stage {stage.name}",
-                where=", ".join(prepared.used[:4]),
-                fix="lower the learning rate, or look at these samples",
-            )
+        clipped = accelerator.clip_grad_norm_(parameters, limit if limit else math.inf)
+        (norm,) = found.fetch(torch.as_tensor(clipped))
+        named = {n: v / max(total_weight, 1.0) for n, v in found.sums(accelerator).items()}
+        if not all(map(math.isfinite, (norm, *named.values()))):
+            found.refuse(norm, f"step {step + 1} of stage {stage.name}")
         if state.witness is not None:
             state.witness.gradients()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        named = {
-            n: accelerator.reduce(torch.tensor(v, device=accelerator.device), "sum").item()
-            / max(total_weight, 1.0)
-            for n, v in sorted(sums.items())
-        }
         if accelerator.is_main_process:
             objective.watch(named, round(total_weight))
         return {
@@ -456,6 +434,15 @@ class Trainer:
             "padding_share": 1 - real_tokens / area if area else 0.0,
             "memory_bytes": memory_bytes(),
         }
+
+    def _over_ranks(self, *values: float) -> list[float]:
+        """The sum of each over all processes; a GPU is asked only where there are several."""
+        if self.accelerator.num_processes == 1:
+            return [float(value) for value in values]
+        device = self.accelerator.device
+        own = torch.tensor(values, dtype=widest(device), device=device)
+        summed: list[float] = self.accelerator.reduce(own, "sum").tolist()
+        return summed
 
     def _refuse_idle(self, num_idle: float, when: str) -> None:
         """Raise where some processes have nothing to exchange and others do."""
@@ -477,20 +464,18 @@ class Trainer:
         objective: Any = state.learner.objective
         if validation is not None and validation.num_samples:
             steps = range(math.ceil(validation.num_samples / validation.batch_size))
-            total = weight = 0.0
+            weight, found = 0.0, StepLosses()
             for prepared in feed(validation, steps, 0):
                 if objective.gathers:
-                    idle = torch.tensor(float(not prepared.batches), device=self.accelerator.device)
-                    num_idle = self.accelerator.reduce(idle, "sum").item()
+                    (num_idle,) = self._over_ranks(float(not prepared.batches))
                     self._refuse_idle(num_idle, f"in the validation data of {state.stage.name}")
                 for batch in prepared.batches:
                     with feature_cache.autocast(self.model.device, self.precision):
                         losses = state.learner(batch.to(self.model.device))
-                    total += sum(v.item() for v in losses.values())
+                    found.add(batch, losses)
                     weight += objective.weight(batch)
-            device = self.accelerator.device
-            sums = torch.tensor([total, weight], dtype=widest(device), device=device)
-            total, weight = self.accelerator.reduce(sums, "sum").tolist()
+            found.fetch()
+            total, weight = self._over_ranks(found.total, weight)
             loss = total / max(weight, 1.0)
             figures["validation_loss"] = loss
             if self.position.best_loss is None or loss < self.position.best_loss:
@@ -693,10 +678,7 @@ class Trainer:
         return Interrupted(f"stopped {where}; everything is saved", where=str(self.run), fix=fix)
 
     def _any_rank_stops(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self._stopping
-        flag = torch.tensor(int(self._stopping), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+        return bool(self._over_ranks(float(self._stopping))[0])
 
 
 class _StoppedReading(BaseException):

@@ -81,12 +81,13 @@ def test_the_loss_is_the_one_of_the_class(model, tmp_path):
     layout.export(model, NAME, tmp_path / "out")
     theirs = BlipForQuestionAnswering.from_pretrained(tmp_path / "out").eval()
     batch = batch_of(model)
+    pixels = model.preprocessing.normalised(batch.pixel_values)
     questions, answers = batch.encoder_ids.clone(), batch.input_ids.clone()
     questions[:, 0], answers[:, 0] = model.text.grounded_start, model.text.decoder_start
     with torch.no_grad():
         states = theirs.text_encoder(
             input_ids=questions, attention_mask=batch.encoder_mask,
-            encoder_hidden_states=theirs.vision_model(pixel_values=batch.pixel_values)[0],
+            encoder_hidden_states=theirs.vision_model(pixel_values=pixels)[0],
         )[0]  # fmt: skip
         logits = theirs.text_decoder(
             input_ids=answers, attention_mask=batch.segment_ids, encoder_hidden_states=states,

@@ -116,15 +116,20 @@ class Vlm(Model):
         words = (self.language_model.embeddings,) if self.connector.tells_words else ()
         return self.connector(features.to(weight.dtype), self.vision_encoder.grid, *words)
 
-    def embed(self, ids: Tensor, image_tokens: Tensor | None) -> Tensor:
+    def embed(
+        self, ids: Tensor, image_tokens: Tensor | None, num_placeholders: int | None = None
+    ) -> Tensor:
         """Token ids [R, T] -> embeddings [R, T, D] with image tokens spliced in.
+
+        Args:
+            num_placeholders: image positions in `ids`, where they were counted already.
 
         Raises:
             ImageTokenMismatch: placeholders and image tokens differ in number.
         """
         is_image = ids == IMAGE_TOKEN
         embeds = self.language_model.embed(ids.masked_fill(is_image, 0))
-        wanted = int(is_image.sum())
+        wanted = int(is_image.sum()) if num_placeholders is None else num_placeholders
         given = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
         if wanted != given:
             raise ImageTokenMismatch(
@@ -168,11 +173,10 @@ class Vlm(Model):
         ids, mask = batch.input_ids, batch.segment_ids.clamp(max=1)
         if lm.is_encoder_decoder:
             assert batch.encoder_ids is not None and batch.encoder_mask is not None
-            return lm.encode(self.embed(batch.encoder_ids, tokens), batch.encoder_mask), (
-                batch.encoder_mask
-            )
+            embeds = self.embed(batch.encoder_ids, tokens, batch.described().num_placeholders)
+            return lm.encode(embeds, batch.encoder_mask), batch.encoder_mask
         output = lm.body(
-            inputs_embeds=self.embed(ids, tokens),
+            inputs_embeds=self.embed(ids, tokens, batch.described().num_placeholders),
             attention_mask=mask,
             position_ids=batch.position_ids,
             use_cache=False,
@@ -194,21 +198,22 @@ class Vlm(Model):
         lm = self.language_model
         if lm.is_encoder_decoder:
             assert batch.encoder_ids is not None and batch.encoder_mask is not None
+            embeds = self.embed(batch.encoder_ids, tokens, batch.described().num_placeholders)
             return lm.body(
                 input_ids=batch.input_ids,
-                encoder_hidden_states=lm.encode(
-                    self.embed(batch.encoder_ids, tokens), batch.encoder_mask
-                ),
+                encoder_hidden_states=lm.encode(embeds, batch.encoder_mask),
                 encoder_attention_mask=batch.encoder_mask,
                 use_cache=False,
             ).last_hidden_state
-        embeds = self.embed(batch.input_ids, tokens)
+        embeds = self.embed(batch.input_ids, tokens, batch.described().num_placeholders)
         if tokens is None and self.training:
             embeds = embeds + self._touch_image_parts()
         return lm.body(
             inputs_embeds=embeds,
             attention_mask=self.attention_mask(batch),
-            position_ids=batch.position_ids,
+            # Without a mask, transformers takes positions that begin anew behind a sample (padding)
+            # for another one and builds a mask after all.
+            position_ids=batch.position_ids if batch.described().is_packed else None,
             use_cache=False,
         ).last_hidden_state
 
@@ -231,7 +236,11 @@ class Vlm(Model):
             )
         window = getattr(config, "sliding_window", None)
         mask = self.as_layers_want(mask)
-        if window is None or kinds == {"full_attention"} or int(batch.position_ids.max()) < window:
+        if (
+            window is None
+            or kinds == {"full_attention"}
+            or batch.described().last_position < window
+        ):
             return mask
         windowed = batch.attention_mask(window)
         assert windowed is not None, "the same rows gave a mask without the window"

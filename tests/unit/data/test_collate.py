@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.data.augment import Augment
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import ChatEncoder
 from diptych.data.collate import Item, Pictures, TokenCollator, split_answer
 from diptych.data.collate_pairs import PairCollator
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.image import decode
+from diptych.data.preprocessing import Preprocessing, _levels_on
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import MissingImage, ModelError
 from tests.conftest import square
@@ -180,3 +182,43 @@ def test_a_batch_has_pixels_or_features_never_both(make, names):
     with pytest.raises(ModelError, match="the feature cache holds 1 of the 2 pictures") as caught:
         collator(items)
     assert caught.value.where == pixels.image_keys[1]
+
+
+def test_threads_decode_the_same_pictures(make):
+    """Equal bytes once, the first visit's variation, and each error at the samples that show it."""
+    names = [*FILES, "broken.png", "red.png", "broken.png", "missing.png", None]
+    FILES["broken.png"] = b"no picture"
+    items = [item(str(n), name, "what is it", "a square") for n, name in enumerate(names)]
+    items = [Item(i.sample, i.read, visit) for visit, i in enumerate(items)]
+    settings = Preprocessing(resize="exact", size=(8, 8))
+    found = [
+        Pictures(settings, augment=Augment(flip=0.5, min_area=0.5), num_threads=n).load(items)
+        for n in (1, 3)
+    ]
+    del FILES["broken.png"]
+    for keys, arrays, errors in found:
+        assert keys[0] == keys[1] == keys[4] != keys[2] and keys[7] == [] and keys[6] == []
+        assert {n: type(e).__name__ for n, e in errors.items()} == {
+            3: "NotAnImage", 5: "NotAnImage", 6: "MissingImage",
+        }  # fmt: skip
+        assert len(arrays) == 2 and all(a.dtype == np.uint8 for a in arrays.values())
+    assert found[0][0] == found[1][0]
+    assert all(np.array_equal(a, found[1][1][key]) for key, a in found[0][1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vision", ["clip_vision_model", "resnet"])
+def test_levels_are_scaled_where_the_model_is(vision, dtype, tiny_model):
+    """The encoder reads uint8 and says what it says of the normalised picture, bit for bit."""
+    model = tiny_model(vision=vision).to(dtype)
+    settings = model.preprocessing
+    shown = [decode(square(name)) for name in ("red", "blue")]
+    levels = torch.from_numpy(np.stack([settings.pixels(p) for p in shown]))
+    pixels = torch.from_numpy(np.stack([settings.apply(p) for p in shown]))
+    assert levels.dtype == torch.uint8 and pixels.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(model.encode_pixels(levels), model.encode_pixels(pixels))
+    # As another device would look them up.
+    flat = _levels_on(levels.device, settings.rescale, settings.mean, settings.std)
+    places = levels.int() + torch.arange(0, 768, 256).view(3, 1, 1)
+    assert torch.equal(flat.index_select(0, places.flatten()).view(levels.shape), pixels)

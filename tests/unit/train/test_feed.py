@@ -8,7 +8,8 @@ import pytest
 
 from diptych.data.sample import Image
 from diptych.errors import ModelError
-from diptych.train.feed import open_index, sharing_keys
+from diptych.train import feed
+from diptych.train.feed import Ahead, ahead, open_index, sharing_keys
 from diptych.train.stage import DataConfig, Stage
 
 
@@ -33,3 +34,37 @@ def test_withheld_pictures_are_the_same_rows_without_them(squares, tmp_path, tin
     assert again[0] == blind[0]
     with pytest.raises(ModelError, match="withheld"):
         blind.image_bytes(Image("a.png"))
+
+
+GB, CLIP = 2**30, 4096 * 3 * 224 * 224
+
+
+@pytest.mark.parametrize(
+    ("step_bytes", "num_workers", "num_cores", "expected"),
+    [
+        (CLIP, None, 16, Ahead(1, 1, 15)),  # one worker, whose threads decode
+        (CLIP, 4, 16, Ahead(1, 1, 15)),  # what is asked for stays within the budget, too
+        (32 * 3 * 336 * 336, None, 16, Ahead(15, 3, 1)),
+        (32 * 3 * 336 * 336, 4, 16, Ahead(4, 4, 3)),
+        (0, None, 2, Ahead(1, 4, 1)),  # text alone
+        (0, None, 128, Ahead(16, 4, 7)),
+        (CLIP, 0, 16, Ahead(0, 0, 1)),
+        (CLIP, None, 1, Ahead(0, 0, 1)),
+    ],
+)
+def test_steps_are_prepared_within_a_budget(step_bytes, num_workers, num_cores, expected):
+    chosen = ahead(step_bytes, GB, num_workers, num_cores)
+    assert chosen == expected
+    in_flight = step_bytes * (chosen.num_workers * (chosen.steps_each + 1) + 1)
+    assert in_flight < 2 * GB, "clip-b32 on eight ranks: under 4 GB a rank"
+
+
+def test_what_does_not_fit_into_shared_memory_is_prepared_here(monkeypatch, caplog):
+    """A container has 64 MiB of it, and a worker that writes beyond is killed without a word."""
+    free = feed.shutil.disk_usage("/")._replace(free=64 * 2**20)
+    monkeypatch.setattr(feed.shutil, "disk_usage", lambda path: free)
+    steps = [object()] * 3
+    data = feed.StepData([], None, lambda items: None, 1, step_bytes=CLIP)
+    monkeypatch.setattr(feed.StepData, "__getitem__", lambda self, step: steps[step])
+    assert list(feed.feed(data, range(3), 2)) == steps, "the objects themselves: no worker's copies"
+    assert "do not fit into shared memory" in caplog.text and "--shm-size" in caplog.text
