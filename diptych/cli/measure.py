@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from diptych.cli.evaluation import evaluate_data, measure_text
+from diptych.convert.published import ready
 from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
@@ -86,7 +87,7 @@ def measure(
             "max_failure_share": max_failure_share,
         }
     )  # fmt: skip
-    loaded = open_model(model, device, precision)
+    loaded = open_model(ready(model), device, precision)
     with tempfile.TemporaryDirectory() as cache:
         known = _samples(train, images, Path(cache)) if train else None
         result, _ = evaluate_data(loaded, config, Path(cache), train=known, seed=seed)
@@ -116,7 +117,7 @@ def compare_given(
             "say what to measure",
             fix="name a data set; or give --image FILE and --text TEXT, and no data set",
         )
-    loaded = open_model(model, device, precision)
+    loaded = open_model(ready(model), device, precision)
     if not hasattr(loaded, "similarity"):
         raise ConfigError(
             f"a {loaded.config.name} has no vectors to compare",

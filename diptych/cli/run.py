@@ -27,6 +27,7 @@ from diptych.cli.claimed_run import check_finished, claim, note, origins
 from diptych.cli.evaluation import summarize, write_json
 from diptych.cli.measured import Measured
 from diptych.cli.own_tokenizer import with_tokenizer
+from diptych.convert.published import ready
 from diptych.machine import memory_bytes
 from diptych.model.architecture import Model, build
 from diptych.model.checkpoint import save_model
@@ -238,7 +239,11 @@ def compose(recipe: Recipe, run: Path) -> Any:
         f"model.{key}={folder / 'model'}"
         for key, (_, folder) in _before(recipe, run.parent).items()
     ]
-    return build(with_tokenizer(recipe.override(weights), run), seed=recipe.seed)
+    config = with_tokenizer(recipe.override(weights), run)
+    if config.weights is not None:
+        whole = ready(config.weights, config.revision)
+        config = config.model_copy(update={"weights": whole, "revision": None})
+    return build(config, seed=recipe.seed)
 
 
 def environment(command: list[str] | None = None, model: Model | None = None) -> dict[str, Any]:

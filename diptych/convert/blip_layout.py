@@ -25,6 +25,7 @@ from diptych.convert.probes import (
     pixels_of,
     preprocessing_of,
     read_class,
+    read_config,
 )
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig
@@ -70,9 +71,9 @@ def save_as_blip(theirs: Any, model: Any, out: Path) -> None:
     merge_json(out / "preprocessor_config.json", model.preprocessing.to_hf("clip"))
 
 
-def parts_of(theirs: Any, path: Path) -> dict[str, Any]:
-    """`vision_encoder` and `text` of a config, as a folder in a BLIP layout describes them."""
-    text = theirs.config.text_config.to_dict()
+def parts_of(its: Any, path: Path) -> dict[str, Any]:
+    """`vision_encoder` and `text` of a class's config, as a folder in a BLIP layout has them."""
+    text = its.text_config.to_dict()
     tokens = path / "tokenizer_config.json"
     known = json.loads(tokens.read_text(encoding="utf-8")) if tokens.is_file() else {}
     longest = min(
@@ -80,7 +81,7 @@ def parts_of(theirs: Any, path: Path) -> dict[str, Any]:
     )
     return {
         "vision_encoder": VisionEncoderConfig(
-            config={**theirs.config.vision_config.to_dict(), "model_type": "blip_vision_model"},
+            config={**its.vision_config.to_dict(), "model_type": "blip_vision_model"},
             features="full",
             image=preprocessing_of(path),
         ),
@@ -153,8 +154,7 @@ class BlipLayout:
         self-attention, or the other way round; heads are new.
         """
         theirs = read_class(self.find_class(), path, self.name)
-        dim = theirs.config.image_text_hidden_size
-        model = CaptionerConfig(**parts_of(theirs, path), dim=dim).compose().eval()
+        model = self.described(path).compose().eval()
         if self.writes:
             check_start(model, theirs, path)
         mixture = model.text
@@ -170,6 +170,11 @@ class BlipLayout:
                 own_layer.attention.load_state_dict(its_layer.attention.state_dict())
         share(mixture.reader, mixture.writer)
         return model
+
+    def described(self, path: Path) -> CaptionerConfig:
+        """What it is composed of; see `layout.Layout`."""
+        config = read_config(self.find_class(), path, self.name)
+        return CaptionerConfig(**parts_of(config, path), dim=config.image_text_hidden_size)
 
     # -- comparing --------------------------------------------------------------------------
 

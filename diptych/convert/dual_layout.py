@@ -22,7 +22,10 @@ from diptych.convert.probes import (
     matched,
     merge_json,
     pixels_of,
+    plain_config,
+    preprocessing_of,
     read_class,
+    read_config,
 )
 from diptych.errors import ConfigError
 from diptych.model.architectures.dual_encoder import DualEncoder, DualEncoderConfig
@@ -135,19 +138,27 @@ class DualLayout:
     def load(self, path: Path) -> DualEncoder:
         """The model of a folder in this layout; see `layout.Layout`."""
         theirs = self._read(path)
-        config = DualEncoderConfig(
-            vision_encoder=VisionEncoderConfig(weights=str(path)),
-            text_encoder=TextEncoderConfig(weights=str(path), **self.text),
-            dim=theirs.config.projection_dim if self.projects else None,
-            bias=None if self.projects else 0.0,
-            # SigLIP's scale has no bound, and what was published may lie beyond CLIP's.
-            min_temperature=0.01 if self.projects else None,
-        )
-        model = config.compose().eval()
+        model = self.described(path).compose().eval()
         with torch.no_grad():
             for own, its in self._pairs(model, theirs):
                 own.copy_(its)
         return model
+
+    def described(self, path: Path) -> DualEncoderConfig:
+        """What it is composed of; see `layout.Layout`."""
+        config = read_config(self.find_class(), path, self.name)
+        return DualEncoderConfig(
+            vision_encoder=VisionEncoderConfig(
+                config=plain_config(config.vision_config), image=preprocessing_of(path)
+            ),
+            text_encoder=TextEncoderConfig(
+                config=plain_config(config.text_config), tokenizer=str(path), **self.text
+            ),
+            dim=config.projection_dim if self.projects else None,
+            bias=None if self.projects else 0.0,
+            # SigLIP's scale has no bound, and what was published may lie beyond CLIP's.
+            min_temperature=0.01 if self.projects else None,
+        )
 
     def _read(self, path: Path) -> Any:
         return read_class(self.find_class(), path, self.name)

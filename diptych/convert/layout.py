@@ -44,6 +44,14 @@ class Layout(Protocol):
         """
         ...
 
+    def described(self, path: Path) -> Any:
+        """What the model of a folder is composed of, from its configs alone.
+
+        Raises:
+            CheckpointError: a config that Diptych cannot follow.
+        """
+        ...
+
     def load(self, path: Path) -> Any:
         """The model of a folder in this layout.
 
@@ -123,7 +131,8 @@ def load(path: Path | str, name: str) -> tuple[Any, ExportReport]:
     file = Path(path).expanduser()
     folder = file if file.is_file() else weights.locate(str(path), as_pickles=name in _PICKLED)
     model = layout.load(folder).eval()
-    report = layout.compare(copy.deepcopy(model).float(), folder)
+    is_float32 = all(p.dtype == torch.float32 for p in model.parameters())
+    report = layout.compare(model if is_float32 else copy.deepcopy(model).float(), folder)
     if report.problems:
         raise ExportMismatch(
             f"the model read does not compute what {report.class_name} computes: "

@@ -69,15 +69,7 @@ def read_class(kind: Any, path: Path, name: str) -> Any:
     Raises:
         CheckpointError: it cannot be read, or a weight is missing or has another shape.
     """
-    with reading(path, name):
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    wanted, own = kind.config_class.model_type, found.get("model_type")
-    if own != wanted:
-        raise CheckpointError(
-            f"the folder holds a {own}, not a {wanted}",
-            where=str(path),
-            fix="name another layout; `diptych list` has them all",
-        )
+    read_config(kind, path, name)
     with reading(path, name):
         module, about = kind.from_pretrained(
             path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -88,6 +80,25 @@ def read_class(kind: Any, path: Path, name: str) -> Any:
             where=str(path),
         )
     return module.eval()
+
+
+def read_config(kind: Any, path: Path, name: str) -> Any:
+    """The config of a folder that a class of the ecosystem reads; no weights are needed.
+
+    Raises:
+        CheckpointError: it cannot be read, or is another class's.
+    """
+    with reading(path, name):
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    wanted, own = kind.config_class.model_type, found.get("model_type")
+    if own != wanted:
+        raise CheckpointError(
+            f"the folder holds a {own}, not a {wanted}",
+            where=str(path),
+            fix="name another layout; `diptych list` has them all",
+        )
+    with reading(path, name):
+        return kind.config_class.from_pretrained(path)
 
 
 def pixels_of(preprocessing: Preprocessing) -> Tensor:

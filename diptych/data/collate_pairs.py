@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from diptych.data.batch import Batch
-from diptych.data.collate import Item, Pictures, Prepared, attach
+from diptych.data.collate import Prepared
+from diptych.data.picture_loader import Item, Pictures, attach
 from diptych.data.plain_text import TextTokens
 from diptych.errors import DiptychError, ModelError
 

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 
 from diptych.config import Config
 from diptych.data.batch import Batch
-from diptych.data.collate import Item, Prepared
+from diptych.data.collate import Prepared
+from diptych.data.picture_loader import Item
 from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError
 from diptych.model.architecture import Model

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from diptych.data.collate import Item, Prepared
+from diptych.data.collate import Prepared
+from diptych.data.picture_loader import Item
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.vectors import Vectors, no_direction

@@ -24,8 +24,10 @@ from diptych.model.language_model import LanguageModelConfig
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.trainable import Learn
 from diptych.model.vision_encoder import VisionEncoderConfig
-from diptych.recipe import CHAINED, EvaluationConfig, Recipe
+from diptych.recipe import CHAINED, EvaluationConfig, Recipe, going_on_from, of_a_hub
 from diptych.train.stage import DataConfig, Schedule, Stage
+
+PUBLISHED = "Salesforce/blip2-opt-2.7b"
 
 
 def blip2_stage1() -> Recipe:
@@ -56,6 +58,34 @@ def blip2_opt_2_7b() -> Recipe:
     stage = _stage2("pairs", num_steps=80_000, global_batch_size=1920, learning_rate=1e-4)
     return Recipe(
         name="blip2-opt-2.7b", model=model, stages=(stage,), evaluation=_captions("pairs")
+    )
+
+
+@of_a_hub(PUBLISHED)
+def blip2_finetune() -> Recipe:
+    """The published BLIP-2 (ViT-g, OPT-2.7B) on captions of your own (pairs/train.jsonl).
+
+    From the second stage on, as its authors do for COCO's captions: queries and their layer to the
+    language model learn at a tenth of the pretraining's rate for five passes, the language model
+    rests. The image encoder rests, too, so its features can be kept; `--set
+    stages.generate.learn.vision_encoder={}` lets it learn, as the authors' does. Of the others,
+    Salesforce/blip2-flan-t5-xl for one, a recipe file with `base: blip2-finetune` and
+    `model: {weights: NAME}` goes on.
+    Source: LAVIS, lavis/projects/blip2/train/caption_coco_ft.yaml.
+    """
+    stage = _stage2(
+        "pairs",
+        num_epochs=5,
+        global_batch_size=256,
+        learning_rate=1e-5,
+        schedule=Schedule(warmup_share=0.1),
+        gradient_checkpointing=True,
+    )
+    return Recipe(
+        name="blip2-finetune",
+        model=going_on_from(PUBLISHED),
+        stages=(stage,),
+        evaluation=_captions("pairs"),
     )
 
 

@@ -47,9 +47,12 @@ class ArchitectureConfig(PartConfig):
     vision_encoder: VisionEncoderConfig
     """The image panel."""
     weights: str | None = None
-    """Model or run folder that training goes on from, whole, its adapters merged. A recipe file
-    gives nothing else of the model, `model: {weights: FOLDER}`: what the folder is composed of is
+    """Model that training goes on from, whole, its adapters merged: a model or run folder, or a
+    published model by its hub name (CLIP, SigLIP, BLIP, BLIP-2, LLaVA), which is converted once. A
+    recipe file gives nothing else of the model, `model: {weights: NAME}`: what it is composed of is
     filled in. Null begins each part as it says itself."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub's repository that `weights` names; null is the main one."""
     adapters: dict[str, LoraConfig] = {}
     """LoRA adapters by part; filled in by stages that learn with LoRA."""
 
@@ -133,8 +136,8 @@ class Model(nn.Module):
 
     def representing(self, what: str) -> Any:
         """A collator that prepares samples for `represent`."""
-        from diptych.data.collate import Pictures
         from diptych.data.collate_pairs import PairCollator
+        from diptych.data.picture_loader import Pictures
 
         needs = {"image": ("image",), "text": ("text",)}.get(what, ("image", "text"))
         tokens: Any = self.text_tokens  # type: ignore[attr-defined]
@@ -218,7 +221,7 @@ class Model(nn.Module):
 
     def complete_config(self) -> ArchitectureConfig:
         """The config with everything written out, so that loading needs no other weights."""
-        complete: dict[str, Any] = {"weights": None}
+        complete: dict[str, Any] = {"weights": None, "revision": None}
         for name in type(self.config).model_fields:
             inner = getattr(self.config, name)
             if isinstance(inner, Config) and hasattr(inner, "weights"):

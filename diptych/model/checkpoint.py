@@ -30,7 +30,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych.config import Config
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile, WeightsNotFound
+from diptych.model import published
 from diptych.model.adapters import add_adapters, merge_adapters
 from diptych.model.architecture import ArchitectureConfig, Model, build, config_from_dict
 from diptych.model.tensors import fill, without_weights
@@ -38,13 +40,14 @@ from diptych.model.tensors import fill, without_weights
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 HASHES = "hashes.json"
 ORIGINS = "origins.json"
-_LAYOUTS = {"clip": "hf-clip", "siglip": "hf-siglip", "blip": "hf-blip-retrieval",
-            "blip-2": "hf-blip2", "blip_2_qformer": "hf-blip2-qformer"}  # fmt: skip
-"""Layouts that read a model type of transformers; the others are read as LLaVA."""
 
 
-def save_model(model: Model, path: Path | str) -> Path:
-    """Write the model folder `path`, replacing an older one as a whole."""
+def save_model(model: Model, path: Path | str, beside: Mapping[str, str] | None = None) -> Path:
+    """Write the model folder `path`, replacing an older one as a whole.
+
+    Args:
+        beside: texts of other files for the folder, by name.
+    """
     path = Path(path)
     with staged_folder(path) as folder:
         save_tensors(unique_tensors(model), folder / "model.safetensors")
@@ -55,6 +58,8 @@ def save_model(model: Model, path: Path | str) -> Path:
         processor = model.preprocessing.to_hf("clip")
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         (folder / "README.md").write_text(_card(model), encoding="utf-8")
+        for name, text in (beside or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
     return path
 
 
@@ -115,11 +120,11 @@ def begin(config: ArchitectureConfig) -> Any:
     Raises:
         ConfigError: it is composed otherwise than `config` says.
     """
-    model = merge_adapters(load_model(str(config.weights)))
+    model = merge_adapters(load_model(str(config.weights), config.revision))
     for name in type(config).model_fields:
-        if name in ("weights", "adapters"):
+        if name in ("weights", "revision", "adapters"):
             continue
-        if getattr(model.config, name, None) != getattr(config, name):
+        if not _agree(getattr(model.config, name, None), getattr(config, name)):
             raise ConfigError(
                 f"the model in '{config.weights}' has another {name}",
                 where=f"model.{name}",
@@ -129,6 +134,38 @@ def begin(config: ArchitectureConfig) -> Any:
     for part, lora in config.adapters.items():
         add_adapters(model, part, lora)
     return model.eval()
+
+
+def _agree(own: Any, stated: Any) -> bool:
+    """Whether a field of a model's composition is what a recipe states of it.
+
+    A Hugging Face config leaves out defaults and what follows from other settings, so that what is
+    stated counts. The place of a tokenizer, which is the model's own, and its ids do not.
+    """
+    if not (isinstance(own, Config) and isinstance(stated, Config)):
+        return bool(own == stated)
+    fields, asked = own.to_dict(), stated.to_dict()
+    known, wanted = (values.pop("config", None) or {} for values in (fields, asked))
+    for values in (fields, asked):
+        values.pop("tokenizer", None)
+    kind = known.get("model_type", wanted.get("model_type"))
+    keys = [k for k in wanted if not k.endswith("_token_id") and k not in _NO_NETWORK]
+    if kind is not None:
+        wanted = _whole_config({"model_type": kind, **wanted})
+        known = _whole_config({"model_type": kind, **known})
+    return fields == asked and all(known.get(k) == wanted.get(k) for k in keys)
+
+
+_NO_NETWORK = ("architectures", "dtype", "transformers_version", "_name_or_path")
+"""Keys of a Hugging Face config that say nothing of the network."""
+
+
+def _whole_config(values: dict[str, Any]) -> dict[str, Any]:
+    """A Hugging Face config with its defaults."""
+    from diptych.model.vision_encoder import config_from_dict as hf_config
+
+    whole: dict[str, Any] = hf_config(values, "model").to_dict()
+    return whole
 
 
 def model_folder(name: Path | str, revision: str | None = None) -> Path:
@@ -147,7 +184,14 @@ def model_folder(name: Path | str, revision: str | None = None) -> Path:
     if not folder.is_dir():
         if folder.exists() or str(name).startswith((".", "/", "~")):
             raise WeightsNotFound("there is no such model folder", where=str(name))
-        folder = locate(str(name), revision=revision)
+        found = published.conversion(str(name), revision)
+        folder = locate(str(name), revision=revision) if found is None else found[1]
+        if found is not None and not folder.is_dir():
+            raise CheckpointError(
+                f"'{name}' is a {found[0]} model that has not been converted yet",
+                where=str(name),
+                fix="open it with `diptych.load` or a command, which convert it",
+            )
     return folder
 
 
@@ -166,8 +210,7 @@ def composition(folder: Path) -> ArchitectureConfig:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"config.json cannot be read: {error}", where=str(folder)) from None
     if not isinstance(values, dict) or "vision_encoder" not in values:
-        kind = values.get("model_type") if isinstance(values, dict) else None
-        theirs = _LAYOUTS.get(str(kind), "hf-llava")
+        theirs = published.layout_of(folder) or "hf-llava"
         raise CheckpointError(
             "the folder is no Diptych model",
             where=str(folder),

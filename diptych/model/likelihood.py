@@ -10,7 +10,8 @@ import torch
 
 from diptych import errors
 from diptych.data.chat import Fate
-from diptych.data.collate import Item, Pictures, TokenCollator
+from diptych.data.collate import TokenCollator
+from diptych.data.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import DiptychError, ModelError, SampleTooLong
 from diptych.model.precision import in_its_precision

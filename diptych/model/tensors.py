@@ -80,16 +80,33 @@ def fill(module: nn.Module, path: Path, *, prefix: str = "") -> None:
                     f"{name} has the shape {shape}, the model needs {tuple(target.shape)}",
                     where=str(path),
                 )
-            value = _read(file, entries[name], path).to(target.dtype)
-            if not target.is_meta:
-                target.copy_(value)
-                continue
-            if value.stride() != target.stride():  # of a convolutional encoder, channels last
-                value = torch.empty_strided(shape, target.stride(), dtype=value.dtype).copy_(value)
-            parameter = nn.Parameter(value, requires_grad=target.requires_grad)
-            for one in same:
-                parent, _, leaf = one.rpartition(".")
-                setattr(module.get_submodule(parent), leaf, parameter)
+            _take(module, same, target, _read(file, entries[name], path))
+
+
+@torch.no_grad()
+def adopt(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a module composed `without_weights` tensors by name, as they are where their types fit.
+
+    Each is taken out of `tensors`, so that what is cast is not held twice.
+    """
+    own = module.state_dict(keep_vars=True)
+    for same in _names_of_each(module, own):
+        name = next(n for n in same if n in tensors)
+        _take(module, same, own[name] if name in own else own[same[0]], tensors.pop(name))
+
+
+def _take(module: nn.Module, names: list[str], target: Tensor, value: Tensor) -> None:
+    value = value.detach().to(target.dtype)
+    if not target.is_meta:
+        target.copy_(value)
+        return
+    if value.stride() != target.stride():  # of a convolutional encoder, channels last
+        strides, shape = target.stride(), tuple(target.shape)
+        value = torch.empty_strided(shape, strides, dtype=value.dtype).copy_(value)
+    parameter = nn.Parameter(value, requires_grad=target.requires_grad)
+    for one in names:
+        parent, _, leaf = one.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, parameter)
 
 
 def _names_of_each(module: nn.Module, own: dict[str, Any]) -> list[list[str]]:

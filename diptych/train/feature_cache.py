@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.collate import ReadImage
 from diptych.data.image import decode
+from diptych.data.picture_loader import ReadImage
 from diptych.data.sample import Image
 from diptych.model.architecture import Model
 from diptych.model.checkpoint import unique_tensors

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.data.collate import Collator, Item, Pictures, Prepared
+from diptych.data.collate import Collator, Prepared
 from diptych.data.index import Index
 from diptych.data.measure import TokenCounter
 from diptych.data.mixture import Mixture
+from diptych.data.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample
 from diptych.errors import ModelError
 from diptych.machine import cpu_is_asked_for

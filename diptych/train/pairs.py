@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.data.batch import Batch
-from diptych.data.collate import Collator, Pictures
+from diptych.data.collate import Collator
 from diptych.data.collate_pairs import PairCollator
+from diptych.data.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.train.objective import Objective
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.data.collate import Pictures
 from diptych.data.index import Index
 from diptych.data.ledger import Ledger
 from diptych.data.mixture import Mixture
+from diptych.data.picture_loader import Pictures
 from diptych.model.architecture import Model
 from diptych.progress import Progress
 from diptych.train import feature_cache, processes

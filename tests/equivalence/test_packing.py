@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.collate import Item
+from diptych.data.picture_loader import Item
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.model.likelihood import token_collator
 from tests.conftest import square

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diptych.data.collate import Item, Pictures
 from diptych.data.collate_pairs import PairCollator
+from diptych.data.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ConfigError
 from diptych.model.architecture import build, config_from_dict

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diptych.data.collate import Item
+from diptych.data.picture_loader import Item
 from diptych.errors import ConfigError
 from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from diptych.convert import layout
-from diptych.data.collate import Item, Pictures
 from diptych.data.collate_pairs import PairCollator
+from diptych.data.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile
 from diptych.model.architecture import build, config_from_dict

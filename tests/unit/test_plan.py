@@ -84,7 +84,7 @@ def test_every_recipe_is_planned_but_those_whose_weights_only_a_hub_knows():
         except WeightsNotFound as error:
             lacking[name] = str(error)
     hub = {n for n in named() if n.startswith("llava15-")}
-    hub |= {"blip-base", "blip-vqa", "blip2-stage1", "blip2-opt-2-7b"}
+    hub |= {"blip-base", "blip-vqa", "blip2-stage1", "blip2-opt-2-7b", "blip2-finetune"}
     assert lacking.keys() == hub | {"llava-debug"}  # which wants a tokenizer beside it
     assert all("there are no weights" in message for message in lacking.values())
 

@@ -31,6 +31,7 @@ from diptych.convert.probes import (
     plain_config,
     preprocessing_of,
     read_class,
+    read_config,
 )
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import Encoded
@@ -128,10 +129,21 @@ def load(path: Path) -> Vlm:
     from transformers import Blip2ForConditionalGeneration
 
     theirs = read_class(Blip2ForConditionalGeneration, path, NAME)
-    config = theirs.config
+    model = described(path).compose()
+    with torch.no_grad():
+        for own, its in _pairs(model, theirs):
+            own.copy_(its)
+    return model.eval()
+
+
+def described(path: Path) -> VlmConfig:
+    """What it is composed of; see `layout.Layout`."""
+    from transformers import Blip2ForConditionalGeneration
+
+    config = read_config(Blip2ForConditionalGeneration, path, NAME)
     former, vision = config.qformer_config, config.vision_config
     template, joint = read_template(path)
-    model = VlmConfig(
+    return VlmConfig(
         vision_encoder=VisionEncoderConfig(
             config={**plain_config(vision), "model_type": "blip_2_vision_model"},
             layer=-1,
@@ -149,11 +161,7 @@ def load(path: Path) -> Vlm:
             template=template or "plain",
             picture_joint=joint or "begin",
         ),
-    ).compose()
-    with torch.no_grad():
-        for own, its in _pairs(model, theirs):
-            own.copy_(its)
-    return model.eval()
+    )
 
 
 # -- comparing ------------------------------------------------------------------------------

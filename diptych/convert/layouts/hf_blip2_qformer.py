@@ -38,6 +38,11 @@ def export(model: QueryTransformer, out: Path) -> ExportReport:
     return compare(model, out)
 
 
+def described(path: Path) -> NoReturn:
+    """A folder in this layout is a part of a model, not a model."""
+    load(path)
+
+
 def load(path: Path) -> NoReturn:
     """A folder in this layout is a part of a model, not a model."""
     raise ConfigError(

@@ -21,6 +21,7 @@ from diptych.convert.probes import (
     pixels_of,
     preprocessing_of,
     read_class,
+    read_config,
 )
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig
 from diptych.model.query_former import QueryFormerConfig
@@ -81,10 +82,21 @@ def load(path: Path) -> QueryTransformer:
     The head that writes is new; the temperature is that of the config, where Diptych wrote one.
     """
     theirs = _read(path)
-    former = theirs.config.qformer_config
+    model = described(path).compose().eval()
+    with torch.no_grad():
+        for own, its in _pairs(model, theirs):
+            own.copy_(its)
+    return model
+
+
+def described(path: Path) -> QueryTransformerConfig:
+    """What it is composed of; see `layout.Layout`."""
+    from transformers import Blip2ForImageTextRetrieval
+
+    config = read_config(Blip2ForImageTextRetrieval, path, NAME)
+    former, vision = config.qformer_config, config.vision_config
     known = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    vision = theirs.config.vision_config
-    config = QueryTransformerConfig(
+    return QueryTransformerConfig(
         vision_encoder=VisionEncoderConfig(
             config={**vision.to_dict(), "model_type": "blip_2_vision_model"},
             layer=-1,
@@ -94,20 +106,15 @@ def load(path: Path) -> QueryTransformer:
         query_former=QueryFormerConfig(
             config={name: getattr(former, name) for name in _SIZES},
             tokenizer=str(path),
-            num_queries=theirs.config.num_query_tokens,
+            num_queries=config.num_query_tokens,
             cross_attention_every=former.cross_attention_frequency,
             max_tokens=min(int(former.max_position_embeddings), 64),
             dropout=float(former.hidden_dropout_prob),
             norm_eps=float(vision.layer_norm_eps),
         ),
-        dim=theirs.config.image_text_hidden_size,
+        dim=config.image_text_hidden_size,
         temperature=float(known.get(TEMPERATURE, 0.07)),
     )
-    model = config.compose().eval()
-    with torch.no_grad():
-        for own, its in _pairs(model, theirs):
-            own.copy_(its)
-    return model
 
 
 def _read(path: Path) -> Any:

@@ -17,3 +17,4 @@ def _find_class() -> Any:
 
 _LAYOUT = BlipLayout(name="hf-blip-captioning", writes=True, find_class=_find_class)
 export, load, compare, outputs = _LAYOUT.export, _LAYOUT.load, _LAYOUT.compare, _LAYOUT.outputs
+described = _LAYOUT.described

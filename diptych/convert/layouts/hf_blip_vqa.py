@@ -21,6 +21,7 @@ from diptych.convert.probes import (
     matched,
     pixels_of,
     read_class,
+    read_config,
 )
 from diptych.errors import ConfigError
 from diptych.model.architectures.answerer import Answerer, AnswererConfig
@@ -70,12 +71,17 @@ def _pairs(model: Answerer, theirs: Any) -> Pairs:
 def load(path: Path) -> Answerer:
     """The model of a folder in this layout; see `layout.Layout`."""
     theirs = read_class(_class(), path, NAME)
-    model = AnswererConfig(**parts_of(theirs, path)).compose().eval()
+    model = described(path).compose().eval()
     check_start(model, theirs, path)
     with torch.no_grad():
         for own, its in _pairs(model, theirs):
             own.copy_(its)
     return model
+
+
+def described(path: Path) -> AnswererConfig:
+    """What it is composed of; see `layout.Layout`."""
+    return AnswererConfig(**parts_of(read_config(_class(), path, NAME), path))
 
 
 @torch.no_grad()

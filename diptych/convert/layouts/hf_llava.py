@@ -31,7 +31,9 @@ from diptych.model.architecture import build
 from diptych.model.architectures.vlm import Vlm, VlmConfig
 from diptych.model.checkpoint import save_tensors, unique_tensors
 from diptych.model.language_model import LanguageModelConfig
+from diptych.model.tensors import adopt, without_weights
 from diptych.model.vision_encoder import VisionEncoderConfig
+from diptych.model.weights import reading
 
 ARCHITECTURE = "vlm"
 NAME = "hf-llava"
@@ -335,63 +337,87 @@ def load(path: Path) -> Vlm:
     A projector that is the identity of a linear connector becomes `linear` again. The row of
     the image mark stays in the embeddings, where nothing looks it up.
     """
-    config_file = path / "config.json"
-    values = read_json(config_file) if config_file.is_file() else {}
+    _, config = _read_config(path)
+    module = open_llava(path, "auto")
+    tensors = renamed(module.state_dict(), "loaded", "diptych")
+    connector, projector = to_connector(tensors, config, path / "config.json")
+    tensors = {n: t for n, t in tensors.items() if not n.startswith("connector.")} | projector
+    is_half = all(p.dtype == torch.bfloat16 for p in module.parameters())
+    del module
+    own = _composed(path, connector, "bfloat16" if is_half else "float32")
+    with without_weights():
+        model = build(own)
+    _fill(model, tensors, path)
+    _refuse_cut_patches(model, config.vision_feature_select_strategy, path / "config.json")
+    return model
+
+
+def described(path: Path) -> VlmConfig:
+    """What it is composed of; see `layout.Layout`. A projector with ReLU is a linear connector."""
+    values, config = _read_config(path)
+    kept = values.get("dtype") or values.get("torch_dtype")
+    connector = "mlp" if config.projector_hidden_act == "gelu" else "linear"
+    return _composed(path, connector, "bfloat16" if kept == "bfloat16" else "float32")
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
+    """config.json of a folder as it stands and as transformers reads it.
+
+    Raises:
+        CheckpointError: no LLaVA model, or one that joins several vision layers.
+    """
+    from transformers import LlavaConfig
+
+    file = path / "config.json"
+    values = read_json(file) if file.is_file() else {}
     if values.get("model_type") != "llava":
         raise CheckpointError(
             f"the folder is no LLaVA model (model_type {values.get('model_type')!r})",
             where=str(path),
             fix="name a folder that LlavaForConditionalGeneration can read",
         )
-    module = open_llava(path, "auto")
-    config = module.config
+    with reading(path, NAME):
+        config = LlavaConfig.from_pretrained(path)
     if not isinstance(config.vision_feature_layer, int):
         raise CheckpointError(
             f"it joins several vision layers ({config.vision_feature_layer}); Diptych reads one",
-            where=f"{config_file}: vision_feature_layer",
+            where=f"{file}: vision_feature_layer",
         )
-    tensors = renamed(module.state_dict(), "loaded", "diptych")
-    connector, projector = to_connector(tensors, config, config_file)
-    tensors = {n: t for n, t in tensors.items() if not n.startswith("connector.")} | projector
-    is_half = all(p.dtype == torch.bfloat16 for p in module.parameters())
-    dtype: Literal["float32", "bfloat16"] = "bfloat16" if is_half else "float32"
+    return values, config
+
+
+def _composed(path: Path, connector: str, dtype: Literal["float32", "bfloat16"]) -> VlmConfig:
+    values, config = _read_config(path)
     text_config = plain_config(config.text_config)
     text_config["tie_word_embeddings"] = bool(config.tie_word_embeddings)
     template, joint = read_template(path)
-    model = build(
-        VlmConfig(
-            vision_encoder=VisionEncoderConfig(
-                config=plain_config(config.vision_config),
-                layer=config.vision_feature_layer,
-                features="full" if config.vision_feature_select_strategy == "full" else "patch",
-                dtype=dtype,
-                image=preprocessing_of(path),
-            ),
-            connector={"name": connector},
-            language_model=LanguageModelConfig(
-                config=text_config,
-                tokenizer=str(path),
-                template=template,
-                picture_joint=joint,
-                answer_tokens=tuple(values.get(_OWN, {}).get("answer_tokens", ())),
-                dtype=dtype,
-            ),
-        )
+    return VlmConfig(
+        vision_encoder=VisionEncoderConfig(
+            config=plain_config(config.vision_config),
+            layer=config.vision_feature_layer,
+            features="full" if config.vision_feature_select_strategy == "full" else "patch",
+            dtype=dtype,
+            image=preprocessing_of(path),
+        ),
+        connector={"name": connector},
+        language_model=LanguageModelConfig(
+            config=text_config,
+            tokenizer=str(path),
+            template=template,
+            picture_joint=joint,
+            answer_tokens=tuple(values.get(_OWN, {}).get("answer_tokens", ())),
+            dtype=dtype,
+        ),
     )
-    _fill(model, tensors, path)
-    _refuse_cut_patches(model, config.vision_feature_select_strategy, config_file)
-    return model
 
 
-@torch.no_grad()
-def _fill(model: Vlm, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill(model: Vlm, tensors: dict[str, Tensor], path: Path) -> None:
     own = model.state_dict()
     if differ := sorted(set(own) ^ set(tensors)):
         raise CheckpointError(
             f"{len(differ)} weights have no counterpart, for example {differ[0]}", where=str(path)
         )
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+    adopt(model, tensors)
 
 
 def _refuse_cut_patches(model: Vlm, strategy: str, where: Path) -> None:

@@ -25,3 +25,4 @@ _LAYOUT = DualLayout(
     find_class=_find_class,
 )
 export, load, compare, outputs = _LAYOUT.export, _LAYOUT.load, _LAYOUT.compare, _LAYOUT.outputs
+described = _LAYOUT.described

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ def export(model: Captioner, out: Path) -> ExportReport:
 def outputs(model: Captioner) -> list[Tensor]:
     """Nothing is exported, so nothing is compared."""
     return []
+
+
+def described(path: Path) -> NoReturn:
+    """Refused: a pickle says what it holds when it is read."""
+    raise ConfigError(
+        "a LAVIS checkpoint has no config to read ahead of it",
+        where=str(path),
+        fix="convert it first: diptych convert FILE OUT --from lavis-blip",
+    )
 
 
 def load(path: Path) -> Captioner | Answerer:

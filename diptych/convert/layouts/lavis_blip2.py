@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -50,6 +51,15 @@ def export(model: QueryTransformer, out: Path) -> ExportReport:
 def outputs(model: QueryTransformer) -> list[Tensor]:
     """Nothing is exported, so nothing is compared."""
     return []
+
+
+def described(path: Path) -> NoReturn:
+    """Refused: a pickle says what it holds when it is read."""
+    raise ConfigError(
+        "a LAVIS checkpoint has no config to read ahead of it",
+        where=str(path),
+        fix="convert it first: diptych convert FILE OUT --from lavis-blip2",
+    )
 
 
 def load(path: Path) -> QueryTransformer:

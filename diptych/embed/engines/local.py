@@ -14,7 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
-from diptych.data.collate import Item, Prepared
+from diptych.data.collate import Prepared
+from diptych.data.picture_loader import Item
 from diptych.data.sample import Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import Pending, Work, batches, threads_each, vectors_of

@@ -151,8 +151,8 @@ class Vlm(Model):
 
     def representing(self, what: str) -> Any:
         """A collator that prepares samples for `represent`; one sample a row."""
-        from diptych.data.collate import Pictures
         from diptych.data.collate_pairs import PairCollator
+        from diptych.data.picture_loader import Pictures
         from diptych.model.likelihood import token_collator
 
         if what == "image":

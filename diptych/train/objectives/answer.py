@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.data.batch import IGNORE, Batch
-from diptych.data.collate import Collator, Pictures
+from diptych.data.collate import Collator
 from diptych.data.collate_pairs import PairCollator
+from diptych.data.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.model.architectures.answerer import Answerer
 from diptych.train.objective import Objective, ObjectiveConfig

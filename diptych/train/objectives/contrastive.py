@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from diptych.config import SAME_RESULT
 from diptych.data.batch import Batch
-from diptych.data.collate import Collator, Pictures
+from diptych.data.collate import Collator
 from diptych.data.collate_pairs import PairCollator
+from diptych.data.picture_loader import Pictures
 from diptych.model.architectures.dual_encoder import DualEncoder
 from diptych.model.weights import locate
 from diptych.train.objective import Objective, ObjectiveConfig

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.data.batch import IGNORE, Batch
-from diptych.data.collate import Collator, Pictures
+from diptych.data.collate import Collator
 from diptych.data.collate_pairs import PairCollator
+from diptych.data.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.model.architectures.query_transformer import QueryTransformer
 from diptych.train.chance import ChanceWatch

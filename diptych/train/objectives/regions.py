@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.data.batch import Batch
-from diptych.data.collate import Collator, Pictures
+from diptych.data.collate import Collator
+from diptych.data.picture_loader import Pictures
 from diptych.data.regions import RegionCollator
 from diptych.errors import ConfigError
 from diptych.machine import common_size

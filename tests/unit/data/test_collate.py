@@ -9,9 +9,10 @@ import torch
 from diptych.data.augment import Augment
 from diptych.data.batch import IMAGE_TOKEN
 from diptych.data.chat import ChatEncoder
-from diptych.data.collate import Item, Pictures, TokenCollator, split_answer
+from diptych.data.collate import TokenCollator, split_answer
 from diptych.data.collate_pairs import PairCollator
 from diptych.data.image import decode
+from diptych.data.picture_loader import Item, Pictures
 from diptych.data.preprocessing import Preprocessing, _levels_on
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import MissingImage, ModelError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diptych.data.collate import Item, Pictures
+from diptych.data.picture_loader import Item, Pictures
 from diptych.data.preprocessing import Preprocessing
 from diptych.data.regions import Region, RegionCollator, cells, centre, letters, regions_of
 from diptych.data.sample import Image, Sample, Text, Turn

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.data.collate import Item
+from diptych.data.picture_loader import Item
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder, Vectors, pooled, stored
 from diptych.embed.index import Nearest
