@@ -76,11 +76,15 @@ def sentence_transformers(s: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start}
 
 
-def diptych(s: dict[str, Any]) -> dict[str, Any]:
-    """`diptych embed`'s job into Parquet; and the bound, its model's forward time alone."""
+def diptych(s: dict[str, Any], auto: bool = False) -> dict[str, Any]:
+    """`diptych embed`'s job into Parquet; and the bound, its model's forward time alone.
+
+    How this machine computes best was found before, as it is once for a model: `warm_up_seconds`.
+    """
     from diptych.data.index import Index
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, embed
+    from diptych.embed.pace import first_rows, settled
     from diptych.machine import keep_freed_memory, share_one_heap
     from diptych.model.checkpoint import load_model
     from diptych.progress import Progress
@@ -96,18 +100,31 @@ def diptych(s: dict[str, Any]) -> dict[str, Any]:
     out = Path(s["out"] + "-parquet")
     index = Index.build(s["rows"], out / "_job" / "data", verify="none", progress=False)
     batches = in_memory(embedder, index, s["batch_size"])
-    before = forward_seconds(embedder, batches)
     start = time.perf_counter()
-    job = JobConfig(to=(f"parquet:{out}",), state=out / "_job", workers=s["workers"])
+    pace = settled(embedder, first_rows(s["rows"], s["settings"]["what"]), auto=auto)
+    warm_up = time.perf_counter() - start
+    before = forward_seconds(embedder, batches)
+    embedder = embedder.in_precision(pace.precision)
+    _ = embedder.fingerprint
+    start = time.perf_counter()
+    job = JobConfig(to=(f"parquet:{out}",), state=out / "_job", workers=s["workers"], pace=pace)
     summary = embed(embedder, s["rows"], job, progress=Progress(out / "log", quiet=True))
     seconds = time.perf_counter() - start
     assert summary["written"] == len(s["files"]), summary
-    after = forward_seconds(embedder, batches)
+    after = forward_seconds(embedder.in_precision("float32"), batches)
     from diptych.embed.index import open_index
 
     stored = open_index(f"parquet:{out}")
     np.save(s["out"] + ".npy", stored.take([Path(f).stem for f in s["files"]])[0])
-    return {"seconds": seconds, "bound_seconds": (before + after) / 2, "bounds": [before, after]}
+    return {
+        "seconds": seconds, "bound_seconds": (before + after) / 2, "bounds": [before, after],
+        "pace": str(pace), "warm_up_seconds": warm_up,
+    }  # fmt: skip
+
+
+def diptych_auto(s: dict[str, Any]) -> dict[str, Any]:
+    """The same with `--precision auto`."""
+    return diptych(s, auto=True)
 
 
 def batch_sizes(s: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +213,9 @@ def main() -> None:
     name, file, out = sys.argv[1:]
     settings = json.loads(Path(file).read_text())
     torch.set_num_threads(settings["threads"])
-    contenders = (notebook, dataloader, sentence_transformers, diptych, batch_sizes)
+    contenders = (
+        notebook, dataloader, sentence_transformers, diptych, diptych_auto, batch_sizes,
+    )  # fmt: skip
     found = {c.__name__: c for c in contenders}[name](settings)
     Path(out).write_text(json.dumps(found))
 

@@ -10,6 +10,7 @@ Three models with random weights, the same in every contender, float32:
 Contenders:
 
 - `diptych`: the whole job, JPEG on disk to Parquet on disk;
+- `diptych_auto`: the same with `--precision auto`;
 - `notebook`: one picture at a time through the processor and transformers' class;
 - `dataloader`: transformers' class behind a DataLoader with worker processes, batches of 32;
 - `sentence_transformers`: its CLIP module (in an environment of its own, --peer);
@@ -22,7 +23,8 @@ resize with 8-bit rounding of their own). Runs take turns; figures are medians.
     python benchmarks/embed_throughput.py --peer peer --json
 
 `ratio`: `of_bound` (bound / diptych), `best_peer` (best of dataloader and sentence_transformers /
-diptych), `notebook_loop` (notebook / diptych) of each model. With `--plot FILE` also the time of a
+diptych), `notebook_loop` (notebook / diptych), `auto` (best peer, or the notebook where there is no
+other, / diptych_auto) of each model. `pace` says what was chosen, and on which processor. With `--plot FILE` also the time of a
 picture over batch sizes.
 """
 
@@ -145,7 +147,8 @@ def run(name: str, settings: dict[str, Any], work: Path, python: str) -> dict[st
     variables = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     subprocess.run(
         [python, str(script), name, str(file), str(out)],
-        check=True, stdout=sys.stderr, env={**variables, "TOKENIZERS_PARALLELISM": "false"},
+        check=True, stdout=sys.stderr,
+        env={**variables, "TOKENIZERS_PARALLELISM": "false", "DIPTYCH_CACHE": str(work / "cache")},
     )  # fmt: skip
     found = json.loads(out.read_text())
     vectors = work / f"{stamp}.npy"
@@ -179,7 +182,7 @@ def compare(s: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
         "workers": s.threads, "device": s.device,
     }  # fmt: skip
     pythons = {"sentence_transformers": str(s.peer / "bin" / "python") if s.peer else ""}
-    names = [n for n in ("diptych", *PEERS[name]) if pythons.get(n, "here")]
+    names = [n for n in ("diptych", "diptych_auto", *PEERS[name]) if pythons.get(n, "here")]
     found: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
     for turn in range(s.repeats):
         for contender in names if turn % 2 == 0 else names[::-1]:
@@ -208,7 +211,10 @@ def compare(s: argparse.Namespace, work: Path, name: str) -> dict[str, Any]:
             "of_bound": bound / seconds["diptych"],
             "best_peer": min(peers) / seconds["diptych"] if peers else None,
             "notebook_loop": seconds["notebook"] / seconds["diptych"],
+            "auto": min(peers or [seconds["notebook"]]) / seconds["diptych_auto"],
         },
+        "pace": {n: found[n][0]["pace"] for n in ("diptych", "diptych_auto")},
+        "warm_up_seconds": {n: found[n][0]["warm_up_seconds"] for n in ("diptych", "diptych_auto")},
         "batch_sizes": run("batch_sizes", settings, work, sys.executable)["milliseconds"],
     }  # fmt: skip
 

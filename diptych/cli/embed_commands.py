@@ -31,9 +31,13 @@ def embed(
     layer: Annotated[int, typer.Option(help="Hidden state of a language model.")] = -1,
     normalize: Annotated[bool, typer.Option(help="Vectors of length one.")] = True,
     dtype: Annotated[str, typer.Option(help="float32, float16 or int8.")] = "float32",
-    precision: Annotated[str, typer.Option(help="The model computes in float32 or bf16.")] = (
-        "float32"
-    ),
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32, bf16, or auto: bf16 where it is faster here and the vectors' cosine to "
+            "float32 stays above 0.9995, measured on the first rows."
+        ),
+    ] = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="Rows computed at once.")] = 32,
     shard_rows: Annotated[int, typer.Option(min=1, help="Rows of a file, and of a commit.")] = 4096,
     field: Annotated[
@@ -92,9 +96,12 @@ def embed(
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, aware
     from diptych.embed.job import embed as run
+    from diptych.embed.pace import first_rows, settled
     from diptych.model.opened import open_model
     from diptych.progress import Progress
 
+    auto = precision == "auto"
+    precision = "float32" if precision in ("auto", "fp32") else precision
     config = EmbedConfig.from_dict(
         {
             "what": what, "space": space, "pool": pool, "layer": layer, "normalize": normalize,
@@ -104,12 +111,17 @@ def embed(
     model = ready(model)
     source = str(Path(model).resolve()) if Path(model).exists() else model
     embedder = Embedder(open_model(model, device), config, source)
+    pace = None
+    if auto:
+        rows = first_rows(data, what, format=format, images=images)
+        pace = settled(embedder, rows, auto=True)
+        embedder = embedder.in_precision(pace.precision)
     place = state or _state(to, embedder.fingerprint, data)
     job = JobConfig(
         to=tuple(to), state=place, shard_rows=shard_rows, engine=engine, workers=workers,
         fields=tuple(field or ()), verify=verify, again=again, patience_seconds=patience_seconds,
         event_time_ns=event_time_ns, limit=limit,
-        since=aware(since) if since else None, time_field=time_field,
+        since=aware(since) if since else None, time_field=time_field, pace=pace,
     )  # fmt: skip
     summary = run(
         embedder, data, job, progress=Progress(place / "embed.log"), format=format, images=images

@@ -91,6 +91,16 @@ class Embedder:
             digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()[:12]
 
+    def shape(self) -> dict[str, Any]:
+        """What decides how much there is to compute: settings and architecture, not weights."""
+        return self._settings()
+
+    def in_precision(self, precision: Literal["float32", "bf16"]) -> Embedder:
+        """The same model, which computes in that precision."""
+        return Embedder(
+            self.model, self.config.model_copy(update={"precision": precision}), self.source
+        )
+
     def _settings(self) -> dict[str, Any]:
         """All of the settings but the batch, which decides no more than the last bits."""
         settings = self.config.to_dict()

@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from diptych.data.collate import Prepared
 from diptych.data.picture_loader import Item
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
+from diptych.embed.pace import Pace
 from diptych.embed.vectors import Vectors, no_direction
 
 FOLDER = "embed.engines"
-MOST_LANES = 4
-"""Batches that are computed side by side on a CPU; each holds what the model needs for one."""
 
 
 @dataclass
@@ -97,6 +94,7 @@ class Work:
         workers: how many threads read rows, or, on a cluster, processes hold a model; None is for
             the engine to say.
         step: to be called after so many rows; raises when the job is to stop.
+        pace: batches side by side and threads of each.
     """
 
     embedder: Embedder
@@ -105,16 +103,7 @@ class Work:
     fields: tuple[str, ...]
     workers: int | None
     step: Callable[[int], None]
-
-
-def threads_each() -> int:
-    """Threads that a batch is computed with on a CPU, the same for every engine.
-
-    Several batches side by side, each with few threads, leave no core waiting for another: with
-    pictures being decoded beside it, a batch on all cores waits at every layer for the slowest.
-    The same number everywhere takes sums in the same order.
-    """
-    return max(1, torch.get_num_threads() // MOST_LANES)
+    pace: Pace
 
 
 def vectors_of(embedder: Embedder, items: Sequence[Item]) -> tuple[Prepared, list[Vectors]]:
@@ -123,8 +112,12 @@ def vectors_of(embedder: Embedder, items: Sequence[Item]) -> tuple[Prepared, lis
     return prepared, [embedder.embed(batch) for batch in prepared.batches]
 
 
-def batches(embedder: Embedder, samples: list[Sample]) -> Iterator[list[Sample]]:
-    """A shard's samples as they are computed together; one empty batch when there are none."""
-    size = embedder.config.batch_size
+def batches(embedder: Embedder, samples: list[Sample], lanes: int = 1) -> Iterator[list[Sample]]:
+    """A shard's samples as they are computed together; one empty batch when there are none.
+
+    Several lanes share a batch in small parts: three whole ones on two lanes would leave one of
+    them idle for a third of the time.
+    """
+    size = -(-embedder.config.batch_size // (2 * lanes if lanes > 1 else 1))
     for start in range(0, max(1, len(samples)), size):
         yield samples[start : start + size]

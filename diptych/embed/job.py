@@ -28,10 +28,13 @@ from diptych import parts
 from diptych.data.files import is_url, join
 from diptych.data.format import has_own_id
 from diptych.data.index import Index
+from diptych.data.picture_loader import Item
 from diptych.data.sample import Image, Sample
 from diptych.data.source import is_pictures_alone
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import FOLDER, Pending, Work
+from diptych.embed.pace import NUM_ROWS, Pace
+from diptych.embed.pace import settled as settled_pace
 from diptych.embed.sink import (
     About,
     Sink,
@@ -74,6 +77,7 @@ class JobConfig:
         since: leave out rows from before this moment.
         time_field: field of a row that says when it is from (ISO 8601); None takes the time at
             which its picture's file was last changed.
+        pace: how batches are computed, as `pace.settled` found it; None looks for itself.
     """
 
     to: tuple[str, ...]
@@ -89,6 +93,7 @@ class JobConfig:
     limit: int | None = None
     since: datetime | None = None
     time_field: str | None = None
+    pace: Pace | None = None
 
 
 def embed(
@@ -195,6 +200,14 @@ class _Job:
         self.state.check({**mark, **kept}, cut)
         if self.embedder.model.device.type == "cpu":
             keep_freed_memory()
+        rows = range(min(len(self.index), NUM_ROWS))
+        first = [Item(self._named(self.index[row], row), self.index.image_bytes) for row in rows]
+        begun = self.state.run if self.state.run.get("finished") is False else {}
+        if (known := begun.get("pace")) is not None:  # how a run that was stopped computed
+            self.pace = Pace(**known)
+        else:
+            self.pace = self.config.pace or settled_pace(self.embedder, first)
+        self.progress.note(Text(f"pace: {self.pace}"))
         sinks: list[Sink] = []
         try:
             # Before the folder is claimed: a place that cannot be opened claims nothing.
@@ -204,7 +217,7 @@ class _Job:
             self.event_time_ns: int = self.config.event_time_ns or unfinished or time.time_ns()
             self.state.claim(
                 {**mark, **cut, "fields": list(self.config.fields),
-                 "event_time_ns": self.event_time_ns}
+                 "event_time_ns": self.event_time_ns, "pace": asdict(self.pace)}
             )  # fmt: skip
             rejected = self.index.ledger.num_rejected
             self.state.reject_unreadable(self.index.folder / "rejects.jsonl", rejected)
@@ -230,6 +243,7 @@ class _Job:
             "passed_over": self.passed_over,
             "seconds": time.monotonic() - start,
             "peak_memory_bytes": memory_bytes(),
+            "pace": asdict(self.pace),
             "fingerprint": self.about.fingerprint,
             "to": [without_secrets(target) for target in self.config.to],
             "state": str(self.state.folder),
@@ -301,7 +315,7 @@ class _Job:
 
             work = Work(
                 self.embedder, self._shards(task), self.index.image_bytes, self.config.fields,
-                self.config.workers, step,
+                self.config.workers, step, self.pace,
             )  # fmt: skip
             for shard in engine.compute(work):
                 if self.is_remote:

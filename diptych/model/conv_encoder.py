@@ -33,6 +33,8 @@ class ConvEncoderConfig(PreTrainedConfig):
         attention_layers: transformer layers over all positions behind the last stage, for what no
             neighbourhood shows: which bar is the largest, which mark a name belongs to.
         num_attention_heads: of those layers.
+        norm: `batch`, or `group`, which looks at one picture alone: what is learned does not depend
+            on how many are computed at once.
     """
 
     model_type = "diptych_conv"
@@ -41,12 +43,13 @@ class ConvEncoderConfig(PreTrainedConfig):
     depths: tuple[int, ...] | list[int] = (1, 1, 1, 1)
     attention_layers: int = 0
     num_attention_heads: int = 6
+    norm: str = "batch"
     num_channels: int = 3
     initializer_range: float = 0.02
 
 
 class ConvEncoderModel(PreTrainedModel):
-    """Stages of 3x3 convolution, batch norm and ReLU; each but the last ends in 2x2 max-pooling.
+    """Stages of 3x3 convolution, normalisation and ReLU; each but the last ends in 2x2 max-pooling.
 
     The pooling stands right behind the last convolution of a stage: normalisation and ReLU then
     touch a quarter of the values, and memory traffic is most of what such a network costs.
@@ -66,7 +69,7 @@ class ConvEncoderModel(PreTrainedModel):
         sizes = [config.num_channels * config.fold**2, *config.hidden_sizes]
         last = len(config.hidden_sizes) - 1
         self.stages = nn.ModuleList(
-            _Stage(sizes[n], sizes[n + 1], depth, pooled=n < last)
+            _Stage(sizes[n], sizes[n + 1], depth, pooled=n < last, norm=config.norm)
             for n, depth in enumerate(config.depths)
         )
         self.context = None
@@ -87,7 +90,7 @@ class ConvEncoderModel(PreTrainedModel):
             else:
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
             module.reset_parameters()
 
     def forward(
@@ -152,15 +155,26 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.Sequential):
-    def __init__(self, before: int, after: int, depth: int, *, pooled: bool):
+    def __init__(self, before: int, after: int, depth: int, *, pooled: bool, norm: str):
         layers: list[nn.Module] = []
         for number in range(depth):
             width = before if number == 0 else after
             layers.append(nn.Conv2d(width, after, 3, padding=1, bias=False))
             if pooled and number == depth - 1:
                 layers.append(nn.MaxPool2d(2))
-            layers += [nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [_norm(norm, after), nn.ReLU()]
         super().__init__(*layers)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    """Raises ValueError for a kind that there is not."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind != "group":
+        raise ValueError(f"norm is batch or group, not '{kind}'")
+    # Wu and He (arXiv:1803.08494); eight channels or so a group.
+    groups = next(g for g in range(max(1, channels // 8), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
 
 
 def register() -> None:

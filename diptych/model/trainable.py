@@ -251,3 +251,11 @@ def digest(tensor: Tensor) -> bytes:
     if flat.dtype == torch.bfloat16:
         flat = flat.view(torch.int16)
     return hashlib.blake2b(flat.cpu().numpy().tobytes(), digest_size=16).digest()
+
+
+def normalises_over_batch(model: nn.Module) -> str | None:
+    """Name of a layer in training mode whose output depends on what else is in the batch."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+            return name
+    return None

@@ -14,6 +14,7 @@ from diptych.data.collate import Collator
 from diptych.data.collate_pairs import PairCollator
 from diptych.data.picture_loader import Pictures
 from diptych.errors import ConfigError
+from diptych.model.trainable import normalises_over_batch
 from diptych.train.objective import Objective
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -73,10 +74,9 @@ def padded(rows: Tensor, width: int) -> Tensor:
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
-            raise ConfigError(
-                f"{name} normalises over the batch, so chunks of it would not be the same",
-                where="objective.chunk_size",
-                fix="leave chunk_size out, or choose an encoder without batch normalisation",
-            )
+    if (name := normalises_over_batch(model)) is not None:
+        raise ConfigError(
+            f"{name} normalises over the batch, so chunks of it would not be the same",
+            where="objective.chunk_size",
+            fix="leave chunk_size out, or choose an encoder without batch normalisation",
+        )

@@ -19,7 +19,8 @@ from typing import Any
 from diptych.data.picture_loader import Item
 from diptych.data.sample import Image
 from diptych.embed.embedder import EmbedConfig, Embedder
-from diptych.embed.engine import Pending, Work, batches, threads_each, vectors_of
+from diptych.embed.engine import Pending, Work, batches, vectors_of
+from diptych.embed.pace import usual
 from diptych.errors import ConfigError, DiptychError, MissingExtra
 from diptych.model.opened import open_model
 
@@ -48,7 +49,7 @@ def compute(work: Work) -> Iterator[Pending]:
     each, most = _resources(ray, work.workers)
     replica = Replica(
         work.embedder.source, json.dumps(work.embedder.config.to_dict()), work.embedder.fingerprint,
-        threads_each(),
+        usual().threads,
     )  # fmt: skip
     fill = _Fill(replica, work.read, work.fields)
     items = ({"shard": pickle.dumps((shard, samples))} for shard, samples in work.shards)
@@ -80,7 +81,8 @@ def _resources(ray: Any, wanted: int | None) -> tuple[dict[str, Any], int]:
     if gpus := int(there.get("GPU", 0)):
         return {"num_gpus": 1}, wanted or gpus
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = min([threads_each(), *filter(None, nodes)])
+    # A replica decodes, too: one with all cores of a node would let them wait meanwhile.
+    cpus = min([usual().threads, *filter(None, nodes)])
     return {"num_cpus": cpus}, wanted or max(1, int(there.get("CPU", 1)) // cpus)
 
 
