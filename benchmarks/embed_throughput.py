@@ -24,8 +24,8 @@ resize with 8-bit rounding of their own). Runs take turns; figures are medians.
 
 `ratio`: `of_bound` (bound / diptych), `best_peer` (best of dataloader and sentence_transformers /
 diptych), `notebook_loop` (notebook / diptych), `auto` (best peer, or the notebook where there is no
-other, / diptych_auto) of each model. `pace` says what was chosen, and on which processor. With `--plot FILE` also the time of a
-picture over batch sizes.
+other, / diptych_auto) of each model. `pace` says what was chosen, and on which processor. With
+`--plot FILE` also the time of a picture over batch sizes.
 """
 
 from __future__ import annotations

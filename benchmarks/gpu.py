@@ -27,27 +27,29 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def recipe(quick: bool, folder: Path) -> dict[str, Any]:
+def recipe(quick: bool) -> dict[str, Any]:
     """What is trained."""
     width, layers = (32, 2) if quick else (768, 12)
-    text_width, text_layers = (32, 2) if quick else (576, 30)
+    text = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "num_hidden_layers": 30}  # fmt: skip
+    if quick:
+        text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
     return {
         "name": "gpu",
         "model": {
             "vision_encoder": {
                 "config": {"model_type": "clip_vision_model", "hidden_size": width,
                            "intermediate_size": 4 * width, "num_hidden_layers": layers,
-                           "num_attention_heads": width // 16 if quick else 12,
+                           "num_attention_heads": 2 if quick else 12,
                            "image_size": 224, "patch_size": 32 if quick else 16},
                 "image": {"resize": "exact", "size": [224, 224]},
             },
             "connector": "mlp",
             "language_model": {
-                "config": {"model_type": "llama", "hidden_size": text_width,
-                           "intermediate_size": text_width * 8 // 3, "num_attention_heads": 4 if quick else 9,
-                           "num_key_value_heads": 2 if quick else 3, "num_hidden_layers": text_layers,
-                           "max_position_embeddings": 2048},
-                "tokenizer": "data", "vocab_size": 512 if quick else 4096, "template": "chatml",
+                "config": {"model_type": "llama", "max_position_embeddings": 2048, **text,
+                           "vocab_size": 512 if quick else 4096},
+                "tokenizer": "data", "template": "chatml",
             },
         },
         "stages": [{
@@ -61,7 +63,10 @@ def recipe(quick: bool, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def diptych(folder: Path, *words: str, code: str = "import runpy; runpy.run_module('diptych', run_name='__main__')") -> tuple[dict[str, Any], float, str]:  # noqa: E501  # fmt: skip
+PLAIN = "import runpy; runpy.run_module('diptych', run_name='__main__')"
+
+
+def diptych(folder: Path, *words: str, code: str = PLAIN) -> tuple[dict[str, Any], float, str]:
     """A command as a user gives it: what it prints, its seconds, and its log."""
     start = time.perf_counter()
     done = subprocess.run(
@@ -101,11 +106,11 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         diptych(folder, "data", "charts", "charts", "--num", "40" if quick else "600")
-        (folder / "gpu.json").write_text(json.dumps(recipe(quick, folder)))
-        _, seconds, said = diptych(
-            folder, "train", "gpu.json", "--run", "run", *chosen, code=WATCHED
-        )
-        lines = [json.loads(x) for x in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        (folder / "gpu.json").write_text(json.dumps(recipe(quick)))
+        words = ("train", "gpu.json", "--run", "run", *chosen)
+        _, seconds, said = diptych(folder, *words, code=WATCHED)
+        metrics = (folder / "run" / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in metrics.splitlines()]
         steps = [x for x in lines if "seconds" in x][2:]
         waits = [x.split()[1:] for x in said.splitlines() if x.startswith("WAITS")]
         found: dict[str, Any] = {
@@ -131,8 +136,8 @@ def measure(quick: bool, device: str) -> dict[str, Any]:
         found["chat"] = {"command_seconds": seconds}
         for precision in ("float32", "auto"):
             done, _, _ = diptych(
-                folder, "embed", "run", "charts/images", "--space", "states", "--precision", precision,
-                "--to", f"parquet:vectors-{precision}", *chosen,
+                folder, "embed", "run", "charts/images", "--space", "states",
+                "--precision", precision, "--to", f"parquet:vectors-{precision}", *chosen,
             )  # fmt: skip
             found[f"embed_{precision}"] = {
                 "rows_per_second": done["written"] / done["seconds"], "pace": done["pace"],

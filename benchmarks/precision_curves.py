@@ -1,8 +1,9 @@
 """Losses in bfloat16 beside those in float32, and how many weights move in one step.
 
 A small vision-language model learns 200 steps on chart questions that Diptych draws, all parts in
-full, four times: float32 and bf16 from the same seed, and float32 from two other seeds (of the order
-of the data and the new weights), which says how far apart two runs are that nobody would tell apart.
+full, four times: float32 and bf16 from the same seed, and float32 from two other seeds (of the
+order of the data and the new weights), which says how far apart two runs are that nobody would tell
+apart.
 Then one step at 2e-5, a usual rate of fine-tuning, from weights that a recipe keeps in bfloat16.
 
     python benchmarks/precision_curves.py --plot docs/images/precision.png
@@ -47,8 +48,9 @@ def recipe(precision: str, seed: int, steps: int, **stage: Any) -> dict[str, Any
             "language_model": {
                 "config": {"model_type": "llama", "hidden_size": 192, "intermediate_size": 512,
                            "num_attention_heads": 6, "num_key_value_heads": 2,
-                           "num_hidden_layers": 4, "max_position_embeddings": 1024},
-                "tokenizer": "data", "vocab_size": 1024, "template": "chatml", "dtype": "bfloat16",
+                           "num_hidden_layers": 4, "max_position_embeddings": 1024,
+                           "vocab_size": 1024},
+                "tokenizer": "data", "template": "chatml", "dtype": "bfloat16",
             },
         },
         "stages": [{

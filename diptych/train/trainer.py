@@ -333,9 +333,10 @@ class Trainer:
         name = trainable.normalises_over_batch(self.model)
         if name is not None and self.accelerator.is_main_process:
             log.warning(
-                "stage %s: %s normalises over the batch, so what is learned depends on rows_per_batch "
-                "and on the number of processes; keep both when the run goes on. An encoder without "
-                "batch normalisation does not (diptych_conv with norm: group)", stage.name, name,
+                "stage %s: %s normalises over the batch, so what is learned depends on "
+                "rows_per_batch and the number of processes; keep both when the run goes on. An "
+                "encoder without batch normalisation does not (diptych_conv with norm: group)",
+                stage.name, name,
             )  # fmt: skip
         if self.scheduled is not None:
             if self.scheduled.is_missing(self.position.steps_before + steps.start):

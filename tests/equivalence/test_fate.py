@@ -115,6 +115,16 @@ def test_errors_cross_processes_with_their_numbers():
     full = again(OSError(28, "No space left on device", "weights.safetensors"))
     assert isinstance(full, OSError) and full.errno == 28
 
+    named = again(OSError(28, "No space left on device"))
+    assert str(named) == "[Errno 28] No space left on device"
+    memory = again(torch.OutOfMemoryError("tried to allocate 20 GiB"))
+    assert type(memory) is torch.OutOfMemoryError and "20 GiB" in str(memory)
+    assert isinstance(again(KeyboardInterrupt()), KeyboardInterrupt)
+    # What comes from another process is words: no name makes anything be called.
+    told = {"rank": 1, "name": "eval", "text": "x", "words": ["1 + 1"], "own": None}
+    assert isinstance(together._unpacked(told), ProcessLost)
+    assert json.loads(json.dumps(together._packed(full)))["name"] == "OSError"
+
     class Local(Exception):
         pass
 
