@@ -179,6 +179,7 @@ class Trainer:
         self.memory: KeptMemory | None = None
         self._stopping = False
         self._reading = False
+        self._validated = Ledger()
         self.data = StageData(model, self.accelerator, run, self.cache, seed, self.progress)
         self.journal = Journal(run, self.progress, self.accelerator.is_main_process)
 
@@ -249,7 +250,8 @@ class Trainer:
         names = {id(p): n for g in groups for n, p in g.parameters.items()}
         stepper = optimizer.build(groups, stage)
         indexes, read = self.data.open(stage, stage.data)
-        held_out, _ = self.data.open(stage, stage.validation)
+        held_out, held_read = self.data.open(stage, stage.validation)
+        self._validated = Ledger()
         contents = identity.of_stage(stage, indexes, held_out)
         if checkpoint is not None and self.position.step > 0:
             checkpoint = self._agreeing(number, stage, checkpoint, contents)
@@ -302,7 +304,11 @@ class Trainer:
         ledger = of_all(state.ledger)
         ledger.check()
         # What became of the rows when they were read, and of every visit in training.
-        self.position.ledgers[stage.name] = {**ledger.to_dict(), "data": read.to_dict()}
+        counted = {**ledger.to_dict(), "data": read.to_dict()}
+        if held_out:  # when they were read, and in the last look at them
+            looked = of_all(self._validated).to_dict()
+            counted["validation"] = {**looked, "data": held_read.to_dict()}
+        self.position.ledgers[stage.name] = counted
         if self.accelerator.is_main_process:
             self.journal.write("ledger.json", {"stages": self.position.ledgers})
             self.progress.note(read.table(f"stage {stage.name}: rows read"))
@@ -473,7 +479,9 @@ class Trainer:
         if validation is not None and validation.num_samples:
             steps = range(math.ceil(validation.num_samples / validation.batch_size))
             weight, found = 0.0, StepLosses()
+            self._validated = Ledger()
             for prepared in feed(validation, steps, 0):
+                self._validated.add(prepared)
                 if objective.gathers:
                     (num_idle,) = self._over_ranks(float(not prepared.batches))
                     self._refuse_idle(num_idle, f"in the validation data of {state.stage.name}")

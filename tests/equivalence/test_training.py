@@ -296,6 +296,12 @@ def test_two_processes_find_the_same_validation_loss(tiny_dual, squares, tmp_pat
         for lines in ((tmp_path / n / "metrics.jsonl").open() for n in ("one", "two"))
     ]
     assert len(found[0]) == 1 and found[1] == pytest.approx(found[0], abs=1e-5)
+    counted = [
+        json.loads((tmp_path / n / "ledger.json").read_text())["stages"]["instruct"]["validation"]
+        for n in ("one", "two")
+    ]
+    rows = counted[0]["data"]["used"]
+    assert counted[0] == counted[1] and counted[0]["used"] == rows > 0
 
 
 def assert_two_equal_one(config, stage, squares, tmp_path, fresh):
