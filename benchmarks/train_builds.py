@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,12 +29,22 @@ HERE = Path(__file__).resolve().parent.parent
 CHARTS = ("data", "charts", "charts", "--practice", "--working")
 
 
+RUN = """
+import runpy, sys
+# An editable install has a finder of its own, which would win over any path.
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+sys.path.insert(0, sys.argv[1])
+import diptych
+assert diptych.__file__.startswith(sys.argv.pop(1)), diptych.__file__
+runpy.run_module("diptych", run_name="__main__")
+"""
+
+
 def diptych(build: Path, *words: str, folder: Path) -> None:
     """A command of one build."""
     done = subprocess.run(
-        [sys.executable, "-m", "diptych", *words],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(build)}, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", RUN, str(build), *words], cwd=folder, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{build}: {done.stderr}")
 

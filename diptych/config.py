@@ -28,6 +28,8 @@ from diptych.errors import ConfigError, DiptychError
 
 SAME_RESULT: Any = {"same_result": True}
 """Mark of a field that cannot change what comes out; see `Config.deciding`."""
+ADDED: Any = {"added": True}
+"""Mark of a field that came later: while it is null, fingerprints are those from before."""
 
 
 class Config(BaseModel):
@@ -113,7 +115,7 @@ def _deciding(node: Any, values: Any) -> Any:
         return {
             key: _deciding(getattr(node, key), value)
             for key, value in values.items()
-            if extra[key] != SAME_RESULT
+            if extra[key] != SAME_RESULT and not (extra[key] == ADDED and value is None)
         }
     if isinstance(node, tuple):
         return [_deciding(item, value) for item, value in zip(node, values, strict=True)]

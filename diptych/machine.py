@@ -138,6 +138,29 @@ def _peak_of_this_process() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""What a container may use of its machine's cores (Linux, cgroup v2)."""
+
+
+def processes_here() -> int:
+    """How many processes of one run share this machine, as their launcher says."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, int(told) if told.isdecimal() else 1)
+
+
+def cores() -> int:
+    """Cores for this process: those it may run on, within a container's quota, shared with the
+    other processes of its run."""
+    there = float(os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):
+        there = len(os.sched_getaffinity(0))
+    if QUOTA.is_file():
+        most, _, period = QUOTA.read_text().partition(" ")
+        if most.isdecimal() and period.strip().isdecimal():
+            there = min(there, int(most) / int(period))
+    return max(1, int(there) // processes_here())
+
+
 TRAINING_DEVICE = "ACCELERATE_TORCH_DEVICE"
 """Accelerate's variable that names the device of a single process."""
 

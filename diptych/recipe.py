@@ -332,9 +332,10 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
             below = load(base).to_dict()
         values = _merge(below, values, ())
     values = _absolute(values, path.parent)
-    if isinstance(own, dict) and "weights" in own and own.keys() <= {"weights", "revision"}:
-        given = values["model"]
-        values["model"] = going_on_from(given["weights"], own.get("revision")).to_dict()
+    if isinstance(own, dict) and own.keys() <= {"weights", "revision"}:
+        if isinstance(own.get("weights"), str):
+            whole = going_on_from(values["model"]["weights"], own.get("revision"))
+            values["model"] = whole.to_dict()
     return values
 
 

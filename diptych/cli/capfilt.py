@@ -24,6 +24,7 @@ import PIL.Image
 from diptych import json_text
 from diptych.cli.evaluation import write_json
 from diptych.cli.filter_threshold import Held, calibrated, filter_scores
+from diptych.convert.published import ready
 from diptych.data.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
@@ -100,6 +101,7 @@ def capfilt(
         "epochs": epochs,
         "learning_rate": learning_rate, "batch_size": batch_size, "top_p": top_p, "seed": seed,
     }  # fmt: skip
+    model = settings["model"] = ready(model)
     model_hashes = _captioner(model)
     _compare(out, settings, None)
     with working_in(out):

@@ -108,8 +108,10 @@ def embed(
             "dtype": dtype, "precision": precision, "batch_size": batch_size,
         }
     )  # fmt: skip
-    model = ready(model)
-    source = str(Path(model).resolve()) if Path(model).exists() else model
+    name, model = model, ready(model)
+    # A cluster's nodes open what every one of them can read; the vectors name what a person named.
+    named = model if engine == "ray" else name
+    source = str(Path(named).resolve()) if Path(named).exists() else named
     embedder = Embedder(open_model(model, device), config, source)
     pace = None
     if auto:

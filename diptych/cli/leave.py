@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.convert import layout
+from diptych.convert.published import ready
 from diptych.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ def convert_model(model: str, output: Path, to: str | None, from_: str | None) -
             fix="for example: diptych convert MODEL OUT --to hf-llava",
         )
     if to is not None:
-        report = layout.export(model, to.replace("-", "_"), output)
+        report = layout.export(ready(model), to.replace("-", "_"), output)
         return {**asdict(report), "output": str(output)}
     loaded, report = layout.load(Path(model), str(from_).replace("-", "_"))
     loaded.save(output)

@@ -242,7 +242,12 @@ def compose(recipe: Recipe, run: Path) -> Any:
     config = with_tokenizer(recipe.override(weights), run)
     if config.weights is not None:
         whole = ready(config.weights, config.revision)
-        config = config.model_copy(update={"weights": whole, "revision": None})
+        if whole != config.weights:
+            text = config.text_config
+            if text.tokenizer == config.weights:
+                text = text.model_copy(update={"tokenizer": whole})
+            update = {"weights": whole, "revision": None, config.text_part: text}
+            config = config.model_copy(update=update)
     return build(config, seed=recipe.seed)
 
 

@@ -82,9 +82,11 @@ def search(
             return measured
         if (text is None) == (image is None):
             raise ConfigError("look for one thing", fix="give a text, or --image FILE")
+        from diptych.convert.published import ready
         from diptych.embed.search import Search
 
-        asked = Search(opened, model, device)
+        source = model or opened.about.model
+        asked = Search(opened, source and ready(source), device)
         if text is not None:
             hits = asked.text(text, k, exact=exact)
         else:

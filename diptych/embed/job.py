@@ -33,7 +33,7 @@ from diptych.data.sample import Image, Sample
 from diptych.data.source import is_pictures_alone
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import FOLDER, Pending, Work
-from diptych.embed.pace import NUM_ROWS, Pace
+from diptych.embed.pace import NUM_ROWS, Pace, fits, usual
 from diptych.embed.pace import settled as settled_pace
 from diptych.embed.sink import (
     About,
@@ -203,8 +203,10 @@ class _Job:
         rows = range(min(len(self.index), NUM_ROWS))
         first = [Item(self._named(self.index[row], row), self.index.image_bytes) for row in rows]
         begun = self.state.run if self.state.run.get("finished") is False else {}
-        if (known := begun.get("pace")) is not None:  # how a run that was stopped computed
-            self.pace = Pace(**known)
+        if self.config.engine != "local":  # a cluster's nodes are not measured
+            self.pace = usual(self.embedder.config.precision)
+        elif (known := begun.get("pace")) is not None and fits(Pace(**known)):
+            self.pace = Pace(**known)  # as the run that was stopped computed
         else:
             self.pace = self.config.pace or settled_pace(self.embedder, first)
         self.progress.note(Text(f"pace: {self.pace}"))

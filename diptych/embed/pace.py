@@ -100,6 +100,11 @@ def usual(precision: Precision = "float32") -> Pace:
     return Pace(lanes, cores // lanes, precision)
 
 
+def fits(pace: Pace) -> bool:
+    """Whether this machine has the cores that it takes."""
+    return pace.lanes * pace.threads <= torch.get_num_threads()
+
+
 def ways(cores: int) -> list[tuple[int, int]]:
     """(lanes, threads of each) worth trying: together they fill the cores."""
     return [(lanes, cores // lanes) for lanes in (1, 2, MOST_LANES) if lanes <= cores]
@@ -170,13 +175,14 @@ def _measured(embedder: Embedder, items: list[Item], auto: bool) -> Pace:
 
 
 def _least_cosine(embedder: Embedder, other: Embedder, items: list[Item]) -> float:
-    batches = embedder.prepare(items).batches
-    one, two = (
-        torch.cat([torch.from_numpy(e.embed(b).values).double().flatten(1) for b in batches])
-        for e in (embedder, other)
-    )
-    cosines = torch.nn.functional.cosine_similarity(one, two)
-    return float(cosines.min()) if bool(torch.isfinite(cosines).all()) else -1.0
+    least = 1.0
+    for batch in embedder.prepare(items).batches:
+        one, two = (
+            torch.from_numpy(e.embed(batch).values).double().flatten(1) for e in (embedder, other)
+        )
+        cosines = torch.nn.functional.cosine_similarity(one, two)
+        least = min(least, float(cosines.min()) if bool(torch.isfinite(cosines).all()) else -1.0)
+    return least
 
 
 def _rate(embedder: Embedder, items: list[Item], lanes: int, threads: int) -> float:
@@ -245,7 +251,9 @@ def processor(device: torch.device) -> str:
 
 def _key(embedder: Embedder, auto: bool) -> str:
     about: list[Any] = [
-        embedder.shape(), auto, processor(embedder.model.device), torch.__version__,
+        # How near bf16 comes depends on the weights; how fast it is does not.
+        embedder.fingerprint if auto else embedder.shape(), auto,
+        processor(embedder.model.device), torch.__version__,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

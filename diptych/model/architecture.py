@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from diptych import parts
-from diptych.config import Config, PartConfig, part_field
+from diptych.config import ADDED, Config, PartConfig, part_field
 from diptych.data.image import decode, given
 from diptych.data.plain_text import TextTokens
 from diptych.data.preprocessing import Preprocessing
@@ -51,7 +52,7 @@ class ArchitectureConfig(PartConfig):
     published model by its hub name (CLIP, SigLIP, BLIP, BLIP-2, LLaVA), which is converted once. A
     recipe file gives nothing else of the model, `model: {weights: NAME}`: what it is composed of is
     filled in. Null begins each part as it says itself."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, json_schema_extra=ADDED)
     """Branch, tag or commit of the hub's repository that `weights` names; null is the main one."""
     adapters: dict[str, LoraConfig] = {}
     """LoRA adapters by part; filled in by stages that learn with LoRA."""

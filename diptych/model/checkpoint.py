@@ -140,14 +140,12 @@ def _agree(own: Any, stated: Any) -> bool:
     """Whether a field of a model's composition is what a recipe states of it.
 
     A Hugging Face config leaves out defaults and what follows from other settings, so that what is
-    stated counts. The place of a tokenizer, which is the model's own, and its ids do not.
+    stated counts. Ids that its tokenizer gives do not.
     """
     if not (isinstance(own, Config) and isinstance(stated, Config)):
         return bool(own == stated)
     fields, asked = own.to_dict(), stated.to_dict()
     known, wanted = (values.pop("config", None) or {} for values in (fields, asked))
-    for values in (fields, asked):
-        values.pop("tokenizer", None)
     kind = known.get("model_type", wanted.get("model_type"))
     keys = [k for k in wanted if not k.endswith("_token_id") and k not in _NO_NETWORK]
     if kind is not None:

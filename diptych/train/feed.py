@@ -29,7 +29,7 @@ from diptych.data.mixture import Mixture
 from diptych.data.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample
 from diptych.errors import ModelError
-from diptych.machine import cpu_is_asked_for
+from diptych.machine import cores, cpu_is_asked_for, processes_here
 from diptych.train.stage import DataConfig, Stage
 
 log = logging.getLogger(__name__)
@@ -106,24 +106,44 @@ def ahead(step_bytes: int, ahead_bytes: int, num_workers: int | None, num_cores:
     return Ahead(workers, max(1, min(MOST_STEPS_EACH, most // workers)), max(1, free // workers))
 
 
-def cores() -> int:
-    """Cores for this process, where the processes of a machine share them."""
-    there = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, there // max(1, int(told) if told.isdecimal() else 1))
+def within(chosen: Ahead, step_bytes: int, room: int | None) -> Ahead:
+    """As many steps ahead as the memory has room for that processes share (None: any number).
+
+    A worker that writes beyond it is killed without a word; containers often have 64 MiB.
+    """
+    if room is None or chosen.num_workers * (chosen.steps_each + 1) * step_bytes <= room:
+        return chosen
+    most = room // step_bytes
+    if most < 2:
+        log.warning(
+            "a step of %.0f MB does not fit into shared memory (%.0f MB for this process in "
+            "/dev/shm): it is prepared without workers, which is slower. Start the container with "
+            "--shm-size=8g", step_bytes / 1e6, room / 1e6,
+        )  # fmt: skip
+        return Ahead(0, 0)
+    workers = min(chosen.num_workers, most // 2)
+    return Ahead(workers, max(1, min(chosen.steps_each, most // workers - 1)), chosen.num_threads)
+
+
+def shared_bytes() -> int | None:
+    """This process's share of what is free in /dev/shm; None where there is no such place."""
+    place = Path("/dev/shm")
+    return shutil.disk_usage(place).free // processes_here() if place.is_dir() else None
 
 
 def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prepared]:
     """The given steps in order, prepared ahead."""
     chosen = ahead(data.step_bytes, data.ahead_bytes, num_workers, cores())
-    several = chosen.num_workers > 0 and len(steps) > 1
-    if several and not _fits(chosen.num_workers * data.step_bytes):
-        chosen, several = Ahead(0, 0), False
+    if len(steps) < 2:
+        chosen = Ahead(0, 0)
+    elif chosen.num_workers:
+        chosen = within(chosen, data.step_bytes, shared_bytes())
+    several = chosen.num_workers > 0
     pictures = getattr(data.collator, "pictures", None)
-    if several and isinstance(pictures, Pictures):
-        pictures.num_threads = chosen.num_threads
+    if isinstance(pictures, Pictures):
+        # Without workers this process decodes; a recipe that asks for none wants no threads either.
+        alone = 1 if num_workers == 0 else cores()
+        pictures.num_threads = chosen.num_threads if several else alone
     loader: DataLoader[Any] = DataLoader(
         data,
         batch_size=None,
@@ -138,19 +158,6 @@ def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prep
         generator=torch.Generator(),
     )
     yield from loader
-
-
-def _fits(num_bytes: int) -> bool:
-    """Whether the memory that processes share has room; containers often have 64 MiB of it."""
-    shared = Path("/dev/shm")
-    if not shared.is_dir() or num_bytes <= (free := shutil.disk_usage(shared).free):
-        return True
-    log.warning(
-        "steps of %.0f MB do not fit into shared memory (%.0f MB are free in /dev/shm): this "
-        "process prepares them itself, which is slower. Start the container with --shm-size=8g",
-        num_bytes / 1e6, free / 1e6,
-    )  # fmt: skip
-    return False
 
 
 def _as_it_is(prepared: Prepared) -> Prepared:

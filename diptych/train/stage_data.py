@@ -99,6 +99,7 @@ class StageData:
         collator = objective.collator(self.model, **budgets(stage, self.model, features))
         share = self._share(stage, indexes, mixture, collator, num_samples)
         each = math.prod(self.model.preprocessing.image_size) * 3
+        each *= 4 if self.model.device.type == "cpu" else 1  # `Pictures.scaled`
         each = each if features is None else features.entry_bytes
         shown = sum(len(k) for ks in keys for k in ks if k is not None)
         own = math.ceil(stage.global_batch_size / self.accelerator.num_processes)
@@ -199,7 +200,9 @@ def budgets(stage: Stage, model: Model, features: Any) -> dict[str, Any]:
     """What a collator needs to know of a stage and its model."""
     context = model.context_tokens
     return {
-        "pictures": Pictures(model.preprocessing, features, stage.augment),
+        "pictures": Pictures(
+            model.preprocessing, features, stage.augment, scaled=model.device.type == "cpu"
+        ),
         "context_tokens": min(stage.context_tokens or context, context),
         "tokens_per_row": stage.tokens_per_row,
         "images_per_row": stage.images_per_row,

@@ -283,7 +283,13 @@ def _is_gone(error: BaseException) -> bool:
 def _packed(error: BaseException) -> dict[str, Any]:
     """An error as plain data that another process reads: nothing in it is executed there."""
     own = error.to_dict() if isinstance(error, DiptychError) else None
-    words = list(error.__reduce__()[1]) if isinstance(error, OSError) else [str(error)]
+    words: list[Any] = [str(error)]
+    if isinstance(error, SystemExit):
+        words = [error.code]
+    elif isinstance(error, OSError):
+        words = list(error.__reduce__()[1])
+    if not all(isinstance(word, str | int | None) for word in words):
+        words = [str(error)]
     return {"name": type(error).__name__, "text": str(error), "words": words, "own": own}
 
 

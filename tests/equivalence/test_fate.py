@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import threading
 import time
+import urllib.error
 
 import pytest
 import torch
@@ -121,6 +122,9 @@ def test_errors_cross_processes_with_their_numbers():
     memory = again(torch.OutOfMemoryError("tried to allocate 20 GiB"))
     assert type(memory) is torch.OutOfMemoryError and "20 GiB" in str(memory)
     assert isinstance(again(KeyboardInterrupt()), KeyboardInterrupt)
+    assert again(SystemExit(75)).code == 75
+    away = again(urllib.error.URLError(PermissionError(1, "x")))  # no plain words of its own
+    assert isinstance(away, DiptychError) and "URLError" in away.what
     # What comes from another process is words: no name makes anything be called.
     told = {"rank": 1, "name": "eval", "text": "x", "words": ["1 + 1"], "own": None}
     assert isinstance(together._unpacked(told), ProcessLost)

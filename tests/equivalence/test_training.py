@@ -83,19 +83,27 @@ def test_packed_training_equals_unpacked(tiny_config, squares, tmp_path):
 
 
 def test_resume_after_sigkill_is_exact(tiny_config, squares, tmp_path, fresh):
-    """Killed at random moments, the run ends in the weights of the undisturbed one."""
+    """Killed at random moments, the run ends in the weights of the undisturbed one.
+
+    Two stages behind a frozen encoder on two data sets, the cache asked for and left to `auto`; then
+    one in which the encoder learns.
+    """
+    rows = json.loads((squares / "train.json").read_text())
+    for name, chosen in {"few": rows[:20], "others": rows[12:]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(chosen))
+    frozen = [
+        tiny_run.stage(
+            squares, name=name, learn={"connector": {}}, num_steps=40, checkpoint_every_steps=2,
+            cache_features=mode,
+            data=[{"path": str(tmp_path / f"{name}.json"), "images": str(squares / "images")}],
+        )
+        for name, mode in (("few", "on"), ("others", "auto"))
+    ]  # fmt: skip
     stages = [
+        *frozen,
         tiny_run.stage(
             squares,
-            name="align",
-            learn={"connector": {}},
-            num_steps=60,
-            checkpoint_every_steps=2,
-            cache_features="on",
-        ),
-        tiny_run.stage(
-            squares,
-            num_steps=120,
+            num_steps=100,
             checkpoint_every_steps=3,
             learn={
                 "vision_encoder": {},
@@ -133,6 +141,12 @@ def test_resume_after_sigkill_is_exact(tiny_config, squares, tmp_path, fresh):
     assert losses(whole) == losses(broken)
     ledgers = [json.loads((f / "ledger.json").read_text()) for f in (whole, broken)]
     assert ledgers[0] == ledgers[1]
+    belongs = resume.position_of(resume.newest(whole / "checkpoints")).belongs
+    assert [belongs[name]["cached"] for name in ("few", "others", "instruct")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def losses_so_far(folder: Path) -> list[str]:

@@ -20,6 +20,16 @@ def test_named_recipes_are_public_functions():
     assert "did you mean 'quickstart'" in caught.value.fix
 
 
+def test_a_base_loses_its_weights(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: clip-small\nname: mine\nmodel: {weights: null}\n")
+    recipe = load(str(file))
+    assert recipe.model == load("clip-small").model
+    file.write_text("base: clip-small\nname: mine\nmodel: {weights: 5}\n")
+    with pytest.raises(ConfigError, match="weights"):
+        load(str(file))
+
+
 def test_a_base_with_changes(tmp_path):
     folder = tmp_path / "odd:name"  # a colon in the path must not matter
     folder.mkdir()

@@ -342,9 +342,8 @@ def load(path: Path) -> Vlm:
     tensors = renamed(module.state_dict(), "loaded", "diptych")
     connector, projector = to_connector(tensors, config, path / "config.json")
     tensors = {n: t for n, t in tensors.items() if not n.startswith("connector.")} | projector
-    is_half = all(p.dtype == torch.bfloat16 for p in module.parameters())
     del module
-    own = _composed(path, connector, "bfloat16" if is_half else "float32")
+    own = _composed(path, connector)
     with without_weights():
         model = build(own)
     _fill(model, tensors, path)
@@ -354,10 +353,8 @@ def load(path: Path) -> Vlm:
 
 def described(path: Path) -> VlmConfig:
     """What it is composed of; see `layout.Layout`. A projector with ReLU is a linear connector."""
-    values, config = _read_config(path)
-    kept = values.get("dtype") or values.get("torch_dtype")
-    connector = "mlp" if config.projector_hidden_act == "gelu" else "linear"
-    return _composed(path, connector, "bfloat16" if kept == "bfloat16" else "float32")
+    _, config = _read_config(path)
+    return _composed(path, "mlp" if config.projector_hidden_act == "gelu" else "linear")
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
@@ -386,8 +383,10 @@ def _read_config(path: Path) -> tuple[dict[str, Any], Any]:
     return values, config
 
 
-def _composed(path: Path, connector: str, dtype: Literal["float32", "bfloat16"]) -> VlmConfig:
+def _composed(path: Path, connector: str) -> VlmConfig:
     values, config = _read_config(path)
+    kept = values.get("dtype") or values.get("torch_dtype")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16" if kept == "bfloat16" else "float32"
     text_config = plain_config(config.text_config)
     text_config["tie_word_embeddings"] = bool(config.tie_word_embeddings)
     template, joint = read_template(path)

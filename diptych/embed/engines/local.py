@@ -34,7 +34,7 @@ def compute(work: Work) -> Iterator[Pending]:
     embedder, cut, pace = work.embedder, _cut(work), work.pace
     on_cpu = embedder.model.device.type == "cpu"
     cores = torch.get_num_threads() if on_cpu else max(2, os.cpu_count() or 1)
-    in_reader = on_cpu and pace.threads == 1
+    in_reader = on_cpu and pace.threads == 1 and work.workers in (None, pace.lanes)
     readers = pace.lanes if in_reader else work.workers or cores
     lanes = pace.lanes if on_cpu and not in_reader and pace.lanes > 1 else 0
     waiting: deque[tuple[Pending, list[Sample], bool, Future[Any], Future[Computed] | None]]

@@ -219,6 +219,11 @@ def test_levels_are_scaled_where_the_model_is(vision, dtype, tiny_model):
     assert levels.dtype == torch.uint8 and pixels.dtype == torch.float32
     with torch.no_grad():
         assert torch.equal(model.encode_pixels(levels), model.encode_pixels(pixels))
+    # As the loader does it where a CPU trains.
+    item = Item(Sample("a", [Turn("user", [Image("red.png")])]), read)
+    for scaled, expected in ((True, pixels), (False, levels)):
+        (array,) = Pictures(settings, scaled=scaled).load([item])[1].values()
+        assert np.array_equal(array, expected[0].numpy())
     # As another device would look them up.
     flat = _levels_on(levels.device, settings.rescale, settings.mean, settings.std)
     places = levels.int() + torch.arange(0, 768, 256).view(3, 1, 1)

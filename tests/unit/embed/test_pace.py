@@ -83,6 +83,19 @@ def test_auto_takes_bf16_where_it_pays_and_is_near(
     assert own.precision == "float32" and {p for *_, p in asked} == {"float32"}
 
 
+def test_how_near_bf16_comes_is_asked_of_every_model(tiny_dual, tmp_path, monkeypatch):
+    """Weights decide it: another checkpoint of the same architecture is measured anew."""
+    rates = {(n, t, p): 5.0 for n, t in pace.ways(8) for p in ("float32", "bf16")}
+    rates[2, 4, "bf16"] = 14.0
+    found = []
+    for seed, cosine in ((0, 0.99996), (1, 0.9)):
+        model = build(config_from_dict(tiny_dual("clip")), seed=seed)
+        rated(monkeypatch, rates, cosine)
+        own = Embedder(model, EmbedConfig())
+        found.append(pace.settled(own, rows(6), auto=True, folder=tmp_path).precision)
+    assert found == ["bf16", "float32"]
+
+
 def test_really_measured(embedder, tmp_path):
     found = pace.settled(embedder, rows(8, broken=("3.png",)), auto=True, folder=tmp_path)
     assert found.measured and found.cosine > 0.99 and found.processor

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from diptych import machine
 from diptych.data.sample import Image
 from diptych.errors import ModelError
 from diptych.train import feed
@@ -59,6 +60,32 @@ def test_steps_are_prepared_within_a_budget(step_bytes, num_workers, num_cores, 
     assert in_flight < 2 * GB, "clip-b32 on eight ranks: under 4 GB a rank"
 
 
+def test_what_waits_in_shared_memory_fits(monkeypatch):
+    """Steps that wait lie there too, and the other processes' of this machine."""
+    room = 64 * 2**20
+    for size, num_cores in ((9 << 20, 8), (4 << 20, 17), (1 << 20, 8), (31 << 20, 8)):
+        chosen = feed.within(ahead(size, GB, None, num_cores), size, room)
+        assert 0 < chosen.num_workers * (chosen.steps_each + 1) * size <= room
+    assert feed.within(Ahead(7, 4), 33 << 20, room) == Ahead(0, 0)
+    assert feed.within(Ahead(7, 4), 9 << 20, None) == Ahead(7, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    whole = feed.shutil.disk_usage("/")._replace(free=room)
+    monkeypatch.setattr(feed.shutil, "disk_usage", lambda path: whole)
+    assert feed.shared_bytes() in (room // 4, None)
+
+
+def test_cores_within_a_containers_quota(monkeypatch, tmp_path):
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(machine, "QUOTA", quota)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for text, expected in (("max 100000\n", 64), ("400000 100000\n", 4), ("50000 100000\n", 1)):
+        quota.write_text(text)
+        assert machine.cores() == expected
+    quota.unlink()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert machine.cores() == 8
+
+
 def test_what_does_not_fit_into_shared_memory_is_prepared_here(monkeypatch, caplog):
     """A container has 64 MiB of it, and a worker that writes beyond is killed without a word."""
     free = feed.shutil.disk_usage("/")._replace(free=64 * 2**20)
@@ -67,4 +94,4 @@ def test_what_does_not_fit_into_shared_memory_is_prepared_here(monkeypatch, capl
     data = feed.StepData([], None, lambda items: None, 1, step_bytes=CLIP)
     monkeypatch.setattr(feed.StepData, "__getitem__", lambda self, step: steps[step])
     assert list(feed.feed(data, range(3), 2)) == steps, "the objects themselves: no worker's copies"
-    assert "do not fit into shared memory" in caplog.text and "--shm-size" in caplog.text
+    assert "does not fit into shared memory" in caplog.text and "--shm-size" in caplog.text
