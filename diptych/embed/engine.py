@@ -112,12 +112,7 @@ def vectors_of(embedder: Embedder, items: Sequence[Item]) -> tuple[Prepared, lis
     return prepared, [embedder.embed(batch) for batch in prepared.batches]
 
 
-def batches(embedder: Embedder, samples: list[Sample], lanes: int = 1) -> Iterator[list[Sample]]:
-    """A shard's samples as they are computed together; one empty batch when there are none.
-
-    Several lanes share a batch in small parts: three whole ones on two lanes would leave one of
-    them idle for a third of the time.
-    """
-    size = -(-embedder.config.batch_size // (2 * lanes if lanes > 1 else 1))
+def batches(samples: list[Sample], size: int) -> Iterator[list[Sample]]:
+    """A shard's samples as they are computed together; one empty batch when there are none."""
     for start in range(0, max(1, len(samples)), size):
         yield samples[start : start + size]

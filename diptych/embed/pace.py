@@ -44,6 +44,8 @@ TRIAL_SECONDS = 0.4
 """About how long one way is tried, after as long to warm up."""
 COSINE_SECONDS = 4.0
 """About how long vectors in float32 are computed, to hold the others to them."""
+PART_SECONDS = 0.2
+"""Least time of a part of a batch, where lanes share one."""
 NUM_ROWS, LEAST_ROWS = 16, 4
 """Rows that are looked at; with fewer than these nothing is measured."""
 
@@ -71,6 +73,19 @@ class Pace:
     cosine: float | None = None
     processor: str = ""
     measured: bool = False
+
+    def part(self, batch_size: int) -> int:
+        """How many rows of a batch a lane takes at once.
+
+        Several lanes share a batch in small parts: three whole ones on two lanes would leave one of
+        them idle for a third of the time. But no part so small that it is over in a moment, as
+        every call costs the same.
+        """
+        if self.lanes == 1:
+            return batch_size
+        rate = self.rates.get(f"{self.lanes} x {self.threads} {self.precision}", 0.0)
+        least = math.ceil(PART_SECONDS * rate / self.lanes)
+        return min(batch_size, max(least, -(-batch_size // (2 * self.lanes))))
 
     def __str__(self) -> str:
         said = f"{self.lanes} batches at once, {self.threads} threads each, {self.precision}"

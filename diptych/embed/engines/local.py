@@ -77,8 +77,10 @@ def _computed(embedder: Embedder, read: Future[Prepared]) -> Computed:
 
 def _cut(work: Work) -> Iterator[tuple[Pending, list[Sample], bool]]:
     """(shard, samples of a batch, whether it is the shard's last), in order."""
-    lanes = work.pace.lanes if work.embedder.model.device.type == "cpu" else 1
+    size = work.embedder.config.batch_size
+    if work.embedder.model.device.type == "cpu":
+        size = work.pace.part(size)
     for shard, samples in work.shards:
-        parts = list(batches(work.embedder, samples, lanes))
+        parts = list(batches(samples, size))
         for number, part in enumerate(parts):
             yield shard, part, number == len(parts) - 1

@@ -132,7 +132,7 @@ class _Fill:
         embedder = loaded(self.replica)
         shard: Pending
         shard, samples = pickle.loads(data)  # made by our own driver
-        for part in batches(embedder, samples):
+        for part in batches(samples, embedder.config.batch_size):
             found = vectors_of(embedder, [Item(sample, self.read) for sample in part])
             shard.add(part, *found, self.fields)
         return shard

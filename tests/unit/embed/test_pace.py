@@ -113,11 +113,17 @@ def test_few_rows_are_not_worth_it(embedder, tmp_path):
     assert (pace.usual().lanes, pace.usual().threads) == (4, 2)
 
 
-def test_lanes_share_a_batch_in_small_parts(embedder):
-    samples = [item.sample for item in rows(96)]
-    assert [len(b) for b in batches(embedder, samples)] == [32, 32, 32]
-    assert [len(b) for b in batches(embedder, samples, 2)] == [8] * 12
-    assert [len(b) for b in batches(embedder, [], 2)] == [0]
+def test_lanes_share_a_batch_in_small_parts():
+    def of(lanes, rate):
+        return pace.Pace(lanes, 1, rates={f"{lanes} x 1 float32": rate})
+
+    assert of(1, 5.0).part(32) == 32 and pace.Pace(2, 1).part(32) == 8
+    assert of(2, 4.0).part(32) == 8, "eight take four seconds"
+    assert of(2, 120.0).part(32) == 12 and of(2, 4000.0).part(32) == 32
+    assert of(2, 1.0).part(1) == 1
+    samples = [item.sample for item in rows(70)]
+    assert [len(b) for b in batches(samples, 32)] == [32, 32, 6]
+    assert [len(b) for b in batches([], 8)] == [0]
 
 
 def test_a_job_says_how_it_computed_and_goes_on_so(tiny_dual, squares, tmp_path, monkeypatch):
