@@ -248,10 +248,15 @@ def test_two_processes_in_one_folder_are_refused(file, tmp_path, elsewhere, monk
 
 
 def test_a_process_may_enter_its_folder_twice(tmp_path):
-    with claim.working_in(tmp_path / "a"), claim.working_in(tmp_path / "a"):
-        pass
-    with claim.working_in(tmp_path / "a"):
-        pass
+    folder = tmp_path / "a"
+    with claim.working_in(folder):
+        lock = claim._locks[folder.resolve()]
+        with claim.working_in(folder):
+            assert lock.is_locked
+        assert lock.is_locked, "the inner one gives nothing back"
+    assert not lock.is_locked
+    with claim.working_in(folder):
+        assert lock.is_locked
 
 
 def test_differences_are_named_as_overrides_are_written():

@@ -278,7 +278,9 @@ def test_nor_does_a_dual_encoder(tiny_dual, squares, tmp_path, monkeypatch):
     )
     with NoFloat64():
         trainer.train()
-        model.similarity([squares / "images" / "000.png"], ["a red square"])
+        cosines = model.similarity([squares / "images" / "000.png"], ["a red square"])
+    losses = [json.loads(x).get("loss") for x in (tmp_path / "metrics.jsonl").open()]
+    assert len(losses) == 2 and cosines.shape == (1, 1) and bool(cosines.isfinite().all())
 
 
 def test_every_other_device_counts_in_float64():
