@@ -39,7 +39,7 @@ from diptych.cli.run import environment, run_recipe
 from diptych.eval import captions
 from diptych.eval.interval import interval_over_seeds
 from diptych.eval.result import Result
-from diptych.model.checkpoint import load_model
+from diptych.model.folder import load_model
 from diptych.progress import Progress
 from diptych.recipe import EvaluationConfig, Recipe, load
 

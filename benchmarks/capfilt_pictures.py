@@ -39,7 +39,7 @@ from diptych.cli.capfilt import ORIGINAL, SYNTHETIC, capfilt
 from diptych.cli.run import environment
 from diptych.eval.interval import interval_over_seeds
 from diptych.eval.retrieval import ranks
-from diptych.model.checkpoint import load_model
+from diptych.model.folder import load_model
 from diptych.progress import Progress
 from diptych.recipe import load
 

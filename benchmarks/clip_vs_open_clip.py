@@ -116,7 +116,7 @@ def initial_weights(
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from diptych.data.preprocessing import Preprocessing
+    from diptych.data.pixels.preprocessing import Preprocessing
 
     file = peer_settings(s, rows, seed, out)
     peer_run(peer, ["initial", str(file)], out / "log.txt")
@@ -216,7 +216,7 @@ def child(settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from diptych.convert import layout
-    from diptych.data.augment import Augment
+    from diptych.data.pixels.augment import Augment
     from diptych.eval.retrieval import ranks
     from diptych.model.trainable import Learn
     from diptych.progress import Progress

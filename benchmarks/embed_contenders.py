@@ -81,12 +81,12 @@ def diptych(s: dict[str, Any], auto: bool = False) -> dict[str, Any]:
 
     How this machine computes best was found before, as it is once for a model: `warm_up_seconds`.
     """
-    from diptych.data.index import Index
+    from diptych.data.checking.index import Index
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, embed
     from diptych.embed.pace import first_rows, settled
     from diptych.machine import keep_freed_memory, share_one_heap
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import load_model
     from diptych.progress import Progress
 
     share_one_heap()  # as the command does
@@ -129,10 +129,10 @@ def diptych_auto(s: dict[str, Any]) -> dict[str, Any]:
 
 def batch_sizes(s: dict[str, Any]) -> dict[str, Any]:
     """Forward milliseconds a picture over batch sizes, on tensors in memory."""
-    from diptych.data.index import Index
+    from diptych.data.checking.index import Index
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.machine import keep_freed_memory
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import load_model
 
     model = load_model(s["model"]).to(s["device"])
     embedder = Embedder(model, EmbedConfig.from_dict(s["settings"]))
@@ -150,7 +150,7 @@ def batch_sizes(s: dict[str, Any]) -> dict[str, Any]:
 
 def in_memory(embedder: Any, index: Any, size: int) -> list[Any]:
     """All rows as prepared batches."""
-    from diptych.data.picture_loader import Item
+    from diptych.data.batching.picture_loader import Item
 
     batches = []
     for start in range(0, len(index), size):

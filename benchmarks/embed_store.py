@@ -56,7 +56,7 @@ def one_job(folder: str, rows: int) -> None:
     """Embed so many rows in this process and print its peak memory."""
     from diptych.embed.embedder import EmbedConfig, Embedder
     from diptych.embed.job import JobConfig, embed
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import load_model
     from diptych.progress import Progress
 
     root = Path(folder)
@@ -75,8 +75,8 @@ def one_job(folder: str, rows: int) -> None:
 
 def memory(rows: int, folder: Path, tokenizer: str) -> dict[str, Any]:
     """Peaks of a tenth of the rows and of all."""
-    from diptych.model.architecture import build, config_from_dict
-    from diptych.model.checkpoint import save_model
+    from diptych.model.architecture import config_from_dict
+    from diptych.model.folder import build, save_model
 
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)

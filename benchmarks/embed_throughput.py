@@ -48,8 +48,8 @@ from PIL import Image, ImageDraw
 
 from diptych.cli.run import environment
 from diptych.convert import layout
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, save_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from embed_contenders import PERSON

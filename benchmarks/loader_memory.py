@@ -95,10 +95,10 @@ class Peak:
 
 def measure(num: int, pixels: int, steps: int, pause: float) -> dict[str, Any]:
     """Prepare so many steps of `num` pictures as training would."""
-    from diptych.data.collate_pairs import PairCollator
-    from diptych.data.mixture import Mixture
-    from diptych.data.picture_loader import Pictures
-    from diptych.data.preprocessing import Preprocessing
+    from diptych.data.batching.collate_pairs import PairCollator
+    from diptych.data.batching.mixture import Mixture
+    from diptych.data.batching.picture_loader import Pictures
+    from diptych.data.pixels.preprocessing import Preprocessing
     from diptych.train.feed import StepData, ahead, cores, feed
     from diptych.train.stage import Stage
 

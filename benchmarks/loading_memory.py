@@ -81,7 +81,7 @@ def write(folder: Path, quick: bool) -> None:
             module.config.save_pretrained(place)
             if name == "text":
                 tokenizer.save_pretrained(place)
-    from diptych.model.architecture import build
+    from diptych.model.folder import build
 
     build(panels(folder, "")).save(folder / "model")
 
@@ -109,8 +109,7 @@ def panels(folder: Path, kind: str, dtype: str = "float32") -> Any:
 
 def open_one(folder: Path, way: str) -> Any:
     """Open the model of a folder in one of the ways."""
-    from diptych.model.architecture import build
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import build, load_model
     from diptych.model.weights import locate
 
     if way == "diptych folder":

@@ -28,12 +28,13 @@ from typing import Any
 
 import torch
 
-from diptych.data.chat import Encoded, Fate
-from diptych.data.tokenizer import train
+from diptych.data.batching.budget import Budget
+from diptych.data.text.chat import Encoded, Fate
+from diptych.data.text.tokenizer import train
 from diptych.eval.benchmarks.choices import CONTINUATIONS, LETTERS, Choices
 from diptych.eval.runner import evaluate
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.likelihood import token_collator
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 
 WORDS = (
     "the river a mountain of city in stone under light when water over which north from rises "
@@ -62,7 +63,7 @@ class OneByOne:
                 whole = start + tokenizer.encode(text, add_special_tokens=False)
                 fates = [Fate.PROMPT] * len(start) + [Fate.TARGET] * (len(whole) - len(start))
                 encoded.append(Encoded(tuple(whole), tuple(fates), ()))
-            collator = token_collator(self.model, packed=False)
+            collator = self.model.collator(Budget(packed=False))
             batches = (collator.batch_of([one]).to(self.model.device) for one in encoded)
             found.append([float(self.model.target_log_probs(b).double().sum()) for b in batches])
         return found

@@ -32,10 +32,10 @@ def prepare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Draw the charts and write the same weights in both layouts."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    from diptych.data.charts.dataset import draw
-    from diptych.model.architecture import build
     from diptych.model.architectures.vlm import VlmConfig
+    from diptych.model.folder import build, save_model
     from diptych.model.weights import locate
+    from diptych.synthetic.charts.dataset import draw
 
     summary = draw(
         work / "charts",
@@ -58,7 +58,7 @@ def prepare(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ),
         seed=settings["seed"],
     )
-    model.save(work / "model")
+    save_model(model, work / "model")
     text_config: Any = model.language_model.hf_config
     config = LlavaConfig(
         vision_config=model.vision_encoder.hf_config,
@@ -207,12 +207,12 @@ def run_transformers(work: Path, run: Path, settings: dict[str, Any]) -> list[di
     import transformers
     from torch.utils.data import Dataset
 
-    from diptych.data.batch import IGNORE, IMAGE_TOKEN
-    from diptych.data.chat import Fate
-    from diptych.data.image import decode
-    from diptych.data.index import Index
-    from diptych.data.mixture import Mixture
-    from diptych.model.checkpoint import load_model
+    from diptych.data.batching.batch import IGNORE, IMAGE_TOKEN
+    from diptych.data.batching.mixture import Mixture
+    from diptych.data.checking.index import Index
+    from diptych.data.pixels.image import decode
+    from diptych.data.text.chat import Fate
+    from diptych.model.folder import load_model
     from diptych.train.feed import sharing_keys
 
     model = transformers.LlavaForConditionalGeneration.from_pretrained(

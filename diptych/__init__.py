@@ -1,4 +1,4 @@
-"""Diptych: compose, train, measure and serve vision-language models of your own."""
+"""Diptych: compose, train, measure and embed with vision-language models of your own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(name: str | Path) -> Vlm:
             LLaVA is converted once and kept in the cache.
     """
     from diptych.convert.published import ready
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import load_model
 
     return load_model(ready(name))
 

@@ -350,7 +350,7 @@ def going_on_from(weights: str, revision: str | None = None) -> Any:
         WeightsNotFound, CheckpointError: there is no such model.
     """
     from diptych.convert.published import described
-    from diptych.model.checkpoint import composition, model_folder
+    from diptych.model.folder import composition, model_folder
     from diptych.model.weights import locate, of_a_model
 
     if weights.startswith(CHAINED):

@@ -24,7 +24,7 @@ PARTS = {
     "model.connectors": "Connectors",
     "train.objectives": "Objectives",
     "data.formats": "Data formats",
-    "data.pictures.collections": "Picture collections",
+    "synthetic.pictures.collections": "Picture collections",
     "eval.metrics": "Metrics",
     "eval.benchmarks": "Benchmarks",
     "convert.layouts": "Checkpoint layouts",

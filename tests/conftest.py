@@ -202,8 +202,8 @@ def tiny_captioner(tiny_dual, tokenizer_folder):
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config):
     """Build a small model from the same arguments as `tiny_config`."""
-    from diptych.model.architecture import build
     from diptych.model.architectures.vlm import VlmConfig
+    from diptych.model.folder import build
 
     def make(*args, seed=0, **kwargs):
         return build(VlmConfig.from_dict(tiny_config(*args, **kwargs)), seed=seed)

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import random
 import shutil
 from collections import Counter
@@ -22,22 +21,16 @@ from typing import Any, Literal
 import PIL.Image
 
 from diptych import json_text
-from diptych.cli.evaluation import write_json
 from diptych.cli.filter_threshold import Held, calibrated, filter_scores
 from diptych.convert.published import ready
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
-from diptych.model.checkpoint import (
-    composition,
-    file_hash,
-    load_model,
-    model_folder,
-    save_model,
-)
+from diptych.model.folder import composition, load_model, model_folder, save_model
 from diptych.model.opened import open_model, place
 from diptych.model.trainable import Learn
 from diptych.progress import Progress
+from diptych.staging import file_hash, replacing, write_json, write_text
 from diptych.train.claim import hold, working_in
 from diptych.train.stage import DataConfig, Stage
 from diptych.train.trainer import Trainer
@@ -155,9 +148,7 @@ def _bootstrap(
                 decided = settings | {"threshold": threshold}
                 place = None if as_files else out
                 found = list(_decide(rows, index, tuned, decided, seed + number, place))
-                staged = file.with_suffix(".part")
-                staged.write_text(_lines(found), encoding="utf-8")
-                staged.rename(file)
+                write_text(file, _lines(found))
             task.advance()
     decisions = [
         json.loads(line)
@@ -384,10 +375,8 @@ def _extracted(picture: bytes, out: Path) -> str:
         ending = (opened.format or "img").lower()
     path = Path("images") / f"{hashlib.sha256(picture).hexdigest()[:32]}.{ending}"
     if not (out / path).is_file():
-        (out / "images").mkdir(exist_ok=True)
-        staged = out / f"{path}.part"
-        staged.write_bytes(picture)
-        staged.rename(out / path)
+        with replacing(out / path) as temporary:
+            temporary.write_bytes(picture)
     return path.as_posix()
 
 
@@ -401,6 +390,4 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     text = _lines(rows)
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    staged.write_text(text, encoding="utf-8")
-    staged.rename(path)
+    write_text(path, text)

@@ -7,7 +7,7 @@ from typing import Any
 
 from diptych.cli.shell import err, out, show_error
 from diptych.convert.published import ready
-from diptych.data.image import given
+from diptych.data.pixels.image import given
 from diptych.errors import ConfigError, DiptychError
 from diptych.model.opened import open_model
 

@@ -7,13 +7,12 @@ import re
 import shutil
 from pathlib import Path
 
-from diptych.cli.evaluation import write_json
 from diptych.config import read_file
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.errors import DataChanged, DiptychError, RunTaken
 from diptych.model.architecture import Model
-from diptych.model.checkpoint import file_hash
 from diptych.recipe import Recipe
+from diptych.staging import file_hash, write_json
 from diptych.train import identity, resume
 from diptych.train.claim import hold
 from diptych.train.feed import open_index

@@ -12,7 +12,7 @@ from diptych.errors import ConfigError
 from diptych.progress import Progress
 
 if TYPE_CHECKING:
-    from diptych.data.measure import TextCounter, TokenCounter
+    from diptych.data.checking.token_counter import TextCounter, TokenCounter
 
 
 def check_data(
@@ -26,7 +26,7 @@ def check_data(
     show: bool,
 ) -> tuple[dict[str, Any], bool]:
     """Read everything once; returns the report and whether anything was rejected."""
-    from diptych.data.check import check
+    from diptych.data.checking.check import check
 
     measure: TokenCounter | TextCounter | None = None
     if model is not None:
@@ -50,8 +50,8 @@ def check_data(
 def counter_of(model: str) -> TokenCounter | TextCounter:
     """Counts tokens of samples as a model, or a tokenizer with its template, would read them."""
     from diptych.convert.published import ready
-    from diptych.data.measure import TextCounter, TokenCounter
-    from diptych.model.checkpoint import load_model
+    from diptych.data.checking.token_counter import TextCounter, TokenCounter
+    from diptych.model.folder import load_model
     from diptych.model.weights import locate
 
     folder = Path(model)
@@ -62,7 +62,7 @@ def counter_of(model: str) -> TokenCounter | TextCounter:
         return TextCounter(whole.text_tokens)
     from transformers import AutoTokenizer
 
-    from diptych.data.chat import ChatEncoder
+    from diptych.data.text.chat import ChatEncoder
 
     return TokenCounter(ChatEncoder(AutoTokenizer.from_pretrained(locate(model))))
 
@@ -84,7 +84,7 @@ def draw_charts(
     **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Draw a chart-question set with a progress bar; `options` as for `charts.draw`."""
-    from diptych.data.charts import Writer, draw
+    from diptych.synthetic.charts import Writer, draw
 
     if (writer is None) != (model is None):
         raise ConfigError(
@@ -114,7 +114,7 @@ def draw_charts(
 
 def make_pictures(output: Path, *, show: bool, **options: Any) -> dict[str, Any]:
     """Make the picture corpus with progress bars; `options` as for `pictures.make`."""
-    from diptych.data.pictures import make
+    from diptych.synthetic.pictures import make
 
     start = time.monotonic()
     bars = Progress()

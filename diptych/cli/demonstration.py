@@ -12,7 +12,7 @@ from diptych.embed.index import open_index
 from diptych.embed.job import JobConfig, embed
 from diptych.errors import ConfigError, InputError
 from diptych.eval.result import Result
-from diptych.model.checkpoint import save_model
+from diptych.model.folder import save_model
 from diptych.model.opened import open_model
 from diptych.progress import Progress
 from diptych.recipe import load

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych import json_text
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.data.sample import Image, Sample
 from diptych.errors import ConfigError
 from diptych.eval import benchmark as benchmarks
@@ -21,6 +21,7 @@ from diptych.eval.retriever import Found, retrieve
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
 from diptych.recipe import EvaluationConfig
+from diptych.staging import write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -289,15 +290,8 @@ def _write_records(run: Path, before: Result | None, after: Result) -> None:
 
     if before is not None:
         text = lines(before, "output", "score")
-        (run / "records_before.jsonl").write_text(text, encoding="utf-8")
-    (run / "records_after.jsonl").write_text(lines(after, "output", "score"), encoding="utf-8")
+        write_text(run / "records_before.jsonl", text)
+    write_text(run / "records_after.jsonl", lines(after, "output", "score"))
     if after.blind is not None:
         text = lines(after, "blind_output", "blind_score")
-        (run / "records_blind.jsonl").write_text(text, encoding="utf-8")
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Replace a JSON file as a whole."""
-    staged = file.with_name(f".{file.name}.new")
-    staged.write_text(json_text.dumps(values, indent=2) + "\n", encoding="utf-8")
-    staged.rename(file)
+        write_text(run / "records_blind.jsonl", text)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diptych.cli.evaluation import write_json
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.data.sample import Image
 from diptych.errors import DataError, ModelError
+from diptych.staging import write_json
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from diptych.cli.evaluation import evaluate_data, measure_text
 from diptych.convert.published import ready
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.data.sample import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.eval import benchmark as benchmarks

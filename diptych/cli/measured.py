@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from diptych.cli.evaluation import evaluate_data, measure_text, paired, write_json
-from diptych.data.index import Index
+from diptych.cli.evaluation import evaluate_data, measure_text, paired
+from diptych.data.checking.index import Index
 from diptych.data.sample import Sample
 from diptych.eval import benchmark as benchmarks
 from diptych.eval import embedding_map
 from diptych.eval.compare import Comparison, compare
 from diptych.eval.result import Result
 from diptych.model.architecture import Model
-from diptych.model.checkpoint import file_hash
 from diptych.recipe import EvaluationConfig, Recipe
+from diptych.staging import file_hash, write_json
 from diptych.train import identity
 from diptych.train.feed import open_index
 

@@ -29,7 +29,7 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     Trained once and kept in the run folder, so that a resumed run reads the same tokens.
     """
     from diptych.data.source import rows
-    from diptych.data.tokenizer import VOCAB_SIZE, train
+    from diptych.data.text.tokenizer import VOCAB_SIZE, train
 
     config = recipe.model.text_config
     if config.tokenizer != TRAINED_ON_DATA:

@@ -13,8 +13,8 @@ import statistics
 import time
 from pathlib import Path
 
-from diptych.cli.evaluation import write_json
 from diptych.families import quickstart as family
+from diptych.staging import write_json
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from typing import Any
 from diptych.cli import pace
 from diptych.cli.run import Phases, run_folder, run_recipe
 from diptych.cli.shell import err
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.errors import DataError
 from diptych.families import quickstart as family
 from diptych.progress import Progress
+from diptych.staging import put_in_place
 from diptych.train.stage import DataConfig
 
 NUM_CHARTS = 5_600
@@ -97,7 +98,7 @@ def _draw(folder: Path, num: int, seed: int) -> dict[str, Any]:
         test_fraction=max(CHART_TEST_SHARE, min(TEST_SHARE, MIN_TEST_CHARTS / num)),
         validation_fraction=0.02,
     )  # fmt: skip
-    staged.rename(folder)
+    put_in_place(staged, folder)
     return summary
 
 

@@ -24,17 +24,18 @@ import torch
 
 import diptych
 from diptych.cli.claimed_run import check_finished, claim, note, origins
-from diptych.cli.evaluation import summarize, write_json
+from diptych.cli.evaluation import summarize
 from diptych.cli.measured import Measured
 from diptych.cli.own_tokenizer import with_tokenizer
 from diptych.convert.published import ready
 from diptych.machine import memory_bytes
-from diptych.model.architecture import Model, build
-from diptych.model.checkpoint import save_model
+from diptych.model.architecture import Model
+from diptych.model.folder import build, save_model
 from diptych.model.opened import open_model, place
 from diptych.progress import Progress
 from diptych.recipe import Recipe, chained
 from diptych.recipe import load as load_recipe
+from diptych.staging import write_json
 from diptych.train import processes
 from diptych.train.claim import working_in
 from diptych.train.trainer import Trainer

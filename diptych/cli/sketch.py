@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from diptych.data.tokenizer import VOCAB_SIZE
+from diptych.data.text.tokenizer import VOCAB_SIZE
 from diptych.errors import ConfigError
 from diptych.model import packages, vision_encoder
 from diptych.model.architecture import ArchitectureConfig, Model, config_from_dict, written

@@ -64,7 +64,7 @@ def search(
 
         diptych search lance:vectors --recall 500
     """
-    from diptych.data.image import given
+    from diptych.data.pixels.image import given
     from diptych.embed import index as indexes
     from diptych.errors import ConfigError
 
@@ -121,7 +121,8 @@ def search(
 
 def _kept(page: Path, shown: Any) -> Path:
     """The file of a picture that was looked for; one from an address is kept beside the page."""
-    from diptych.data.files import is_url, replacing
+    from diptych.data.reading.files import is_url
+    from diptych.staging import replacing
 
     if not is_url(shown.path):
         return Path(shown.path).expanduser()

@@ -3,7 +3,7 @@
 Diptych renders templates with plain text for content. Processors and servers hand over a
 list of parts ({"type": "image"}, {"type": "text", "text": ...}). A short prelude in Jinja
 turns one into the other, so that the template itself stays as it was trained with. The prelude
-joins pictures and text by the same rule as training does (`diptych.data.joints`).
+joins pictures and text by the same rule as training does (`diptych.data.text.joints`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.convert.probes import read_json
-from diptych.data.chat import ChatEncoder
-from diptych.data.joints import JOINTS, Joint, joined
 from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.text.chat import ChatEncoder
+from diptych.data.text.joints import JOINTS, Joint, joined
 from diptych.errors import CheckpointError, ConfigError
 
 IMAGE_MARK = "<image>"
@@ -100,7 +100,7 @@ def for_parts(template: str, joint: str = "line", *, begin: bool = False) -> str
     """A template for text content -> one that takes parts as well.
 
     Args:
-        joint: how a picture joins its neighbours (`diptych.data.joints`).
+        joint: how a picture joins its neighbours (`diptych.data.text.joints`).
         begin: write the beginning token, which the tokenizer itself puts before a text, where
             that gives the same ids. Servers tokenise a rendered chat without special tokens
             (vLLM), processors with them unless it begins with that token.

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import Encoded
-from diptych.data.image import decode
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.pixels.image import decode
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
+from diptych.data.text.chat import Encoded
 from diptych.errors import ModelError
 from diptych.model import generate as generation
 from diptych.model.architectures.vlm import Vlm

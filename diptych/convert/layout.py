@@ -18,9 +18,10 @@ from torch import Tensor
 from diptych import parts
 from diptych.convert.comparison import ExportReport
 from diptych.errors import ConfigError, ExportMismatch
-from diptych.model import checkpoint, weights
-from diptych.model.adapters import merge_adapters
+from diptych.model import weights
 from diptych.model.architecture import Model
+from diptych.model.folder import load_model
+from diptych.staging import HASHES, staged_folder
 
 
 class Layout(Protocol):
@@ -98,16 +99,16 @@ def export(model_or_path: Model | Path | str, name: str, out: Path | str) -> Exp
     if isinstance(model_or_path, Model):
         model = copy.deepcopy(model_or_path)
     else:
-        model = checkpoint.load_model(model_or_path)
+        model = load_model(model_or_path)
     if model.config.name != layout.ARCHITECTURE:
         raise ConfigError(
             f"{name.replace('_', '-')} holds a {layout.ARCHITECTURE}, this model is a "
             f"{model.config.name}",
             fix="choose another layout, or keep the Diptych folder",
         )
-    model = merge_adapters(model.float().eval())
+    model = model.float().eval().merge_adapters()
     rounding = _round(model, layout, getattr(torch, model.config.text_config.dtype))
-    with checkpoint.staged_folder(out) as folder:
+    with staged_folder(out) as folder:
         report = layout.export(model, folder)
         if report.problems:
             raise ExportMismatch(
@@ -160,7 +161,7 @@ def _refuse_to_replace(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / "config.json"
-    if (out / checkpoint.HASHES).is_file() and config.is_file():
+    if (out / HASHES).is_file() and config.is_file():
         if '"vision_encoder"' not in config.read_text(encoding="utf-8"):  # no Diptych model
             return
     raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diptych.errors import CheckpointError, ModelError
-from diptych.model.checkpoint import refuse_pickles
+from diptych.model.folder import refuse_pickles
 
 CLASS_NAME = "transformers.LlavaForConditionalGeneration"
 

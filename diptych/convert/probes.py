@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from diptych.convert.comparison import PIXEL_TOLERANCE, RELATIVE_TOLERANCE, ExportReport
-from diptych.data.image import decode
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.image import decode
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.errors import CheckpointError
 from diptych.model.weights import reading
 

@@ -19,8 +19,10 @@ from filelock import FileLock
 
 from diptych.convert import layout as layouts
 from diptych.errors import ConfigError, ExportMismatch
-from diptych.model import checkpoint, weights
+from diptych.model import weights
+from diptych.model.folder import save_model
 from diptych.model.published import conversion, layout_of
+from diptych.staging import HASHES
 
 log = logging.getLogger(__name__)
 RECORD = "published.json"
@@ -62,10 +64,10 @@ def ready(name: str | Path, revision: str | None = None) -> str:
     if found is None:
         return str(name)
     layout, folder = found
-    if not (folder / checkpoint.HASHES).is_file():
+    if not (folder / HASHES).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not (folder / checkpoint.HASHES).is_file():
+            if not (folder / HASHES).is_file():
                 _convert(str(name), revision, layout, folder)
     return str(folder)
 
@@ -94,7 +96,7 @@ def _convert(name: str, revision: str | None, layout: str, folder: Path) -> None
             "are taken over unchecked", name,
         )  # fmt: skip
     model.origins = {"model": {**weights.origin(name, revision), "layout": layout}}
-    checkpoint.save_model(model, folder, {RECORD: json.dumps(about, indent=2) + "\n"})
+    save_model(model, folder, {RECORD: json.dumps(about, indent=2) + "\n"})
 
 
 def _is_float32(model: Any) -> bool:

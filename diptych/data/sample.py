@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
+IMAGE_TOKEN = -200
+"""Stands among token ids where an image feature goes. Negative, so no tokenizer can produce it
+and no text can bind to a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +39,7 @@ class Image:
     span: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Video:
-    """A video by reference; `num_frames` are sampled evenly when it is decoded."""
-
-    path: str
-    num_frames: int = 8
-
-
-Part = Text | Image | Video
+Part = Text | Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +116,7 @@ class Sample:
     def without_images(self) -> Sample:
         """The same sample with its pictures withheld: the blind control."""
         turns = tuple(
-            replace(t, parts=tuple(p for p in t.parts if not isinstance(p, Image | Video)))
+            replace(t, parts=tuple(p for p in t.parts if not isinstance(p, Image)))
             for t in self.turns
         )
         return replace(self, turns=turns)

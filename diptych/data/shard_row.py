@@ -15,11 +15,9 @@ from typing import Any
 
 from diptych import parts
 from diptych.data import format as formats
-from diptych.data.rows import Row
+from diptych.data.reading.rows import Row
 from diptych.data.sample import Image, Sample
 from diptych.errors import FormatError, MissingImage
-
-MAX_IMAGE_BYTES = 64 << 20
 
 
 @functools.cache

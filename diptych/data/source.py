@@ -1,5 +1,15 @@
 """Source: where rows and pictures come from.
 
+A part in `sources/` is a kind of shard, a file whose rows carry their pictures with them. Its
+module has
+
+    SUFFIXES                        how the names of such files end
+    read(path, format, passed_over) -> iterator   a whole file: Samples, and a Reject for every row
+                                    that is none; what cannot be read at all is one Reject. Counted
+                                    in `passed_over`, by kind, is what is neither read nor rejected.
+    copy_good(paths, bad, target) -> int   one shard with the good rows of `paths`; their number.
+                                    `bad` are positions, over all of them, of the items of `read`.
+
 `rows` makes one stream of Samples from whatever a path names: a data file, a folder, tar or
 Parquet shards, a glob, a list, on disk or behind any URL that fsspec opens. `read_bytes`
 fetches a picture that a row refers to, and is the guard of the image folder: what a row says
@@ -8,19 +18,21 @@ is hostile, so it can only ever name a plain file inside that folder.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, cast
 
-from diptych.data import files
-from diptych.data import folder as folders
+from diptych import parts
 from diptych.data import format as formats
-from diptych.data.rows import Reject
+from diptych.data.reading import files
+from diptych.data.reading import folder as folders
+from diptych.data.reading.magic import MAX_IMAGE_BYTES
+from diptych.data.reading.rows import Reject
 from diptych.data.sample import Image, Sample
-from diptych.data.shard_row import MAX_IMAGE_BYTES
-from diptych.data.shards import is_shard, read_shard
 from diptych.errors import (
     DataError,
     EmptyImage,
@@ -31,6 +43,7 @@ from diptych.errors import (
     UnsafePath,
 )
 
+FOLDER = "data.sources"
 _DATA_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv"})
 
 
@@ -62,7 +75,7 @@ class Source:
         self.passed_over.clear()
         for number, path in enumerate(self.paths):
             if self.is_shards:
-                items = read_shard(path, self.format, self.passed_over)
+                items = find(path).read(path, self.format, self.passed_over)
             else:
                 items = formats.read(path, self.format)
                 if files.is_folder(path):
@@ -75,6 +88,34 @@ class Source:
                 if isinstance(item, Sample) and item.id.startswith("row-"):
                     item = replace(item, id=f"row-{number}-{item.id[4:]}")
                 yield item
+
+
+class Shards(Protocol):
+    """What a module in `sources/` provides."""
+
+    SUFFIXES: frozenset[str]
+
+    def read(
+        self, path: str, format: str | None = None, passed_over: Counter[str] | None = None
+    ) -> Iterator[Sample | Reject]: ...
+
+    def copy_good(self, paths: Sequence[str], bad: set[int], target: str) -> int: ...
+
+
+@functools.cache
+def _by_suffix() -> dict[str, Shards]:
+    modules = [cast(Shards, parts.find(FOLDER, name)) for name in parts.names(FOLDER)]
+    return {suffix: module for module in modules for suffix in module.SUFFIXES}
+
+
+def is_shard(path: str) -> bool:
+    """Whether the name is that of a file whose rows carry their pictures."""
+    return files.suffix(path) in _by_suffix()
+
+
+def find(path: str) -> Shards:
+    """The part of `sources/` that reads a shard."""
+    return _by_suffix()[files.suffix(path)]
 
 
 def rows(

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from diptych.config import Config
-from diptych.data.batch import Batch
-from diptych.data.collate import Prepared
-from diptych.data.picture_loader import Item
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.collate import Prepared
+from diptych.data.batching.picture_loader import Item
 from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError
 from diptych.model.architecture import Model

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diptych.data.collate import Prepared
-from diptych.data.picture_loader import Item
+from diptych.data.batching.collate import Prepared
+from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Image, Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.pace import Pace

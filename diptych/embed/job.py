@@ -25,10 +25,10 @@ from typing import Any
 from rich.text import Text
 
 from diptych import parts
-from diptych.data.files import is_url, join
-from diptych.data.format import has_own_id
-from diptych.data.index import Index
-from diptych.data.picture_loader import Item
+from diptych.data.batching.picture_loader import Item
+from diptych.data.checking.index import Index
+from diptych.data.reading.files import is_url, join
+from diptych.data.reading.keys import has_own_id
 from diptych.data.sample import Image, Sample
 from diptych.data.source import is_pictures_alone
 from diptych.embed.embedder import Embedder

@@ -13,7 +13,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -26,12 +25,13 @@ from typing import Any, Literal
 
 import torch
 
-from diptych.data.batch import Batch
-from diptych.data.picture_loader import Item
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Sample
 from diptych.data.source import is_pictures_alone, locate, read_bytes
 from diptych.embed.embedder import Embedder
 from diptych.model.weights import cache_folder
+from diptych.staging import write_json
 
 log = logging.getLogger(__name__)
 MOST_LANES = 4
@@ -145,10 +145,7 @@ def settled(
     if len(good) < LEAST_ROWS:
         return usual(asked)
     found = _measured(embedder, good, auto)
-    place.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(asdict(found), indent=2) + "\n")
-    scratch.rename(file)
+    write_json(file, asdict(found))
     return found
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from diptych.embed.files_as_text import files_as_text
 from diptych.errors import ConfigError, DataError, MissingExtra
+from diptych.staging import replacing
 
 
 def connect(folder: Path) -> Any:
@@ -142,8 +143,7 @@ def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000)
             raise ConfigError(
                 f"'{out.name}' has no known ending", where="--out", fix=".parquet, .csv or .json"
             )
-        staged = out.with_name(f".{out.name}.partial")
-        try:
+        with replacing(out) as staged:
             relation = connection.sql(sql)
             if relation is None:
                 raise ConfigError("there is no result to write", where="--out", fix="give a SELECT")
@@ -152,9 +152,6 @@ def query(folder: Path, sql: str, *, out: Path | None = None, limit: int = 1000)
             count = connection.execute(
                 f"copy (select * from result) to '{target}' (format {kind})"
             ).fetchone()
-            staged.rename(out)
-        finally:
-            staged.unlink(missing_ok=True)
         return {"rows": int(count[0]), "out": str(out)}
     except duckdb.Error as error:
         raise ConfigError(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from diptych.data.image import given
-from diptych.data.picture_loader import Item
+from diptych.data.batching.picture_loader import Item
+from diptych.data.pixels.image import given
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.index import Hit, Index

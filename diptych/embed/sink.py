@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from diptych import parts
-from diptych.data.files import is_url
+from diptych.data.reading.files import is_url
 from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError
 

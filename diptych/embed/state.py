@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from diptych.data.files import replacing, sync
 from diptych.errors import ConfigError, DataError
+from diptych.staging import flush, replacing
 
 RUN = "run.json"
 MANIFEST = "manifest.jsonl"
@@ -256,7 +256,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    sync(path.parent)
+    flush(path.parent)
 
 
 def read_manifest(path: Path) -> dict[int, dict[str, Any]]:

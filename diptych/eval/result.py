@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diptych import json_text
 from diptych.errors import DataError
+from diptych.staging import write_text
 
 CONTROLS = ("blind", "majority", "lookup")
 """Names of the controls, as in `Result` and `Record`; see eval/controls.py."""
@@ -197,11 +197,11 @@ class Result:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lines = (json_text.dumps(asdict(r)) + "\n" for r in self.records)
-        _write_atomically(folder / RECORDS_FILE, lines)
+        write_text(folder / RECORDS_FILE, "".join(lines))
         if self.text and self.text.choices:
             self.text.choices.save(folder / CHOICES_FOLDER)
         text = json_text.dumps(self.to_dict(), indent=2) + "\n"
-        _write_atomically(folder / RESULT_FILE, [text])
+        write_text(folder / RESULT_FILE, text)
 
     @classmethod
     def load(cls, folder: str | Path) -> Result:
@@ -266,15 +266,3 @@ def _read_records(path: Path) -> Iterator[Record]:
                 yield Record(**values)
             except (ValueError, TypeError, AttributeError) as error:
                 raise DataError(f"not a record: {error}", where=f"{path}:{number}") from error
-
-
-def _write_atomically(path: Path, lines: Iterable[str]) -> None:
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staged.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.data.augment import Augment
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.augment import Augment
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.model.architectures.answerer import AnswererConfig
 from diptych.model.architectures.captioner import CaptionerConfig
 from diptych.model.text_mixture import TextMixtureConfig

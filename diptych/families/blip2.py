@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.model.architectures.query_transformer import QueryTransformerConfig
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.connectors.qformer import Config as QFormerConfig

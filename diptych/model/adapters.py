@@ -1,8 +1,6 @@
-"""LoRA adapters on any part, through peft: add, merge, unmerge."""
+"""LoRA adapters on a module, through peft: attach and merge."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from pydantic import Field
@@ -10,11 +8,6 @@ from torch import nn
 
 from diptych.config import Config
 from diptych.errors import ConfigError
-
-if TYPE_CHECKING:
-    from diptych.model.architecture import Model
-
-M = TypeVar("M", bound="Model")
 
 
 class LoraConfig(Config):
@@ -30,25 +23,17 @@ class LoraConfig(Config):
     """Ends of module names, such as q_proj; empty takes every linear layer of the part."""
 
 
-def add_adapters(model: Model, part: str, lora: LoraConfig) -> None:
-    """Put LoRA on the linear layers of a part; the output layer is left alone.
+def attach(module: nn.Module, lora: LoraConfig, part: str) -> None:
+    """Put LoRA on the linear layers of a module; the output layer is left alone.
 
-    A part that already has the same adapters keeps them (a later stage goes on with them).
+    Args:
+        part: what recipes call the module, for errors.
 
     Raises:
-        ConfigError: no layer matches, or the part has other adapters.
+        ConfigError: no layer matches.
     """
-    if part in model.config.adapters:
-        if model.config.adapters[part] != lora:
-            raise ConfigError(
-                f"the {part} has adapters of other settings already",
-                where=f"learn.{part}.lora",
-                fix="use the same LoRA settings in every stage, or merge before",
-            )
-        return
     import peft
 
-    module = model.part(part)
     names = target_names(module, lora.targets)
     if not names:
         linear = sorted({n.rsplit(".", 1)[-1] for n in target_names(module, ())})
@@ -75,8 +60,6 @@ def add_adapters(model: Model, part: str, lora: LoraConfig) -> None:
         if "lora_" in name:
             # Small and learning: kept in full precision whatever the base weights are.
             parameter.data = parameter.data.float()
-    adapters = {**model.config.adapters, part: lora}
-    model.config = model.config.model_copy(update={"adapters": adapters})
 
 
 def target_names(module: nn.Module, ends: tuple[str, ...]) -> list[str]:
@@ -95,36 +78,15 @@ def target_names(module: nn.Module, ends: tuple[str, ...]) -> list[str]:
 
 
 @torch.no_grad()
-def merge_adapters(model: M) -> M:
-    """Fold every adapter into its base weight and remove it. Changes `model` in place.
-
-    Equal to the unmerged model up to rounding: tests/equivalence/test_lora.py.
-    """
+def merge(module: nn.Module) -> None:
+    """Fold the adapters of a module into its base weights and remove them, in place."""
     from peft.tuners.lora import LoraLayer
 
-    for part in list(model.config.adapters):
-        root = model.part(part)
-        for name, layer in list(root.named_modules()):
-            if isinstance(layer, LoraLayer):
-                layer.merge(safe_merge=True)
-                parent, _, leaf = name.rpartition(".")
-                setattr(root.get_submodule(parent), leaf, layer.get_base_layer())
-        for module in root.modules():
-            if hasattr(module, "peft_config"):  # or new adapters would be taken for second ones
-                del module.peft_config
-    model.config = model.config.model_copy(update={"adapters": {}})
-    return model
-
-
-@torch.no_grad()
-def fold(model: Model, *, folded: bool) -> None:
-    """Fold adapters into the base weights for fast inference, or take them out again."""
-    from peft.tuners.lora import LoraLayer
-
-    for part in model.config.adapters:
-        for layer in model.part(part).modules():
-            if isinstance(layer, LoraLayer):
-                if folded and not layer.merged:
-                    layer.merge()
-                elif not folded and layer.merged:
-                    layer.unmerge()
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, layer.get_base_layer())
+    for inner in module.modules():
+        if hasattr(inner, "peft_config"):  # or new adapters would be taken for second ones
+            del inner.peft_config

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 
 from diptych import parts
 from diptych.config import ADDED, Config, PartConfig, part_field
-from diptych.data.image import decode, given
-from diptych.data.plain_text import TextTokens
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.image import decode, given
+from diptych.data.pixels.preprocessing import Preprocessing
+from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError
-from diptych.model.adapters import LoraConfig, add_adapters
+from diptych.model.adapters import LoraConfig, attach, merge
 from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
-from diptych.model.weights import FromHub, origin
 
 log = logging.getLogger(__name__)
 DEFAULT = "vlm"
@@ -137,8 +136,8 @@ class Model(nn.Module):
 
     def representing(self, what: str) -> Any:
         """A collator that prepares samples for `represent`."""
-        from diptych.data.collate_pairs import PairCollator
-        from diptych.data.picture_loader import Pictures
+        from diptych.data.batching.collate_pairs import PairCollator
+        from diptych.data.batching.picture_loader import Pictures
 
         needs = {"image": ("image",), "text": ("text",)}.get(what, ("image", "text"))
         tokens: Any = self.text_tokens  # type: ignore[attr-defined]
@@ -236,11 +235,35 @@ class Model(nn.Module):
                 complete[name] = own.model_copy(update=update)
         return self.config.model_copy(update=complete)
 
-    def save(self, path: Any) -> None:
-        """Write a model folder; see `model.checkpoint.save_model`."""
-        from diptych.model.checkpoint import save_model
+    def add_adapters(self, part: str, lora: LoraConfig) -> None:
+        """Put LoRA on the linear layers of a part; the output layer is left alone.
 
-        save_model(self, path)
+        A part that already has the same adapters keeps them (a later stage goes on with them).
+
+        Raises:
+            ConfigError: no layer matches, or the part has other adapters.
+        """
+        known = self.config.adapters
+        if part in known:
+            if known[part] != lora:
+                raise ConfigError(
+                    f"the {part} has adapters of other settings already",
+                    where=f"learn.{part}.lora",
+                    fix="use the same LoRA settings in every stage, or merge before",
+                )
+            return
+        attach(self.part(part), lora, part)
+        self.config = self.config.model_copy(update={"adapters": {**known, part: lora}})
+
+    def merge_adapters(self) -> Self:
+        """Fold every adapter into its base weight and remove it, in place.
+
+        Equal to the unmerged model up to rounding: tests/equivalence/test_lora.py.
+        """
+        for part in list(self.config.adapters):
+            merge(self.part(part))
+        self.config = self.config.model_copy(update={"adapters": {}})
+        return self
 
 
 def in_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -289,34 +312,6 @@ def config_from_dict(values: dict[str, Any], where: str | None = None) -> Any:
     """
     kind = parts.find("model.architectures", str(values.get("name", DEFAULT))).Config
     return kind.from_dict(values, where=where)
-
-
-def build(config: ArchitectureConfig, *, seed: int = 0) -> Any:
-    """Compose a model; what learns from scratch is initialised from `seed`.
-
-    Raises:
-        ConfigError: `weights` names a model that is composed otherwise.
-    """
-    if config.weights is not None:
-        from diptych.model.checkpoint import begin
-
-        return begin(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = config.model_copy(update={"adapters": {}}).compose()
-    model.origins = _origins(config)
-    for part, lora in config.adapters.items():
-        add_adapters(model, part, lora)
-    return model.eval()
-
-
-def _origins(config: ArchitectureConfig) -> dict[str, Any]:
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
-    return {
-        name: origin(part.weights, part.revision)
-        for name, part in fields.items()
-        if isinstance(part, FromHub) and part.weights is not None
-    }
 
 
 def written(hf_config: Any) -> dict[str, Any]:

@@ -10,26 +10,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import Encoded
-from diptych.data.image import decode
-from diptych.data.sample import Image, Sample
+from diptych.data.pixels.image import decode, no_images
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample
+from diptych.data.text.chat import Encoded
 from diptych.errors import ConfigError, EmptyConversation, ModelError, SampleTooLong
-from diptych.model.likelihood import no_images
 from diptych.model.precision import computing, in_its_precision
-
-if TYPE_CHECKING:
-    from diptych.model.architectures.vlm import Vlm
+from diptych.model.speaker import Speaker
 
 
 def generate(
-    model: Vlm,
+    model: Speaker,
     samples: Sequence[Sample],
     *,
     max_new_tokens: int = 64,
@@ -69,7 +65,7 @@ def generate(
 @torch.no_grad()
 @in_its_precision
 def encode_images(
-    model: Vlm, encoded: Sequence[Encoded], read: Callable[[Image], bytes]
+    model: Speaker, encoded: Sequence[Encoded], read: Callable[[Image], bytes]
 ) -> list[Tensor]:
     """Image tokens [K, D] of every picture in reading order; equal pictures computed once."""
     arrays: dict[str, np.ndarray] = {}
@@ -80,7 +76,7 @@ def encode_images(
             key = hashlib.sha256(data).hexdigest()
             if key not in arrays:
                 picture = decode(data, where=image.path)
-                arrays[key] = model.vision_encoder.preprocessing.pixels(picture)
+                arrays[key] = model.preprocessing.pixels(picture)
             keys.append(key)
     tokens: dict[str, Tensor] = {}
     names = list(arrays)
@@ -94,7 +90,7 @@ def encode_images(
 
 @torch.no_grad()
 def steps(
-    model: Vlm,
+    model: Speaker,
     encoded: Sequence[Encoded],
     pictures: Sequence[Tensor],
     max_new_tokens: int,
@@ -116,7 +112,7 @@ def steps(
 
 @in_its_precision
 def prompts(
-    model: Vlm, encoded: Sequence[Encoded], pictures: Sequence[Tensor], max_new_tokens: int
+    model: Speaker, encoded: Sequence[Encoded], pictures: Sequence[Tensor], max_new_tokens: int
 ) -> tuple[Tensor, Tensor]:
     """Embeddings [B, T, D] and mask [B, T] of prompts, padded on the left.
 
@@ -146,7 +142,7 @@ def prompts(
 @torch.no_grad()
 @in_its_precision
 def beam_search(
-    model: Vlm,
+    model: Speaker,
     encoded: Sequence[Encoded],
     pictures: Sequence[Tensor],
     max_new_tokens: int,
@@ -170,7 +166,7 @@ def cut(row: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def run(
-    model: Vlm, decoder: Any, chooser: Chooser, max_new_tokens: int
+    model: Speaker, decoder: Any, chooser: Chooser, max_new_tokens: int
 ) -> Iterator[list[int | None]]:
     """Draw tokens until every sample has ended."""
     stop = torch.tensor(sorted(model.chat_encoder.stop_ids()), device=model.device)
@@ -222,7 +218,7 @@ class Chooser:
 class _CausalDecoder:
     """Prefill and cache of a causal language model."""
 
-    def __init__(self, model: Vlm, embeds: Tensor, mask: Tensor, cache: Any = None):
+    def __init__(self, model: Speaker, embeds: Tensor, mask: Tensor, cache: Any = None):
         from transformers import DynamicCache
 
         self.model = model
@@ -254,7 +250,7 @@ class _CausalDecoder:
 class _Seq2SeqDecoder:
     """Encoder output and decoder cache of an encoder-decoder language model."""
 
-    def __init__(self, model: Vlm, embeds: Tensor, mask: Tensor):
+    def __init__(self, model: Speaker, embeds: Tensor, mask: Tensor):
         self.model = model
         self.mask = mask
         lm = model.language_model
@@ -280,7 +276,7 @@ class _Seq2SeqDecoder:
 
 @in_its_precision
 def continue_causal(
-    model: Vlm, ids: Sequence[int], pictures: Sequence[Tensor], cache: Any, num_cached: int
+    model: Speaker, ids: Sequence[int], pictures: Sequence[Tensor], cache: Any, num_cached: int
 ) -> Any:
     """A decoder that goes on from a cache which already holds the first `num_cached` tokens.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import CheckpointError, WeightsNotFound, first_line
+from diptych.staging import write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -210,10 +211,7 @@ def _note_of(folder: Path, notes: Path) -> Path:
 
 
 def _write_note(file: Path, note: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(note) + "\n")
-    scratch.rename(file)
+    write_json(file, note)
 
 
 def _is_noted(folder: Path, notes: Path, described: bool) -> bool:

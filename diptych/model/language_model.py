@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diptych.data.joints import Joint
+from diptych.data.text.joints import Joint
 from diptych.errors import ConfigError, WeightsNotFound
 from diptych.model import products
 from diptych.model.look_up import look_up

@@ -4,52 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from diptych import errors
-from diptych.data.chat import Fate
-from diptych.data.collate import TokenCollator
-from diptych.data.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item
+from diptych.data.pixels.image import no_images
 from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.text.chat import Fate
 from diptych.errors import DiptychError, ModelError, SampleTooLong
 from diptych.model.precision import in_its_precision
 from diptych.model.shared_prefix import Passage, log_probabilities
-
-if TYPE_CHECKING:
-    from diptych.model.architectures.vlm import Vlm
-
-
-def token_collator(model: Vlm, **settings: object) -> TokenCollator:
-    """The collator that fits a model; `settings` override its budgets."""
-    lm = model.language_model
-    start = getattr(lm.hf_config, "decoder_start_token_id", 0) or 0
-    values: dict = {
-        "encoder": model.chat_encoder,
-        "pictures": Pictures(model.vision_encoder.preprocessing),
-        "context_tokens": lm.context_tokens,
-        "tokens_per_row": None,
-        "text_dim": lm.dim,
-        "images_per_row": 16,
-        "rows_per_batch": 8,
-        "seq2seq": lm.is_encoder_decoder,
-        "decoder_start": start,
-    }
-    return TokenCollator(**{**values, **settings})
-
-
-def no_images(image: Image) -> bytes:
-    """Stands in where no way to the pictures was given."""
-    raise ModelError(
-        f"the picture {image.path} is needed and no reader was given",
-        fix="pass images=, a function from Image to bytes",
-    )
+from diptych.model.speaker import Speaker
 
 
 @torch.no_grad()
 def log_likelihoods(
-    model: Vlm,
+    model: Speaker,
     samples: Sequence[Sample],
     continuations: Sequence[Sequence[str]],
     *,
@@ -92,9 +63,9 @@ def log_likelihoods(
     ]
 
 
-def _text_sums(model: Vlm, samples: Sequence[Sample]) -> dict[str, float]:
+def _text_sums(model: Speaker, samples: Sequence[Sample]) -> dict[str, float]:
     """By sample id the sum over its last answer; what neighbours share is read once."""
-    collator = token_collator(model)
+    collator = model.collator()
     passages = []
     for sample in samples:
         encoded = collator.fit(sample)
@@ -116,9 +87,9 @@ def _no_token(sample: Sample) -> ModelError:
 
 @torch.no_grad()
 @in_its_precision
-def _sample_sums(model: Vlm, items: Sequence[Item]) -> dict[str, float]:
+def _sample_sums(model: Speaker, items: Sequence[Item]) -> dict[str, float]:
     """By sample id the sum over its last answer; samples about one picture share its tokens."""
-    prepared = token_collator(model)(items)
+    prepared = model.collator()(items)
     if prepared.rejected:
         _, error = prepared.rejected[0]
         kind = getattr(errors, str(error["error"]), DiptychError)
@@ -146,7 +117,7 @@ def _sample_sums(model: Vlm, items: Sequence[Item]) -> dict[str, float]:
 
 
 def raw_log_likelihoods(
-    model: Vlm,
+    model: Speaker,
     prompts: Sequence[str],
     continuations: Sequence[Sequence[str]],
     places: Sequence[str] = (),
@@ -176,7 +147,9 @@ def raw_log_likelihoods(
     return [[next(sums) for _ in texts] for texts in continuations]
 
 
-def _passages(model: Vlm, prompt: str, texts: Sequence[str], where: str | None) -> list[Passage]:
+def _passages(
+    model: Speaker, prompt: str, texts: Sequence[str], where: str | None
+) -> list[Passage]:
     if not texts:
         return []
     # Blanks between the two belong to the continuation, as in the harness.
@@ -199,7 +172,7 @@ def _passages(model: Vlm, prompt: str, texts: Sequence[str], where: str | None) 
     return [Passage(tuple(whole), max(1, len(start))) for whole in wholes]
 
 
-def text_log_likelihood(model: Vlm, text: str) -> tuple[float, int]:
+def text_log_likelihood(model: Speaker, text: str) -> tuple[float, int]:
     """(sum of log-probabilities in nats, tokens predicted) of plain text.
 
     Text longer than the context is cut into windows; the first token of each has nothing

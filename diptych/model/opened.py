@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.machine import chosen_device
-from diptych.model.checkpoint import load_model
+from diptych.model.folder import load_model
 from diptych.model.precision import settled
 
 

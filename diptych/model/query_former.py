@@ -17,7 +17,7 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diptych.data.plain_text import TextTokens
+from diptych.data.text.plain_text import TextTokens
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.language_model import load_tokenizer
 from diptych.model.weights import FromHub, load_pretrained, locate, reading

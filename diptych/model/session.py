@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from diptych.data.image import decode, given
+from diptych.data.pixels.image import decode, given
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import SampleTooLong
 from diptych.model import generate as generation
-
-if TYPE_CHECKING:
-    from diptych.model.architectures.vlm import Vlm
+from diptych.model.speaker import Speaker
 
 
 class ChatSession:
@@ -27,7 +25,7 @@ class ChatSession:
 
     def __init__(
         self,
-        model: Vlm,
+        model: Speaker,
         image: Any = None,
         *,
         max_new_tokens: int = 256,

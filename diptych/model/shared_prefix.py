@@ -14,17 +14,15 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 from diptych.errors import ModelError
 from diptych.model.precision import in_its_precision
-
-if TYPE_CHECKING:
-    from diptych.model.architectures.vlm import Vlm
+from diptych.model.speaker import Speaker
 
 _ROWS = 8
 """Prompts read at once."""
@@ -55,7 +53,7 @@ class _Prompt:
 
 @torch.no_grad()
 @in_its_precision
-def log_probabilities(model: Vlm, passages: Sequence[Passage]) -> list[float]:
+def log_probabilities(model: Speaker, passages: Sequence[Passage]) -> list[float]:
     """Sum of the log-probabilities (nats) of the tokens of each passage from its `start` on.
 
     Raises:
@@ -134,13 +132,13 @@ def _common(sequences: Any) -> tuple[int, ...]:
     return first[:length]
 
 
-def _can_branch(model: Vlm) -> bool:
+def _can_branch(model: Speaker) -> bool:
     """Whether the layers obey a mask: state-space layers would mix the branches."""
     kinds = getattr(model.language_model.hf_config.get_text_config(), "layer_types", None)
     return set(kinds or ()) <= {"full_attention", "sliding_attention"}
 
 
-def _read(model: Vlm, ids: tuple[int, ...]) -> Any:
+def _read(model: Speaker, ids: tuple[int, ...]) -> Any:
     """A cache that holds `ids`; None for layers whose cache does not keep every token."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -159,7 +157,7 @@ def _read(model: Vlm, ids: tuple[int, ...]) -> Any:
 
 
 def _score(
-    model: Vlm, prompts: Sequence[_Prompt], cache: Any, num_cached: int, sums: list[float]
+    model: Speaker, prompts: Sequence[_Prompt], cache: Any, num_cached: int, sums: list[float]
 ) -> None:
     """Add the log-probabilities of a few prompts' passages to `sums`."""
     batch = _batch(prompts, num_cached).to(model.device)
@@ -179,7 +177,7 @@ def _score(
         sums[number] += value
 
 
-def _mask(model: Vlm, batch: Batch, num_cached: int) -> Any:
+def _mask(model: Speaker, batch: Batch, num_cached: int) -> Any:
     """What the tokens of `batch` may see: everything in the cache, and what a packed row shows.
 
     None where that is plain causal attention.

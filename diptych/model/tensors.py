@@ -1,4 +1,4 @@
-"""A model composed without memory for its weights, and filled once from safetensors.
+"""Weights as files: safetensors written and read, and a model that is filled once from them.
 
 Composing with real numbers first and copying the file's over them takes twice the memory and the
 time to draw numbers that nobody keeps. Here parameters begin on the meta device and each takes the
@@ -8,13 +8,16 @@ file's numbers as its own, in memory of its own: the file may change or vanish a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError
@@ -154,3 +157,34 @@ def _read(file: BinaryIO, entry: dict[str, Any], path: Path) -> Tensor:
             raise CheckpointError("the file ends too early", where=str(path))
         got += count
     return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every weight and buffer once; names that share storage keep the first."""
+    seen: dict[tuple[int, torch.Size, int], str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.storage_offset())
+        if tensor.numel() and key in seen:
+            continue
+        seen[key] = name
+        tensors[name] = tensor.detach().contiguous().cpu()
+    return tensors
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Safetensors; copies views so that each tensor owns its storage."""
+    owned = {
+        n: t.clone(memory_format=torch.contiguous_format)
+        if not t.is_contiguous() or t.untyped_storage().nbytes() != t.numel() * t.element_size()
+        else t
+        for n, t in tensors.items()
+    }
+    try:
+        save_file(owned, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        refused = re.search(r"os error (\d+)", str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(path)) from None

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.plain_text import TextTokens
+from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model import clip_weights
 from diptych.model.language_model import load_tokenizer

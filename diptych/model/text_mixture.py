@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.plain_text import TextTokens
+from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model.language_model import load_tokenizer
 from diptych.model.query_former import DEC, bert_sizes, with_marks
@@ -190,7 +190,7 @@ def _of_captioner(config: TextMixtureConfig, image_dim: int) -> TextMixture:
     Raises:
         ConfigError: another kind of model, or one for another image encoder.
     """
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import load_model
 
     where = f"{WHERE}.weights"
     owner: Any = load_model(str(config.weights), config.revision)

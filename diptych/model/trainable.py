@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diptych.config import Config
 from diptych.errors import ConfigError, FrozenPartMoved, NothingLearns
-from diptych.model.adapters import LoraConfig, add_adapters
+from diptych.model.adapters import LoraConfig
 from diptych.model.architecture import Model
 from diptych.model.weights import cast
 
@@ -74,7 +74,7 @@ def apply(
     for name, part in model.named_parts():
         how = learn.get(name)
         if how is not None and how.how == "lora":
-            add_adapters(model, name, how.lora)
+            model.add_adapters(name, how.lora)
         chosen: dict[str, nn.Parameter] = {}
         for key, parameter in part.named_parameters():
             learns = how is not None and (how.how == "full" or "lora_" in key)

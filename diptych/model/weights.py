@@ -27,6 +27,10 @@ from safetensors import SafetensorError
 from diptych.config import Config
 from diptych.errors import CheckpointError, ConfigError, WeightsNotFound, first_line
 from diptych.model import hub, packages, pickles
+from diptych.staging import file_hash
+
+ORIGINS = "origins.json"
+"""In a model folder: which pretrained weights it began with."""
 
 
 class FromHub(Config):
@@ -246,6 +250,15 @@ def _has_index(folder: Path) -> bool:
     return any(folder.glob("*.index.json"))
 
 
+def origins_of(folder: Path) -> dict[str, Any]:
+    """Which pretrained weights the model of a folder began with, by part."""
+    try:
+        known = json.loads((folder / ORIGINS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
 def origin(name: str, revision: str | None = None) -> dict[str, Any]:
     """What the weights called `name` are, once they have been located: plain data.
 
@@ -255,11 +268,9 @@ def origin(name: str, revision: str | None = None) -> dict[str, Any]:
         the SHA-256 of each; of a Diptych model the SHA-256 of its weights, and what those began
         with.
     """
-    from diptych.model import checkpoint
-
     place = Path(name).expanduser()
     if place.is_file():
-        return {"weights": place.name, "source": "file", "sha256": checkpoint.file_hash(place)}
+        return {"weights": place.name, "source": "file", "sha256": file_hash(place)}
     if place.is_dir():
         about: dict[str, Any] = {"weights": place.resolve().name, "source": "folder"}
         if (own := of_a_model(place)) is not None:
@@ -267,7 +278,7 @@ def origin(name: str, revision: str | None = None) -> dict[str, Any]:
             about["weights"] = run.parent.name if run.name == "model" else run.name
             about["source"] = "diptych"
             about |= _read(own[0] / "hashes.json", "model.safetensors", "sha256")
-            about |= {"began_with": checkpoint.origins_of(own[0])}
+            about |= {"began_with": origins_of(own[0])}
     else:
         about = {"weights": name}
         package = packages.find(name)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych import json_text
-from diptych.data.files import replacing
 from diptych.report.page import write
 from diptych.report.section import PAGE
+from diptych.staging import replacing
 
 
 def write_found(

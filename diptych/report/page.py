@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from diptych.errors import InputError
 from diptych.report import evaluation, wording
 from diptych.report.run_folder import RunFolder, number, text
 from diptych.report.section import PAGE, Filled, fill_all
+from diptych.staging import write_text
 
 NAME = "report.html"
 _TEMPLATES = Path(__file__).parent / "template"
@@ -47,13 +47,7 @@ def write(run: Path) -> Path:
             fix="give the folder that a training run wrote (it holds recipe.json)",
         )
     target = run / NAME
-    staged = run / f".{NAME}.{os.getpid()}"
-    try:
-        # Lone surrogates are valid in JSON and have no UTF-8.
-        staged.write_bytes(render(run).encode("utf-8", "replace"))
-        os.replace(staged, target)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_text(target, render(run))
     return target
 
 

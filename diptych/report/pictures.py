@@ -1,6 +1,6 @@
 """Thumbnails for the page: hostile image files in, small data URIs out.
 
-Pictures are decoded as models see them (`diptych.data.image.decode`), and the bytes that reach the
+Pictures are decoded as models see them (`data/pixels/image.py`), and the bytes that reach the
 page were encoded here, never taken over from the file.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from diptych.data.image import decode
+from diptych.data.pixels.image import decode
 from diptych.errors import ImageError, ImageTooLarge
 
 MAX_SIDE_PIXELS = 256

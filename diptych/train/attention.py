@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 
 LONGEST = 160
 """Tokens up to which plain products are faster."""

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.image import decode
-from diptych.data.picture_loader import ReadImage
+from diptych.data.batching.picture_loader import ReadImage
+from diptych.data.pixels.image import decode
 from diptych.data.sample import Image
 from diptych.model.architecture import Model
-from diptych.model.checkpoint import unique_tensors
+from diptych.model.tensors import unique_tensors
+from diptych.staging import write_json
 
 log = logging.getLogger(__name__)
 _KEYS, _FEATURES = "keys.json", "features.bin"
@@ -169,9 +170,7 @@ def prepare(
     store.flush()
     del store
     meta = {"keys": keys, "shape": list(first.shape[1:]), "dtype": str(first.dtype)}
-    staged = folder / f".{_KEYS}.new"
-    staged.write_text(json.dumps(meta))
-    staged.rename(folder / _KEYS)
+    write_json(folder / _KEYS, meta)
     return FeatureCache(folder)
 
 

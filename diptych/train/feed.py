@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.data.collate import Collator, Prepared
-from diptych.data.index import Index
-from diptych.data.measure import TokenCounter
-from diptych.data.mixture import Mixture
-from diptych.data.picture_loader import Item, Pictures
+from diptych.data.batching.collate import Collator, Prepared
+from diptych.data.batching.mixture import Mixture
+from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.checking.index import Index
+from diptych.data.checking.token_counter import TokenCounter
 from diptych.data.sample import Image, Sample
 from diptych.errors import ModelError
 from diptych.machine import cores, cpu_is_asked_for, processes_here
@@ -178,7 +178,7 @@ def open_index(config: DataConfig, stage: Stage, folder: Path, model: Any) -> An
     Samples longer than the context are found here, before training, unless the stage
     truncates them or does not read their tokens.
     """
-    counts = stage.long_samples == "reject" and stage.objective.name == "next_token"
+    counts = stage.long_samples == "reject" and stage.objective.packs
     counter = TokenCounter(model.chat_encoder) if counts else None
     context = min(stage.context_tokens or model.context_tokens, model.context_tokens)
     index = Index.build(

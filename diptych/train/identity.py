@@ -16,9 +16,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from diptych.data import files
-from diptych.data.index import Index
-from diptych.data.sample import Image, Sample, Text, Turn, Video
+from diptych.data.checking.index import Index
+from diptych.data.reading import files
+from diptych.data.sample import Image, Sample, Turn
 from diptych.errors import DataChanged, DataError, StartChanged
 from diptych.model.architecture import Model
 from diptych.train.stage import DataConfig, Stage
@@ -52,15 +52,11 @@ def _row(sample: Sample, pictures: Sequence[Any]) -> list[Any]:
     turns = [
         [
             [getattr(turn, f.name) for f in fields(Turn) if f.name != "parts"],
-            [next(shown) if isinstance(p, Image) else _said(p) for p in turn.parts],
+            [next(shown) if isinstance(p, Image) else p.text for p in turn.parts],
         ]
         for turn in sample.turns
     ]
     return [sample.id, turns, sample.meta]
-
-
-def _said(part: Text | Video) -> Any:
-    return part.text if isinstance(part, Text) else [part.path, part.num_frames]
 
 
 class _Pictures:

@@ -12,10 +12,11 @@ from typing import Any
 from rich.table import Table
 
 from diptych import json_text
-from diptych.data.ledger import Ledger
+from diptych.data.reading.ledger import Ledger
 from diptych.model.architecture import Model
 from diptych.model.trainable import Group, Moved
 from diptych.progress import Progress
+from diptych.staging import write_json, write_text
 from diptych.train import processes
 from diptych.train.stage import Stage
 
@@ -101,17 +102,12 @@ class Journal:
                 continue  # the half line of a killed process
             if line.get("stage") != stage or line["step"] <= step:
                 kept.append(json_text.dumps(line))
-        staged = self.metrics.with_name(f".{self.metrics.name}.new")
-        staged.write_text("".join(f"{t}\n" for t in kept), encoding="utf-8")
-        staged.rename(self.metrics)
+        write_text(self.metrics, "".join(f"{t}\n" for t in kept))
 
     def write(self, name: str, values: Any) -> None:
         """Replace a JSON file of the run as a whole."""
         if self.writes:
-            staged = self.run / f".{name}.new"
-            text = json_text.dumps(values, indent=2)
-            staged.write_text(text + "\n", encoding="utf-8")
-            staged.rename(self.run / name)
+            write_json(self.run / name, values)
 
     def parameters(self, model: Model, stage: Stage, groups: Sequence[Group]) -> None:
         """Note what the parts are and what learns in a stage, in `parameters.json`."""

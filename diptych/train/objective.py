@@ -9,28 +9,36 @@ loss and the gradients of one big batch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from diptych.config import PartConfig, part_field
-from diptych.data.batch import Batch
-from diptych.data.collate import Collator
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.picture_loader import Pictures
 
 
 class ObjectiveConfig(PartConfig):
     """What every objective config can do.
 
     Attributes:
-        packs: whether samples fill rows under a stage's budgets; False computes a step at once.
+        budget: fields of a stage's budget (`data/batching/budget.py`) that it uses.
         text_passes: how often a step runs a sample's text through the text part.
         learns: whether it may own parameters; they learn at the stage's rate.
     """
 
-    packs: ClassVar[bool] = False
+    budget: ClassVar[tuple[str, ...]] = ()
     text_passes: ClassVar[int] = 1
     learns: ClassVar[bool] = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether samples fill rows; else a step is computed at once."""
+        return "tokens_per_row" in self.budget
 
     def build(self, model: nn.Module) -> Objective:
         """The objective for a model."""
@@ -62,7 +70,7 @@ class Objective(nn.Module):
             progress: progress display.
         """
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
         """How samples of a step become micro-batches."""
         raise NotImplementedError
 
@@ -78,4 +86,8 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
+PAIRS: tuple[str, ...] = ("long_samples",)
+"""Budget of objectives that read one picture and one text a sample."""
+PACKS: tuple[str, ...] = tuple(field.name for field in fields(Budget))
+"""Budget of objectives that fill rows."""
 ObjectiveField: Any = part_field("train.objectives", ObjectiveConfig)

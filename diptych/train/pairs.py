@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.data.batch import Batch
-from diptych.data.collate import Collator
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.model.trainable import normalises_over_batch
 from diptych.train.objective import Objective
@@ -41,9 +42,10 @@ class Pairs(Objective):
         self.loss = loss
         self.chunk_size = chunk_size
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        pictures = budgets.get("pictures") or Pictures(model.preprocessing)
-        return PairCollator(pictures, model.text_tokens, draws=True)
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+        return PairCollator(
+            pictures, model.text_tokens, draws=True, long_samples=budget.long_samples
+        )
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         size, total = self.chunk_size, len(batch.sample_ids)

@@ -2,7 +2,7 @@
 
 A checkpoint holds what has learned so far, the optimizer's moments, the random states and
 the position. All tensors are safetensors, everything else is JSON. It is staged, flushed,
-hashed and renamed (`model.checkpoint.staged_folder`), so one that exists is whole; one that
+hashed and renamed (`diptych/staging.py`), so one that exists is whole; one that
 was damaged later is passed over for the one before.
 """
 
@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diptych.errors import CheckpointError
-from diptych.model.checkpoint import is_valid, save_tensors, staged_folder
+from diptych.model.tensors import save_tensors
+from diptych.staging import is_valid, staged_folder
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"^(\d{2})-(\d{8})$")

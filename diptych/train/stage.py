@@ -6,12 +6,14 @@ Published recipes are tuples of stages: `align` (the connector learns), `pretrai
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from diptych.config import SAME_RESULT, Config
-from diptych.data.augment import Augment
+from diptych.data.batching.budget import Budget
+from diptych.data.pixels.augment import Augment
 from diptych.model.trainable import Learn
 from diptych.train.objective import ObjectiveField
 
@@ -150,6 +152,22 @@ class Stage(Config):
     """Checkpoint every so many steps; null checkpoints every `checkpoint_every_seconds`."""
     checkpoint_every_seconds: float = Field(default=600.0, gt=0, json_schema_extra=SAME_RESULT)
     """Longest time between checkpoints."""
+
+    @property
+    def budget(self) -> Budget:
+        """What its collator obeys."""
+        return Budget(**{field.name: getattr(self, field.name) for field in fields(Budget)})
+
+    @model_validator(mode="after")
+    def _is_used(self) -> Self:
+        plain, uses = Budget(), self.objective.budget
+        for name in (field.name for field in fields(Budget)):
+            if name not in uses and getattr(self, name) != getattr(plain, name):
+                raise ValueError(
+                    f"the {self.objective.name} objective does not use {name}; leave it out"
+                    + (f" (it uses {', '.join(uses)})" if uses else "")
+                )
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

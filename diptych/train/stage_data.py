@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diptych.data.index import Index
-from diptych.data.ledger import Ledger
-from diptych.data.mixture import Mixture
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.mixture import Mixture
+from diptych.data.batching.picture_loader import Pictures
+from diptych.data.checking.index import Index
+from diptych.data.reading.ledger import Ledger
 from diptych.model.architecture import Model
 from diptych.progress import Progress
 from diptych.train import feature_cache, processes
@@ -96,7 +96,9 @@ class StageData:
         features = None
         if "vision_encoder" not in stage.learn and stage.augment is None and cached is not False:
             features = self._features(stage, indexes, visits, decided=cached is True)
-        collator = objective.collator(self.model, **budgets(stage, self.model, features))
+        collator = objective.collator(
+            self.model, stage.budget, pictures_of(stage, self.model, features)
+        )
         share = self._share(stage, indexes, mixture, collator, num_samples)
         each = math.prod(self.model.preprocessing.image_size) * 3
         each *= 4 if self.model.device.type == "cpu" else 1  # `Pictures.scaled`
@@ -155,8 +157,9 @@ class StageData:
         if not indexes:
             return None
         mixture = Mixture([sharing_keys(i) for i in indexes], shuffle=False)
+        still = stage.model_copy(update={"augment": None})
         collator = objective.collator(
-            self.model, **budgets(stage.model_copy(update={"augment": None}), self.model, None)
+            self.model, stage.budget, pictures_of(still, self.model, None)
         )
         num_samples = self._for_every_rank(mixture.epoch_length, stage.global_batch_size)
         return self._share(stage, indexes, mixture, collator, num_samples)
@@ -196,18 +199,7 @@ class StageData:
         return num_samples
 
 
-def budgets(stage: Stage, model: Model, features: Any) -> dict[str, Any]:
-    """What a collator needs to know of a stage and its model."""
-    context = model.context_tokens
-    return {
-        "pictures": Pictures(
-            model.preprocessing, features, stage.augment, scaled=model.device.type == "cpu"
-        ),
-        "context_tokens": min(stage.context_tokens or context, context),
-        "tokens_per_row": stage.tokens_per_row,
-        "images_per_row": stage.images_per_row,
-        "rows_per_batch": stage.rows_per_batch,
-        "share_images": stage.share_images,
-        "packed": stage.packed,
-        "long_samples": stage.long_samples,
-    }
+def pictures_of(stage: Stage, model: Model, features: FeatureCache | None) -> Pictures:
+    """How the pictures of a stage are read: from the cache, or decoded and varied."""
+    is_cpu = model.device.type == "cpu"
+    return Pictures(model.preprocessing, features, stage.augment, scaled=is_cpu)

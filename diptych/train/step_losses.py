@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 from diptych.errors import LossNotFinite
 from diptych.train import processes
 

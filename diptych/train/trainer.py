@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diptych.data.ledger import Ledger
+from diptych.data.reading.ledger import Ledger
 from diptych.errors import (
     ConfigError,
     DataChanged,
@@ -34,9 +34,10 @@ from diptych.errors import (
 from diptych.machine import KeptMemory, memory_bytes, widest
 from diptych.model import trainable
 from diptych.model.architecture import Model
-from diptych.model.checkpoint import save_tensors, staged_folder
+from diptych.model.tensors import save_tensors
 from diptych.model.trainable import Group, Witness
 from diptych.progress import Progress
+from diptych.staging import staged_folder
 from diptych.train import (
     attention,
     feature_cache,

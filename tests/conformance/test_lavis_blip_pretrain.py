@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig, Heads
 from diptych.model.text_mixture import TextMixture, TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoderConfig

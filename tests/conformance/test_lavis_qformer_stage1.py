@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 from diptych.embed.embedder import EmbedConfig, pooled
 from diptych.model import lavis_qformer
 from diptych.model.architectures.query_transformer import Config as ModelConfig

@@ -98,7 +98,8 @@ def test_log_likelihoods_choice_and_accuracy(data, folder, tmp_path):
 @pytest.fixture(scope="module")
 def own_model(folder):
     """Diptych's own model around the reference's language model."""
-    from diptych.model.architecture import build, config_from_dict
+    from diptych.model.architecture import config_from_dict
+    from diptych.model.folder import build
 
     eye = {"model_type": "clip_vision_model", "hidden_size": 8, "intermediate_size": 8,
            "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 14, "patch_size": 7}  # fmt: skip

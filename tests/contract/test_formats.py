@@ -11,7 +11,7 @@ import pytest
 
 from diptych import parts
 from diptych.data import format as formats
-from diptych.data.rows import Reject, Row
+from diptych.data.reading.rows import Reject, Row
 from diptych.data.sample import Image, Text, Turn
 from diptych.errors import FormatError
 

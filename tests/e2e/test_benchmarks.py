@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from diptych.cli.run import compose
+from diptych.model.folder import save_model
 from diptych.recipe import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,7 +181,7 @@ def test_blip2_stages_gives_each_arm_the_rate_that_serves_it(
         load("clip-small").override([f"stages.pretrain.data=[{{path: '{data / 'train.jsonl'}'}}]"]),
         tmp_path / "clip",
     )
-    encoder.save(tmp_path / "clip" / "model")
+    save_model(encoder, tmp_path / "clip" / "model")
     found = script(
         "blip2_stages.py", "--data", str(data), "--work", str(tmp_path / "work"), "--encoder",
         str(tmp_path / "clip"), "--seeds", "2", "--arms", "stage1,random", "--rates", "1e-6,1e-2",

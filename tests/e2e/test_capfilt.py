@@ -12,6 +12,7 @@ from diptych.cli import capfilt as module
 from diptych.cli.capfilt import capfilt
 from diptych.cli.run import run_recipe
 from diptych.errors import ConfigError, TooManyRejects
+from diptych.model.folder import save_model
 from diptych.progress import Progress
 from diptych.recipe import load
 
@@ -157,7 +158,7 @@ def test_pictures_in_shards_are_written_out_and_the_result_can_be_read(corpus, c
     assert [d["caption"] for d in originals] == [row["caption"] for row in noisy]
     for row, d in zip(noisy, originals, strict=True):
         assert (out / d["image"]).read_bytes() == (corpus / "pictures" / row["image"]).read_bytes()
-    from diptych.data.check import check
+    from diptych.data.checking.check import check
 
     report = check(str(out / "bootstrapped.jsonl"), workers=1)
     assert report.num_samples == len(found) and not report.rejects
@@ -197,7 +198,7 @@ def test_a_folder_of_another_run_is_refused(corpus, captioner, tmp_path):
 
 
 def test_another_model_is_named(corpus, captioner, tiny_model, tmp_path):
-    tiny_model().save(tmp_path / "vlm")
+    save_model(tiny_model(), tmp_path / "vlm")
     with pytest.raises(ConfigError, match="is a vlm"):
         capfilt(out=tmp_path / "out", **settings(corpus, tmp_path / "vlm"))
     assert not (tmp_path / "out").exists()

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from diptych.cli.main import app
 from diptych.cli.run import run_recipe
 from diptych.errors import ConfigError
-from diptych.model.architecture import build
-from diptych.model.checkpoint import file_hash, load_model
+from diptych.model.folder import build, load_model, save_model
 from diptych.progress import Progress
 from diptych.recipe import Recipe, chained, load
+from diptych.staging import file_hash
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_an_answerer_starts_from_a_captioner(tiny_captioner, tiny_model, tmp_pat
     from diptych.model.architecture import config_from_dict
 
     captioner = build(config_from_dict(tiny_captioner()), seed=2)
-    captioner.save(tmp_path / "captioner")
+    save_model(captioner, tmp_path / "captioner")
     values = {
         "name": "answerer", "vision_encoder": {"weights": str(tmp_path / "captioner")},
         "text": {"weights": str(tmp_path / "captioner")},
@@ -145,7 +145,7 @@ def test_an_answerer_starts_from_a_captioner(tiny_captioner, tiny_model, tmp_pat
         model.text.reader.embeddings.word_embeddings.weight.add_(1.0)
     assert torch.equal(new["bert.embeddings.word_embeddings.weight"],
                        old["bert.embeddings.word_embeddings.weight"])  # fmt: skip
-    tiny_model().save(tmp_path / "vlm")
+    save_model(tiny_model(), tmp_path / "vlm")
     values["text"]["weights"] = str(tmp_path / "vlm")
     with pytest.raises(ConfigError, match="not a captioner"):
         build(config_from_dict(values))
@@ -160,7 +160,7 @@ def test_a_stage_1_that_does_not_fit_is_named(change, says, tiny_model, tiny_que
     from diptych.model.connectors.qformer import Config
 
     build(config_from_dict(tiny_query())).save(tmp_path / "one")
-    tiny_model().save(tmp_path / "VLM")
+    save_model(tiny_model(), tmp_path / "VLM")
     values = {"weights": str(tmp_path / "one"), "num_queries": 3, **change}
     if "weights" in change:
         values["weights"] = str(tmp_path / change["weights"])

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from diptych.cli.main import app
 from diptych.cli.run import run_recipe
 from diptych.errors import DataChanged, RunTaken, StartChanged
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from diptych.progress import Progress
 from diptych.recipe import Recipe, load
 from diptych.train import claim, resume

@@ -151,12 +151,13 @@ def test_sigterm_saves_and_says_resume_me(recipe_file, tmp_path):
 
 @pytest.mark.parametrize("kind", ["dual", "captioner", "query"])
 def test_every_model_with_vectors_compares_pictures_and_texts(kind, request, squares, tmp_path):
-    from diptych.model.architecture import build, config_from_dict
+    from diptych.model.architecture import config_from_dict
+    from diptych.model.folder import build, save_model
 
     values = request.getfixturevalue("tiny_" + kind)()
     config = config_from_dict({"name": "dual_encoder", **values})
     model = build(config, seed=1)
-    model.save(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     picture = sorted((squares / "images").iterdir())[0]
     words = ["eval", str(tmp_path / "model"), "--image", str(picture)]
     words += ["--text", "a red square", "--text", "a blue one", "--json"]

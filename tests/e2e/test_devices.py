@@ -19,8 +19,8 @@ from diptych.cli.main import app
 from diptych.data.sample import Sample, Text, Turn
 from diptych.errors import ConfigError
 from diptych.model import opened
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.model.language_model import LanguageModel
 from diptych.model.vision_encoder import VisionEncoder
 from diptych.train import processes

@@ -22,8 +22,8 @@ from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.job import JobConfig
 from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError, DataError, SinkAway
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.progress import Progress
 
 pq = pytest.importorskip("pyarrow.parquet")

@@ -15,8 +15,8 @@ from diptych.embed.job import JobConfig
 from diptych.embed.query import query
 from diptych.embed.state import State
 from diptych.errors import ConfigError, DataError
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.progress import Progress
 from tests.conftest import square
 

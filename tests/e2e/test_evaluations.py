@@ -15,8 +15,8 @@ from diptych.cli.summary import show_summary
 from diptych.config import read_file
 from diptych.errors import ConfigError
 from diptych.eval import benchmark
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, save_model
 from diptych.recipe import Recipe
 from diptych.report.run_folder import RunFolder
 from diptych.report.section import fill_all

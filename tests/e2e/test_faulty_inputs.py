@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from diptych import errors
-from diptych.data.check import check
-from diptych.data.index import Index
+from diptych.data.checking.check import check
+from diptych.data.checking.index import Index
 from tests.e2e.faults import (  # noqa: F401
     captions,
     json_files,

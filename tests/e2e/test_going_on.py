@@ -10,11 +10,9 @@ import yaml
 from typer.testing import CliRunner
 
 from diptych.cli.main import app
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.errors import CheckpointError, ConfigError
-from diptych.model.adapters import merge_adapters
-from diptych.model.architecture import build
-from diptych.model.checkpoint import begin, load_model, save_model
+from diptych.model.folder import begin, build, load_model, save_model
 from diptych.recipe import load
 
 torch.set_num_threads(1)
@@ -62,7 +60,7 @@ def test_a_run_goes_on_where_another_ended(first, squares, tmp_path):
     file = written(first, squares, tmp_path)
     recipe = load(str(file))
     assert recipe.model.weights == str(first) and recipe.model.adapters == {}
-    start, end = build(recipe.model), merge_adapters(load_model(first))
+    start, end = build(recipe.model), load_model(first).merge_adapters()
     for name, tensor in end.state_dict().items():
         assert torch.equal(start.state_dict()[name], tensor), name
 
@@ -93,7 +91,7 @@ def test_a_plan_counts_it(first, squares, tmp_path):
     file = written(first, squares, tmp_path)
     result = CliRunner().invoke(app, ["show", str(file), "--plan", "--json"])
     assert result.exit_code == 0, result.output
-    own = merge_adapters(load_model(first))
+    own = load_model(first).merge_adapters()
     counted = sum(p.numel() for p in own.parameters())
     assert json.loads(result.stdout)["parameters"]["total"] == counted
 
@@ -128,7 +126,7 @@ def test_another_composition_is_refused(first, tmp_path, squares):
 
 
 def test_a_folder_cannot_send_elsewhere(first, tmp_path):
-    model = merge_adapters(load_model(first))
+    model = load_model(first).merge_adapters()
     folder = save_model(model, tmp_path / "kept")
     values = json.loads((folder / "config.json").read_text())
     values["weights"] = str(first)
@@ -148,8 +146,8 @@ def test_adapters_are_begun_anew(first):
 
 
 def test_lora_on_a_part_without_linear_layers_says_so(tiny_model):
-    from diptych.model.adapters import LoraConfig, add_adapters
+    from diptych.model.adapters import LoraConfig
 
     model = tiny_model(vision="resnet")
     with pytest.raises(ConfigError, match="no linear layers"):
-        add_adapters(model, "vision_encoder", LoraConfig())
+        model.add_adapters("vision_encoder", LoraConfig())

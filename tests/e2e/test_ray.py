@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.job import JobConfig, embed
 from diptych.errors import ConfigError
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.progress import Progress
 
 pytest.importorskip("pyarrow")

@@ -25,8 +25,8 @@ from diptych.embed.search import Search
 from diptych.embed.store import FeatureStore
 from diptych.embed.vectors import Vectors
 from diptych.errors import ConfigError, DataError, ImageError, ZeroVector
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.progress import Progress
 
 pytest.importorskip("pyarrow")

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diptych.data.collate import Prepared
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.collate import Prepared
+from diptych.data.batching.picture_loader import Pictures
 from diptych.errors import ImageError, MissingImage
 from tests.equivalence import tiny_run
 

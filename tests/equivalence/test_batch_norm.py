@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer

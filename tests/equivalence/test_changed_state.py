@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from diptych.data import image
+from diptych.data.pixels import image
 from diptych.errors import CheckpointError, DataChanged, Interrupted, StartChanged
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import HASHES, file_hash, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, save_model
 from diptych.progress import Progress
+from diptych.staging import HASHES, file_hash
 from diptych.train import feature_cache, resume
 from diptych.train.stage import Stage
 from diptych.train.stage_data import StageData

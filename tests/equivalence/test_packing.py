@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.picture_loader import Item
-from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.model.likelihood import token_collator
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.picture_loader import Item
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from tests.conftest import square
 
 
@@ -40,7 +39,7 @@ def losses_by_sample(model, samples, **settings):
     model.zero_grad(set_to_none=True)
     model.requires_grad_(True)
     sums = {}
-    prepared = token_collator(model, **settings)(items(samples))
+    prepared = model.collator(Budget(**settings))(items(samples))
     assert not prepared.rejected
     for batch in prepared.batches:
         values = -model.target_log_probs(batch)
@@ -74,7 +73,7 @@ def test_shared_pictures_use_fewer_tokens(tiny_model):
     model = tiny_model()
     count = {}
     for share in (True, False):
-        collator = token_collator(model, share_images=share, tokens_per_row=400)
+        collator = model.collator(Budget(share_images=share, tokens_per_row=400))
         batch = collator(items(SAMPLES)).batches[0]
         count[share] = (batch.num_real_tokens, int((batch.input_ids == IMAGE_TOKEN).sum()))
         assert batch.num_targets == sum(collator.encoder.encode(s).num_targets for s in SAMPLES)
@@ -103,7 +102,7 @@ def test_changing_a_neighbour_changes_nothing(tiny_model):
 def test_a_neighbour_would_change_things_without_the_mask(tiny_model, monkeypatch):
     """The test above can fail: with plain causal attention the neighbour does leak."""
     model = tiny_model().eval()
-    collator = token_collator(model, tokens_per_row=400)
+    collator = model.collator(Budget(tokens_per_row=400))
     batch = collator(items([SAMPLES[0], SAMPLES[4]])).batches[0]
     right = model.target_log_probs(batch)
     length = batch.input_ids.shape[1]
@@ -119,7 +118,7 @@ def test_padding_share_is_small_when_rows_are_full(tiny_model):
         conversation(f"{n}", "red", "how many " * (n % 7 + 1), "one", seed=n // 5)
         for n in range(120)
     ]
-    prepared = token_collator(model, tokens_per_row=512, rows_per_batch=64)(items(many))
+    prepared = model.collator(Budget(tokens_per_row=512, rows_per_batch=64))(items(many))
     area = sum(b.segment_ids.numel() for b in prepared.batches)
     real = sum(b.num_real_tokens for b in prepared.batches)
     assert len(prepared.used) == 120

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Item, Pictures
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ConfigError
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from diptych.train.objectives import contrastive, sigmoid
 
 TEXTS = ("a red square", "two blue", "the large green one on the left", "yes", "no yellow")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from diptych.errors import NothingLearns
 from diptych.model import trainable
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.model.trainable import Group, Learn, Witness
 from diptych.progress import Progress
 from diptych.train import resume
@@ -58,7 +58,7 @@ def test_small_steps_are_not_lost_in_bfloat16(precision, tiny_config, squares, t
     assert fall == pytest.approx(expected_fall, rel=0.1)
     # For good it is kept as the recipe says.
     assert dtypes(model.language_model) == {torch.bfloat16}
-    model.save(tmp_path / "model")
+    save_model(model, tmp_path / "model")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert saved["language_model.module.lm_head.weight"].dtype == torch.bfloat16
     assert dtypes(load_model(tmp_path / "model").language_model) == {torch.bfloat16}

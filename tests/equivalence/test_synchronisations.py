@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diptych.data.batch import Batch
-from diptych.model.architecture import build, config_from_dict
+from diptych.data.batching.batch import Batch
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.step_losses import StepLosses

@@ -391,8 +391,8 @@ def test_a_later_stage_adds_its_pictures_to_the_cache(tiny_config, squares, tmp_
 
 
 def test_frozen_parts_stay_and_learning_parts_move(tiny_config, squares, tmp_path):
-    from diptych.model.architecture import build
     from diptych.model.architectures.vlm import VlmConfig
+    from diptych.model.folder import build
 
     start = build(VlmConfig.from_dict(tiny_config(vision="resnet")), seed=0).state_dict()
     stage = tiny_run.stage(squares, learn={"connector": {}})

@@ -6,15 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, save_model
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
 
 
 def stage(squares: Path, **changes: Any) -> dict[str, Any]:
-    """Values of a stage on the squares."""
+    """Values of a stage on the squares; only `next_token` fills rows within a budget."""
+    packs = changes.get("objective", "next_token") == "next_token"
+    budget = {"packed": True, "tokens_per_row": 64, "rows_per_batch": 8} if packs else {}
     return {
         "name": "instruct",
         "data": [{"path": str(squares / "train.json"), "images": str(squares / "images")}],
@@ -23,9 +25,7 @@ def stage(squares: Path, **changes: Any) -> dict[str, Any]:
         "global_batch_size": 8,
         "learning_rate": 1e-3,
         "num_workers": 0,
-        "packed": True,
-        "tokens_per_row": 64,
-        "rows_per_batch": 8,
+        **budget,
         **changes,
     }
 

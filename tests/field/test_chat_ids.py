@@ -16,9 +16,8 @@ from PIL import Image as Pillow
 from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 
 from diptych.convert.chat_parts import IMAGE_MARK, for_parts
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import TEMPLATES, ChatEncoder, Fate
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
+from diptych.data.text.chat import TEMPLATES, ChatEncoder, Fate
 
 NUM_CONVERSATIONS = 500
 TOKENS = 4

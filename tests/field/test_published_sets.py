@@ -16,11 +16,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from diptych.data import format as formats
-from diptych.data.chat import ChatEncoder, Fate
-from diptych.data.check import check
-from diptych.data.index import Index
-from diptych.data.rows import Reject
+from diptych.data.checking.check import check
+from diptych.data.checking.index import Index
+from diptych.data.reading.rows import Reject
 from diptych.data.source import read_bytes, rows
+from diptych.data.text.chat import ChatEncoder, Fate
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Pillow
 
-from diptych.data.check import check
-from diptych.data.rows import Reject
+from diptych.data.checking.check import check
+from diptych.data.reading.rows import Reject
 from diptych.data.sample import Image, Sample, Text
 from diptych.data.source import Source, locate
 
@@ -133,7 +133,7 @@ def test_dots_without_texts_are_a_named_reject_that_says_how_many(tmp_path):
 
 
 def test_a_whole_shard_of_names_with_one_dot_is_read_row_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("diptych.data.tar._MAX_ROW_BYTES", 4 * len(RED))
+    monkeypatch.setattr("diptych.data.sources.tar._MAX_ROW_BYTES", 4 * len(RED))
     members: list[tuple[str, bytes | str]] = []
     for number in range(50):
         members += [(f"v1.{number:03d}.jpg", RED), (f"v1.{number:03d}.txt", f"{number}")]
@@ -217,7 +217,7 @@ def test_pictures_alone_need_no_text(tmp_path):
 
 
 def test_a_large_member_that_is_not_read_costs_no_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("diptych.data.tar.MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr("diptych.data.sources.tar.MAX_IMAGE_BYTES", 1000)
     path = tar(tmp_path, ("a.npy", b"\0" * 5000), ("a.png", RED), ("a.txt", "A"))
     good, _, source = read(path)
     assert pairs(good) == [("A", RED)] and sum(source.passed_over.values()) == 1

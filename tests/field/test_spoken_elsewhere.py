@@ -18,8 +18,8 @@ from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGenera
 from diptych.convert import layout
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.model import generate as generation
-from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
+from diptych.model.folder import build
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from diptych.convert import layout
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 
 KINDS = ["clip", "siglip"]
 TEXTS = ["a red square", "two large blue squares on the left", "yes"]

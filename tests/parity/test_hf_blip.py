@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from diptych.convert import layout
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from tests.parity.test_dual_encoder import pictures, spread
 
 CLASSES = {
@@ -139,7 +140,7 @@ def test_another_encoder_is_named(name, tiny_captioner, tmp_path):
 def test_the_processor_of_blip_is_read(tmp_path):
     from transformers import BlipImageProcessor
 
-    from diptych.data.preprocessing import Preprocessing
+    from diptych.data.pixels.preprocessing import Preprocessing
 
     BlipImageProcessor(size={"height": 30, "width": 30}).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "preprocessor_config.json").read_text())

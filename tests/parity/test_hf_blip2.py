@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from diptych.convert import layout
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from tests.parity.test_dual_encoder import pictures, spread
 
 NAME = "hf-blip2-retrieval"

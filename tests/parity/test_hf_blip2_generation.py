@@ -9,7 +9,8 @@ import torch
 
 from diptych.convert import layout
 from diptych.errors import ConfigError, ExportMismatch
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from tests.parity.test_dual_encoder import spread
 
 NAME = "hf-blip2"

@@ -8,8 +8,9 @@ import transformers
 
 from diptych.convert import layout
 from diptych.errors import ConfigError
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
 from diptych.model.connectors.qformer import Config as Connector
+from diptych.model.folder import build
 from tests.parity.test_dual_encoder import spread
 
 NAME = "hf-blip2-qformer"

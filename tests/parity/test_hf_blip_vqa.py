@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from diptych.convert import layout
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Item, Pictures
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Item, Pictures
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ConfigError
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model, save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from diptych.train.objectives import answer
 from tests.parity.test_dual_encoder import pictures, spread
 

@@ -15,14 +15,13 @@ from diptych.convert import layout
 from diptych.convert.chat_parts import IMAGE_MARK
 from diptych.convert.layouts import hf_llava
 from diptych.convert.llava_projector import to_projector
-from diptych.data.chat import TEMPLATES
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.data.sample import Sample, Text, Turn
+from diptych.data.text.chat import TEMPLATES
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch, UnsafeFile
-from diptych.model.adapters import LoraConfig, add_adapters
-from diptych.model.architecture import build
+from diptych.model.adapters import LoraConfig
 from diptych.model.architectures.vlm import Vlm, VlmConfig
-from diptych.model.checkpoint import load_model
+from diptych.model.folder import build, load_model, save_model
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 
@@ -151,7 +150,7 @@ def test_there_and_back(tokenizer_folder, tmp_path, vision, text, settings):
         same = theirs[name][:rows] if tensor.shape != theirs[name].shape else theirs[name]
         assert torch.equal(same, tensor), name
 
-    back.save(tmp_path / "diptych")
+    save_model(back, tmp_path / "diptych")
     again = layout.export(tmp_path / "diptych", "hf-llava", tmp_path / "again")
     assert again.tokens_equal
     first, second = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "again"))
@@ -201,7 +200,7 @@ def test_lora_is_merged_into_a_copy(tokenizer_folder, tmp_path):
     model = compose(tokenizer_folder)
     plain = {n: t.clone() for n, t in model.state_dict().items()}
     for part in ("language_model", "vision_encoder"):
-        add_adapters(model, part, LoraConfig(rank=4, alpha=8.0))
+        model.add_adapters(part, LoraConfig(rank=4, alpha=8.0))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -280,7 +279,7 @@ def test_reads_what_transformers_wrote(tokenizer_folder, tmp_path, vision, text)
     assert model.tokens_per_image == 16
     # A template that takes text only cannot render what a processor hands it; that is noted.
     assert bool(report.notes) == (text is MISTRAL)
-    model.save(tmp_path / "diptych")
+    save_model(model, tmp_path / "diptych")
     same = load_model(tmp_path / "diptych")
     ask = Sample("1", (Turn("user", (Text("What is shown here?"),)),))
     assert same.generate([ask]) == model.generate([ask])
@@ -410,7 +409,7 @@ def test_what_does_not_fit_is_refused_with_a_way_out(tokenizer_folder, tmp_path)
 
 def test_only_an_earlier_export_is_replaced(tokenizer_folder, tmp_path):
     model = compose(tokenizer_folder)
-    model.save(tmp_path / "mine")
+    save_model(model, tmp_path / "mine")
     with pytest.raises(ConfigError, match="not an earlier export"):
         layout.export(tmp_path / "mine", "hf-llava", tmp_path / "mine")
     (tmp_path / "photos").mkdir()
@@ -424,7 +423,7 @@ def test_only_an_earlier_export_is_replaced(tokenizer_folder, tmp_path):
 
 def test_folders_that_cannot_be_read(tokenizer_folder, tmp_path):
     model = compose(tokenizer_folder)
-    model.save(tmp_path / "mine")
+    save_model(model, tmp_path / "mine")
     with pytest.raises(CheckpointError, match="no LLaVA model"):
         layout.load(tmp_path / "mine", "hf-llava")
     out = tmp_path / "out"

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diptych.data.picture_loader import Item
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.picture_loader import Item
 from diptych.errors import ConfigError
-from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
-from diptych.model.likelihood import token_collator
+from diptych.model.folder import build
 from tests.equivalence.test_packing import SAMPLES, conversation, items
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for one another
@@ -61,7 +61,7 @@ def make(tiny_config, name, eager=False, attention="sdpa", **changes):
 def test_equals_the_class_itself(tiny_config, name):
     model = make(tiny_config, name)
     module = model.language_model.module
-    batch = token_collator(model, packed=False, rows_per_batch=8)(items(TEXT_ONLY)).batches[0]
+    batch = model.collator(Budget(packed=False, rows_per_batch=8))(items(TEXT_ONLY)).batches[0]
     with torch.no_grad():
         ours = model.target_log_probs(batch)
         if model.language_model.is_encoder_decoder:
@@ -86,7 +86,7 @@ def test_plain_products_are_the_same_attention(tiny_config, name):
         torch.manual_seed(0)
         model = make(tiny_config, name, attention=attention)
         assert model.language_model.hf_config._attn_implementation == attention
-        [batch] = token_collator(model, tokens_per_row=400)(items(SAMPLES)).batches
+        [batch] = model.collator(Budget(tokens_per_row=400))(items(SAMPLES)).batches
         log_probs = model.target_log_probs(batch)
         log_probs.sum().backward()
         gradients = [p.grad for p in model.language_model.parameters() if p.grad is not None]
@@ -103,7 +103,7 @@ def test_plain_products_are_the_same_attention(tiny_config, name):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2"])
 def test_loss_is_that_of_transformers(tiny_config, name):
     model = make(tiny_config, name)
-    batch = token_collator(model, packed=False)(items(TEXT_ONLY[:1])).batches[0]
+    batch = model.collator(Budget(packed=False))(items(TEXT_ONLY[:1])).batches[0]
     labels = torch.full_like(batch.input_ids, -100).flatten()
     labels[batch.target_positions + 1] = batch.target_ids
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_loss_is_that_of_transformers(tiny_config, name):
 
 def test_chunks_change_nothing_and_full_logits_never_exist(tiny_config):
     model = make(tiny_config, "llama_tied").requires_grad_(True)
-    batch = token_collator(model)(items(SAMPLES)).batches[0]
+    batch = model.collator()(items(SAMPLES)).batches[0]
     rows = []
     hook = model.language_model.module.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: rows.append(inputs[0].shape[:-1].numel())
@@ -162,7 +162,7 @@ def test_windows_and_eager_attention_survive_packing(tiny_config, name, settings
     sums = []
     for packed in (False, True):
         found = {}
-        prepared = token_collator(model, packed=packed, tokens_per_row=400)(items(SAMPLES))
+        prepared = model.collator(Budget(packed=packed, tokens_per_row=400))(items(SAMPLES))
         for batch in prepared.batches:
             with torch.no_grad():
                 values = model.target_log_probs(batch)
@@ -176,7 +176,7 @@ def test_encoder_decoder_learns_what_it_is_asked(tiny_config):
     """The encoder reads all up to the last answer, as in generation; the decoder writes that."""
     model = make(tiny_config, "t5_tied")
     sample = TEXT_ONLY[1]
-    batch = token_collator(model)([Item(sample, lambda image: b"")]).batches[0]
+    batch = model.collator()([Item(sample, lambda image: b"")]).batches[0]
     asked = model.chat_encoder.encode(sample.without_answer(), generation=True)
     assert batch.encoder_ids[0].tolist() == list(asked.ids)
     assert model.tokenizer.decode(batch.target_ids) == sample.answer + "<|im_end|>"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 
 PROCESSORS = {
     "clip": ("clip", "CLIPImageProcessor"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, CLIPConfig, CLIPModel
 
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile
 from diptych.model.vision_encoder import VisionEncoderConfig, build, probe, resolve
 

@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 
-from diptych.model.architecture import build
+from diptych.model.folder import build
 from diptych.progress import Progress
 from diptych.recipe import named
 from diptych.train.trainer import Trainer

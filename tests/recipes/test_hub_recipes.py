@@ -46,8 +46,7 @@ RECIPES = {n: make() for n, make in named().items() if n not in OF_A_HUB and hub
 
 def composed(name: str, folder: Path, tokenizer: str):
     """The model of a recipe; recipes before it are composed first, and saved."""
-    from diptych.model.architecture import build
-    from diptych.model.checkpoint import save_model
+    from diptych.model.folder import build, save_model
 
     recipe = named()[name]()
     part = recipe.model.text_part
@@ -63,7 +62,7 @@ def composed(name: str, folder: Path, tokenizer: str):
 
 def main(cache: str, tokenizer: str, *names: str) -> None:
     """Print what every recipe became, and what its model card says."""
-    from diptych.model.checkpoint import load_model, save_model
+    from diptych.model.folder import load_model, save_model
 
     found = {}
     for name in names or RECIPES:

@@ -13,6 +13,7 @@ from diptych import parts
 from diptych.cli.main import app
 from diptych.errors import ConfigError, PartNotFound
 from diptych.model.architectures.vlm import VlmConfig
+from diptych.model.folder import save_model
 
 EVIL = "from pathlib import Path\nPath({!r}).write_text('executed')\n"
 
@@ -94,7 +95,7 @@ def test_a_recipe_cannot_import(trap, tiny_config, tmp_path):
 
 def test_a_model_folder_cannot_import(trap, tiny_model, tmp_path):
     folder = tmp_path / "model"
-    tiny_model().save(folder)
+    save_model(tiny_model(), folder)
     config = json.loads((folder / "config.json").read_text())
     config["connector"]["name"] = "evil_part.x"
     (folder / "config.json").write_text(json.dumps(config))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from diptych.cli.main import app
 from diptych.cli.plan import plan
 from diptych.errors import ConfigError, WeightsNotFound
-from diptych.model.architecture import build
+from diptych.model.folder import build
 from diptych.recipe import Recipe, load, named
 from tests.mirror import Mirror, environment
 

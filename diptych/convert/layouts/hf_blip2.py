@@ -33,9 +33,8 @@ from diptych.convert.probes import (
     read_class,
     read_config,
 )
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import Encoded
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
+from diptych.data.text.chat import Encoded
 from diptych.errors import ConfigError
 from diptych.model import generate as generation
 from diptych.model.architectures.vlm import Vlm, VlmConfig

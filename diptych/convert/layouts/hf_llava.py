@@ -27,11 +27,10 @@ from diptych.convert.llava_class import LlavaReference, open_llava
 from diptych.convert.llava_projector import to_connector, to_projector
 from diptych.convert.probes import plain_config, preprocessing_of, read_json
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch
-from diptych.model.architecture import build
 from diptych.model.architectures.vlm import Vlm, VlmConfig
-from diptych.model.checkpoint import save_tensors, unique_tensors
+from diptych.model.folder import build
 from diptych.model.language_model import LanguageModelConfig
-from diptych.model.tensors import adopt, without_weights
+from diptych.model.tensors import adopt, save_tensors, unique_tensors, without_weights
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.model.weights import reading
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.convert import lavis
 from diptych.convert.comparison import ExportReport
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model.architectures.answerer import Answerer, AnswererConfig
 from diptych.model.architectures.captioner import Captioner, CaptionerConfig

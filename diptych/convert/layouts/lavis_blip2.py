@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diptych.convert import lavis
 from diptych.convert.comparison import ExportReport
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.errors import CheckpointError, ConfigError
 from diptych.model import lavis_qformer
 from diptych.model.architectures.query_transformer import QueryTransformer, QueryTransformerConfig

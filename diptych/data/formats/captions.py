@@ -24,15 +24,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.data import fields, files
-from diptych.data import folder as folders
 from diptych.data import format as contract
-from diptych.data.cells import read_csv
-from diptych.data.rows import Reject, Row, layout, read_json, read_object
+from diptych.data.reading import fields, files, keys
+from diptych.data.reading import folder as folders
+from diptych.data.reading.cells import read_csv
+from diptych.data.reading.disk_map import Table
+from diptych.data.reading.rows import Reject, Row, layout, read_json, read_object
+from diptych.data.reading.strict_json import parse_json
 from diptych.data.sample import Image, Sample, Text, Turn
-from diptych.data.strict_json import parse_json
-from diptych.data.table import Table
 from diptych.errors import DataError, DuplicateId, FormatError, MissingImage
+from diptych.staging import replacing
 
 MARK = "_captions"
 # What only one of the four ways says; the other three keep it like any key they do not know.
@@ -84,7 +85,7 @@ def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None =
     iterator = iter(samples)
     first = next(iterator, None)
     rest = _chain(first, iterator)
-    if first and files.suffix(path) == ".json" and contract.noted(first, _COCO_MARK):
+    if first and files.suffix(path) == ".json" and keys.noted(first, _COCO_MARK):
         return _write_coco(rest, path, refuse)
     return contract.write_json(contract.rendered(rest, render, refuse), path)
 
@@ -104,11 +105,11 @@ def parse(row: Row) -> Sample:
     """
     note: dict[str, Any] = {}
     fields.refuse_unseen(row.value, pictures=False)
-    sample_id = contract.take_id(row, note)
+    sample_id = keys.take_id(row, note)
     caption_key = _key(row.value, _CAPTION_KEYS) or "caption"
     image_key = _key(row.value, _IMAGE_KEYS) or "image"
-    caption = contract.require(row.value, caption_key, (str, list), "text or a list of texts")
-    path = contract.require(row.value, image_key, str, "a path")
+    caption = keys.require(row.value, caption_key, (str, list), "text or a list of texts")
+    path = keys.require(row.value, image_key, str, "a path")
     if not path:
         raise FormatError(f"'{image_key}' is empty, not a path")
     captions = [caption] if isinstance(caption, str) else caption
@@ -119,7 +120,7 @@ def parse(row: Row) -> Sample:
     if (caption_key, image_key) != ("caption", "image"):
         note["keys"] = [caption_key, image_key]
     known = frozenset({"id", caption_key, image_key})
-    meta = contract.take_meta(row.value, known, MARK, note)
+    meta = keys.take_meta(row.value, known, MARK, note)
     if len(captions) > 1 and "answers" not in meta:
         meta["answers"] = captions
         note["answers"] = True
@@ -139,22 +140,22 @@ def render(sample: Sample) -> dict[str, Any]:
         FormatError: the sample is no bare caption of one picture.
     """
     path, caption = _caption(sample)
-    note = contract.noted(sample, MARK)
+    note = keys.noted(sample, MARK)
     caption_key, image_key = note.get("keys", ("caption", "image"))
     meta = dict(sample.meta)
     said: Any = caption
     if note.get("list"):
         answers = meta.pop("answers", None) if note.get("answers") else None
         said = [caption, *answers[1:]] if isinstance(answers, list) else [caption]
-    row = contract.give_id(sample, note) | {caption_key: said, image_key: path}
+    row = keys.give_id(sample, note) | {caption_key: said, image_key: path}
     known = frozenset({"id", caption_key, image_key}) if note else _KNOWN
-    return contract.give_meta(row, meta, known, MARK)
+    return keys.give_meta(row, meta, known, MARK)
 
 
 def _caption(sample: Sample) -> tuple[str, str]:
     match sample.turns:
         case (Turn("user", (Image() as image,)), Turn("assistant", (Text(caption),))):
-            return contract.image_path(image), caption
+            return keys.image_path(image), caption
     raise FormatError("the sample is not one picture and its caption; this format holds no more")
 
 
@@ -211,11 +212,11 @@ def _read_splits(path: str) -> Iterator[Sample | Reject]:
 
 def _of_splits(value: dict[str, Any]) -> dict[str, Any]:
     """A row of Karpathy's file of splits as a Karpathy row; nothing of it is lost."""
-    sentences = contract.require(value, "sentences", list, "a list of sentences")
+    sentences = keys.require(value, "sentences", list, "a list of sentences")
     if not all(isinstance(s, dict) and isinstance(s.get("raw"), str) for s in sentences):
         raise FormatError("'sentences' holds something that has no text under 'raw'")
     folder = value.get("filepath", "")
-    name = contract.require(value, "filename", str, "a file's name")
+    name = keys.require(value, "filename", str, "a file's name")
     taken = ("sentences", "filepath", "filename")
     row = {
         "image": f"{folder}/{name}" if folder else name,
@@ -230,15 +231,15 @@ def _of_splits(value: dict[str, Any]) -> dict[str, Any]:
 
 def _parse_annotation(row: Row, images: Table) -> Sample:
     note: dict[str, Any] = {}
-    sample_id = contract.take_id(row, note)
-    contract.require(row.value, "image_id", (int, str), "a number or text")
-    caption = contract.require(row.value, "caption", str, "text")
+    sample_id = keys.take_id(row, note)
+    keys.require(row.value, "image_id", (int, str), "a number or text")
+    caption = keys.require(row.value, "caption", str, "text")
     found = images.get(str(row.value["image_id"]))
     if found is None:
         raise MissingImage(f"the file lists no image with the id {row.value['image_id']}")
     note["number"], note["image"] = json.loads(found)
-    path = contract.require(note["image"], "file_name", str, "a path")
-    meta = contract.take_meta(row.value, frozenset({"id", "caption"}), _COCO_MARK, note)
+    path = keys.require(note["image"], "file_name", str, "a path")
+    meta = keys.take_meta(row.value, frozenset({"id", "caption"}), _COCO_MARK, note)
     return _sample(sample_id, path, caption, row.where, meta)
 
 
@@ -246,7 +247,7 @@ def _write_coco(samples: Iterable[Sample], path: str, refuse: contract.Refuse | 
     images = Table()
     header: dict[str, Any] = {}
     count = 0
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="\n") as out:
             out.write('{"annotations": [')
             for image, annotation, about in contract.rendered(samples, _coco_rows, refuse):
@@ -267,13 +268,13 @@ def _write_coco(samples: Iterable[Sample], path: str, refuse: contract.Refuse | 
 
 def _coco_rows(sample: Sample) -> tuple[tuple[str, str], dict[str, Any], dict[str, Any]]:
     path, caption = _caption(sample)
-    note = contract.noted(sample, _COCO_MARK)
+    note = keys.noted(sample, _COCO_MARK)
     if "image" not in note:
         raise FormatError("the sample did not come from a COCO file; write Karpathy rows instead")
     image = note["image"] | {"file_name": path}
-    annotation = contract.give_id(sample, note) | {"caption": caption}
+    annotation = keys.give_id(sample, note) | {"caption": caption}
     known = frozenset({"id", "caption"})
-    annotation = contract.give_meta(annotation, sample.meta, known, _COCO_MARK)
+    annotation = keys.give_meta(annotation, sample.meta, known, _COCO_MARK)
     key = f"{note['number']:012d}"
     return (key, json.dumps(image, ensure_ascii=False)), annotation, dict(note.get("file", {}))
 
@@ -334,7 +335,7 @@ def _write_csv(samples: Iterable[Sample], path: str, refuse: contract.Refuse | N
                 )
         return line
 
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as out:
             for line in contract.rendered(samples, cells, refuse):
                 for row in [line] if count else [columns, line]:
@@ -419,6 +420,6 @@ class _TextFiles:
         extra = {key for key in sample.meta if key not in (MARK, _FOLDER_MARK)}
         if extra:
             raise FormatError(f"a text file cannot hold {', '.join(sorted(extra))}")
-        with files.replacing(target) as temporary:
-            end = contract.noted(sample, _FOLDER_MARK).get("end", "")
+        with replacing(target) as temporary:
+            end = keys.noted(sample, _FOLDER_MARK).get("end", "")
             temporary.write_text(caption + end, encoding="utf-8", newline="")

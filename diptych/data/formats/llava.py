@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diptych.data import fields, markers
 from diptych.data import format as contract
-from diptych.data.rows import Reject, Row, read_json
+from diptych.data.reading import fields, keys, markers
+from diptych.data.reading.rows import Reject, Row, read_json
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import FormatError, UnknownRole
 
@@ -58,11 +58,11 @@ def parse(row: Row) -> Sample:
     """
     value = row.value
     note: dict[str, Any] = {}
-    sample_id = contract.take_id(row, note)
+    sample_id = keys.take_id(row, note)
     fields.refuse_unseen(value)
     system = fields.take_system(value, note)
     paths = _image_paths(value, note)
-    conversations = contract.require(value, "conversations", list, "a list of turns")
+    conversations = keys.require(value, "conversations", list, "a list of turns")
     turns = [_turn(turn, number) for number, turn in enumerate(conversations)]
     if system is not None and turns and _ROLES[turns[0][0]] == "system":
         raise FormatError(f"system words stand in '{note['system']}' and in the first turn")
@@ -80,7 +80,7 @@ def parse(row: Row) -> Sample:
     ]
     if system is not None:
         said.insert(0, Turn("system", (Text(system),)))
-    meta = contract.take_meta(value, _KNOWN, MARK, note)
+    meta = keys.take_meta(value, _KNOWN, MARK, note)
     return contract.checked(Sample(sample_id, tuple(said), row.where, meta))
 
 
@@ -98,7 +98,7 @@ def _image_paths(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
     if key is None:
         key = "images" if value.get("images") is not None else "image"
     given = value.get(key)
-    paths = contract.image_list(given, key)
+    paths = keys.image_list(given, key)
     if isinstance(given, list) and len(paths) == 1:
         note["list"] = True
     if key == "images":
@@ -114,8 +114,8 @@ def _turn(turn: Any, number: int) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(turn, dict):
         raise FormatError(f"turn {number + 1} is not an object with 'from' and 'value'")
     try:
-        speaker = contract.require(turn, "from", str, "text")
-        text = contract.require(turn, "value", str, "text")
+        speaker = keys.require(turn, "from", str, "text")
+        text = keys.require(turn, "value", str, "text")
     except FormatError as error:
         raise FormatError(f"turn {number + 1}: {error.what}") from None
     if speaker not in _ROLES:
@@ -130,9 +130,9 @@ def render(sample: Sample) -> dict[str, Any]:
     Raises:
         FormatError: a picture has no file of its own, or a text contains a marker.
     """
-    note = contract.noted(sample, MARK)
-    row = contract.give_id(sample, note)
-    paths = [contract.image_path(image) for image in sample.images()]
+    note = keys.noted(sample, MARK)
+    row = keys.give_id(sample, note)
+    paths = [keys.image_path(image) for image in sample.images()]
     if paths:
         single = len(paths) == 1 and not note.get("list")
         row[note.get("key", "image")] = paths[0] if single else paths
@@ -150,4 +150,4 @@ def render(sample: Sample) -> dict[str, Any]:
         said = {"from": speaker, "value": markers.join(turn)}
         turns.append(said | fields.give_marks(turn, extras.get(str(number), {})))
     row["conversations"] = turns
-    return contract.give_meta(row, sample.meta, _KNOWN, MARK)
+    return keys.give_meta(row, sample.meta, _KNOWN, MARK)

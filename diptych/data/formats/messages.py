@@ -10,7 +10,7 @@ Content is text or a list of parts; a picture is `{"type": "image", "image" | "p
 always just text, whatever it contains, with one exception that data sets in this shape use:
 in a row with `images` or `image`, pictures are bound to parts `{"type": "image"}` that name none
 (by their `index` where they have one, else in order), or else to markers in the text (`<image>`,
-or one of `diptych.data.markers`), or, where there is neither, stand before the first
+or one of `diptych.data.reading.markers`), or, where there is neither, stand before the first
 question. XTuner writes `<IMG_CONTEXT>` where the picture of an `image_url` part belongs.
 
 `system` may stand beside the messages; a message with `weight: 0` or `loss: false` is not learned.
@@ -23,16 +23,16 @@ import binascii
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diptych.data import fields, markers
 from diptych.data import format as contract
-from diptych.data.message_shapes import (
+from diptych.data.reading import fields, keys, markers
+from diptych.data.reading.message_shapes import (
     CONTEXT_MARKER,
     content_of,
     url_of,
     usual_shape,
     with_numbers,
 )
-from diptych.data.rows import Reject, Row, read_json
+from diptych.data.reading.rows import Reject, Row, read_json
 from diptych.data.sample import ROLES, Image, Part, Sample, Text, Turn
 from diptych.errors import FormatError, MarkerMismatch, UnknownRole
 
@@ -66,8 +66,8 @@ def parse(row: Row) -> Sample:
     """
     note: dict[str, Any] = {}
     value = row.value
-    sample_id = contract.take_id(row, note)
-    messages = contract.require(value, "messages", list, "a list of messages")
+    sample_id = keys.take_id(row, note)
+    messages = keys.require(value, "messages", list, "a list of messages")
     fields.refuse_unseen(value)
     system = fields.take_system(value, note)
     binding = _binding(value, messages, note)
@@ -89,7 +89,7 @@ def parse(row: Row) -> Sample:
         turns.insert(0, Turn("system", (Text(system),)))
     if binding is not _UNBOUND:
         binding.check()
-    meta = contract.take_meta(value, _KNOWN, MARK, note)
+    meta = keys.take_meta(value, _KNOWN, MARK, note)
     return contract.checked(Sample(sample_id, tuple(turns), row.where, meta))
 
 
@@ -156,7 +156,7 @@ def _binding(value: dict[str, Any], messages: list[Any], note: dict[str, Any]) -
             )
         return _UNBOUND
     listed = value[key]
-    paths = contract.image_list(listed, key)
+    paths = keys.image_list(listed, key)
     if key != "images":
         note["key"] = key
     if isinstance(listed, str):
@@ -227,12 +227,12 @@ def _path_key(part: dict[str, Any]) -> str | None:
 def _turn(message: Any, binding: _Binding) -> tuple[Turn, dict[str, Any]]:
     if not isinstance(message, dict):
         raise FormatError("it is not an object with 'role' and 'content'")
-    role = contract.require(message, "role", str, "text")
+    role = keys.require(message, "role", str, "text")
     if role not in ROLES:
         raise UnknownRole(f"it is spoken by '{role[:80]}'; known are {', '.join(ROLES)}")
     extra = {k: v for k, v in message.items() if k not in ("role", "content")}
     learned = fields.is_learned(extra, role) if extra else True
-    content = contract.require(message, "content", (str, list), "text or a list of parts")
+    content = keys.require(message, "content", (str, list), "text or a list of parts")
     note: dict[str, Any] = {}
     if extra:
         note["extra"] = extra
@@ -310,7 +310,7 @@ def _part(part: dict[str, Any], binding: _Binding) -> tuple[list[Part], Any]:
     part = {k: v for k, v in part.items() if v is not None}
     kind = part.pop("type", None)
     if kind == "text":
-        text = contract.require(part, "text", str, "text")
+        text = keys.require(part, "text", str, "text")
         pieces = _text_pieces(text, binding)
         extra = {k: v for k, v in part.items() if k != "text"}
         how: Any = len(text)
@@ -318,9 +318,9 @@ def _part(part: dict[str, Any], binding: _Binding) -> tuple[list[Part], Any]:
             how = {"as": "text", "length": len(text), "extra": extra}
         return pieces, how
     if kind == "image_url":
-        given = contract.require(part, "image_url", (dict, str), "an object with 'url'")
+        given = keys.require(part, "image_url", (dict, str), "an object with 'url'")
         inner = given if isinstance(given, dict) else {"url": given}
-        url = contract.require(inner, "url", str, "text")
+        url = keys.require(inner, "url", str, "text")
         how = {"as": "image_url" if isinstance(given, dict) else "image_url_text"}
         rest = {k: v for k, v in inner.items() if k != "url"}
         extra = {k: v for k, v in part.items() if k != "image_url"}
@@ -334,7 +334,7 @@ def _part(part: dict[str, Any], binding: _Binding) -> tuple[list[Part], Any]:
             if binding.style != "placeholders":
                 raise FormatError("an image part names no image, and the row has no 'images'")
             return [binding.next()], {"as": "placeholder"} | _if("extra", extra)
-        path = contract.require(part, key, str, "a path")
+        path = keys.require(part, key, str, "a path")
         return [_image(path)], {"as": key} | _if("extra", extra)
     if kind == "video":
         raise FormatError("video parts cannot be read yet")
@@ -365,10 +365,10 @@ def render(sample: Sample) -> dict[str, Any]:
     Raises:
         FormatError: a picture lies inside a shard, or the turn has a video.
     """
-    note = contract.noted(sample, MARK)
+    note = keys.noted(sample, MARK)
     style = note.get("style")
     notes = note.get("turns", {})
-    row = contract.give_id(sample, note)
+    row = keys.give_id(sample, note)
     turns, words = fields.without_system(sample, note)
     fields.give_system(row, note, words)
     messages = []
@@ -388,4 +388,4 @@ def render(sample: Sample) -> dict[str, Any]:
         row[key] = note["repeats"]
     for name, blank in note.get("empty", {}).items():
         row.setdefault(name, blank)
-    return contract.give_meta(row, sample.meta, _KNOWN, MARK)
+    return keys.give_meta(row, sample.meta, _KNOWN, MARK)

@@ -4,7 +4,7 @@ For what reads pictures only (`diptych embed --what image`). Rows are JSON lines
 or TSV. It is never detected, as a row without a caption is mostly one whose caption was forgotten;
 the embedding job takes a folder so in which no picture has a text
 (`diptych.data.source.is_pictures_alone`). In a folder, files are told by their content
-(`diptych.data.folder`).
+(`diptych.data.reading.folder`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from diptych.data import files
-from diptych.data import folder as folders
 from diptych.data import format as contract
-from diptych.data.cells import read_csv
-from diptych.data.rows import Reject, Row, read_json
+from diptych.data.reading import files, keys
+from diptych.data.reading import folder as folders
+from diptych.data.reading.cells import read_csv
+from diptych.data.reading.rows import Reject, Row, read_json
 from diptych.data.sample import Image, Sample, Turn
 from diptych.errors import FormatError
 
@@ -55,11 +55,11 @@ def parse(row: Row) -> Sample:
         FormatError: there is no image, or it is not a path.
     """
     note: dict[str, Any] = {}
-    sample_id = contract.take_id(row, note)
-    path = contract.require(row.value, "image", str, "a path")
+    sample_id = keys.take_id(row, note)
+    path = keys.require(row.value, "image", str, "a path")
     if not path:
         raise FormatError("'image' is empty, not a path")
-    meta = contract.take_meta(row.value, _KNOWN, MARK, note)
+    meta = keys.take_meta(row.value, _KNOWN, MARK, note)
     return Sample(sample_id, (Turn("user", (Image(path),)),), row.where, meta)
 
 
@@ -71,7 +71,7 @@ def render(sample: Sample) -> dict[str, Any]:
     """
     match sample.turns:
         case (Turn("user", (Image() as image,)),):
-            row = contract.give_id(sample, contract.noted(sample, MARK))
-            row["image"] = contract.image_path(image)
-            return contract.give_meta(row, sample.meta, _KNOWN, MARK)
+            row = keys.give_id(sample, keys.noted(sample, MARK))
+            row["image"] = keys.image_path(image)
+            return keys.give_meta(row, sample.meta, _KNOWN, MARK)
     raise FormatError("the sample is not one picture alone; this format holds no more")

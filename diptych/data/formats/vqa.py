@@ -25,12 +25,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from diptych.data import fields, files
 from diptych.data import format as contract
-from diptych.data.rows import Reject, Row, layout, object_keys, read_json, read_object
+from diptych.data.reading import fields, files, keys
+from diptych.data.reading.disk_map import Table
+from diptych.data.reading.rows import Reject, Row, layout, object_keys, read_json, read_object
 from diptych.data.sample import Image, Part, Sample, Text, Turn
-from diptych.data.table import Table
 from diptych.errors import DuplicateId, FormatError, OneSidedConversation
+from diptych.staging import replacing
 
 MARK = "_vqa"
 # What only the pair of files says; flat rows keep it like any key they do not know.
@@ -150,7 +151,7 @@ def _joined(row: Row, found: str | None, subtype: Any) -> Sample:
     if "image_id" in flat and "image_id" not in annotation:
         pair["lacks_image_id"] = True
     if "image" not in flat:
-        image_id = contract.require(flat, "image_id", (int, str), "a number or text")
+        image_id = keys.require(flat, "image_id", (int, str), "a number or text")
         flat["image"] = pair["named"] = _usual_name(image_id, subtype)
     if _PAIR_MARK in flat:
         raise FormatError(f"the key '{_PAIR_MARK}' is reserved")
@@ -170,7 +171,7 @@ def parse(row: Row) -> Sample:
     note: dict[str, Any] = {}
     fields.refuse_unseen(value, pictures=False)
     id_key = "question_id" if "question_id" in value else "id"
-    sample_id = contract.take_id(row, note, id_key)
+    sample_id = keys.take_id(row, note, id_key)
     note.pop("id", None)
     if id_key != "id":
         note.pop("no_id", None)
@@ -179,7 +180,7 @@ def parse(row: Row) -> Sample:
         question_key, image_key = _first(value, _QUESTION_KEYS), _first(value, _IMAGE_KEYS)
         if (question_key, image_key) != ("question", "image"):
             note["keys"] = [question_key, image_key]
-    question = contract.require(value, question_key, str, "text")
+    question = keys.require(value, question_key, str, "text")
     answers = _answers(value, note)
     best = value.get("multiple_choice_answer")
     if best is not None and not isinstance(best, str):
@@ -195,11 +196,11 @@ def parse(row: Row) -> Sample:
         # Multiple-choice sets have questions without a picture.
         note["no_image"] = {image_key: None} if image_key in value else {}
     else:
-        path = contract.require(value, image_key, str, "a path")
+        path = keys.require(value, image_key, str, "a path")
         if not path:
             raise FormatError(f"'{image_key}' is empty, not a path")
         shown = (Image(path),)
-    meta = contract.take_meta(value, _KNOWN, MARK, note)
+    meta = keys.take_meta(value, _KNOWN, MARK, note)
     meta["answers"] = answers
     kind = value.get("kind") or value.get("answer_type") or value.get("question_type")
     if isinstance(kind, str):
@@ -232,7 +233,7 @@ def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
         answers = [given]
     else:
         key = key if key in value else "answer"
-        items = contract.require(value, key, list, "a list of answers")
+        items = keys.require(value, key, list, "a list of answers")
         texts: list[Any] = [i.get("answer") if isinstance(i, dict) else i for i in items]
         if not all([isinstance(text, str) for text in texts]):
             raise FormatError(f"'{key}' holds something that is neither text nor has an 'answer'")
@@ -264,14 +265,14 @@ def render(sample: Sample) -> dict[str, Any]:
             Turn("user", (Image() as image, Text(question))),
             Turn("assistant", (Text(answer),)),
         ):
-            shown: str | None = contract.image_path(image)
+            shown: str | None = keys.image_path(image)
         case (Turn("user", (Text(question),)), Turn("assistant", (Text(answer),))) if (
-            contract.noted(sample, MARK).get("no_image") is not None
+            keys.noted(sample, MARK).get("no_image") is not None
         ):
             shown = None
         case _:
             raise FormatError("the sample is not one picture, one question and one answer")
-    note = contract.noted(sample, MARK)
+    note = keys.noted(sample, MARK)
     meta = {k: v for k, v in sample.meta.items() if k not in ("answers", "kind")}
     row: dict[str, Any] = {}
     generated = note.get("no_id") and sample.id.startswith("row-")
@@ -285,7 +286,7 @@ def render(sample: Sample) -> dict[str, Any]:
     row.update(note.get("given", {} if note else {"multiple_choice_answer": answer}))
     if "kind" in note or (not note and "kind" in sample.meta):
         row["kind"] = note.get("kind", sample.meta.get("kind"))
-    return contract.give_meta(row, meta, _KNOWN, MARK)
+    return keys.give_meta(row, meta, _KNOWN, MARK)
 
 
 def _answers_row(answers: list[str], note: dict[str, Any], choices: Any) -> dict[str, Any]:
@@ -326,7 +327,7 @@ def write(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None =
     with ExitStack() as stack:
         outs = []
         for target, key in ((questions, "questions"), (annotations, "annotations")):
-            temporary = stack.enter_context(files.replacing(target))
+            temporary = stack.enter_context(replacing(target))
             out = stack.enter_context(open(temporary, "w", encoding="utf-8", newline="\n"))
             out.write(f'{{"{key}": [')
             outs.append((out, key))

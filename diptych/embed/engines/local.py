@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from diptych.data.collate import Prepared
-from diptych.data.picture_loader import Item
+from diptych.data.batching.collate import Prepared
+from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Sample
 from diptych.embed.embedder import Embedder
 from diptych.embed.engine import Pending, Work, batches, vectors_of

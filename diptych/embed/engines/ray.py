@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from diptych.data.picture_loader import Item
+from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Image
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.engine import Pending, Work, batches, vectors_of

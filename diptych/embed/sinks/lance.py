@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.files import replacing
 from diptych.embed.index import Hit, chosen, in_order, merged
 from diptych.embed.sink import About, Shard, as_text, settled
 from diptych.errors import ConfigError, DataError, MissingExtra
+from diptych.staging import replacing
 
 MIN_ROWS = 5_000
 """Below so many rows a table has no approximate index."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.files import replacing
 from diptych.embed.index import Hit, Nearest, chosen, in_order, merged
 from diptych.embed.sink import About, Shard, as_text, settled
 from diptych.embed.state import remove_leftovers
 from diptych.errors import ConfigError, DataError, MissingExtra
+from diptych.staging import replacing
 
 ABOUT = "_about.json"
 ROWS = 8192

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diptych.data.batch import Batch
-from diptych.data.plain_text import TextTokens
+from diptych.data.batching.batch import Batch
 from diptych.data.sample import Image, Sample
+from diptych.data.text.plain_text import TextTokens
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.batch import Batch
-from diptych.data.plain_text import TextTokens
+from diptych.data.batching.batch import Batch
 from diptych.data.sample import Image, Sample
+from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ModelError, SampleTooLong
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.batch import Batch
-from diptych.data.plain_text import TextTokens
+from diptych.data.batching.batch import Batch
 from diptych.data.sample import Image, Sample
+from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError, ModelError
 from diptych.model import text_encoder as text_encoders
 from diptych.model import vision_encoder as vision_encoders

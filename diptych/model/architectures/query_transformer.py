@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.batch import Batch
-from diptych.data.plain_text import TextTokens
+from diptych.data.batching.batch import Batch
+from diptych.data.text.plain_text import TextTokens
 from diptych.model import query_former as query_formers
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits

@@ -19,16 +19,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.data.batch import IMAGE_TOKEN, Batch
-from diptych.data.chat import ChatEncoder
-from diptych.data.sample import Image, Sample
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import TokenCollator
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Pictures
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample
+from diptych.data.text.chat import ChatEncoder
 from diptych.errors import ConfigError, ImageTokenMismatch, ModelError
 from diptych.machine import common_size
+from diptych.model import generate as generation
 from diptych.model import language_model as language_models
+from diptych.model import likelihood
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model
 from diptych.model.connector import Connector, ConnectorField
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
+from diptych.model.session import ChatSession
 from diptych.model.vision_encoder import VisionEncoder
 
 
@@ -108,6 +115,26 @@ class Vlm(Model):
             config.answer_tokens,
         )
 
+    def collator(
+        self, budget: Budget = Budget(), pictures: Pictures | None = None
+    ) -> TokenCollator:
+        """What turns conversations into batches of this model.
+
+        Args:
+            pictures: how they are read and varied; None reads each as it is.
+        """
+        lm = self.language_model
+        own = lm.context_tokens
+        budget = replace(budget, context_tokens=min(budget.context_tokens or own, own))
+        return TokenCollator(
+            self.chat_encoder,
+            pictures or Pictures(self.preprocessing),
+            budget,
+            text_dim=lm.dim,
+            seq2seq=lm.is_encoder_decoder,
+            decoder_start=getattr(lm.hf_config, "decoder_start_token_id", 0) or 0,
+        )
+
     # -- computing --------------------------------------------------------------------------
 
     def image_tokens(self, features: Tensor) -> Tensor:
@@ -151,13 +178,9 @@ class Vlm(Model):
 
     def representing(self, what: str) -> Any:
         """A collator that prepares samples for `represent`; one sample a row."""
-        from diptych.data.collate_pairs import PairCollator
-        from diptych.data.picture_loader import Pictures
-        from diptych.model.likelihood import token_collator
-
         if what == "image":
             return PairCollator(Pictures(self.preprocessing), needs=("image",))
-        return Conversations(token_collator(self, packed=False), with_images=what != "text")
+        return Conversations(self.collator(Budget(packed=False)), with_images=what != "text")
 
     def represent(
         self, what: str, batch: Batch, *, space: str, layer: int = -1
@@ -322,9 +345,7 @@ class Vlm(Model):
         Batched with left padding; equals asking one by one, token for token. Temperature 0
         is greedy; `num_beams` above 1 searches for the likeliest answer instead.
         """
-        from diptych.model.generate import generate
-
-        return generate(
+        return generation.generate(
             self,
             samples,
             max_new_tokens=max_new_tokens,
@@ -347,20 +368,14 @@ class Vlm(Model):
 
         With `chat` False the sample's text is the prompt as it stands, no template.
         """
-        from diptych.model.likelihood import log_likelihoods
-
-        return log_likelihoods(self, samples, continuations, images=images, chat=chat)
+        return likelihood.log_likelihoods(self, samples, continuations, images=images, chat=chat)
 
     def text_log_likelihood(self, text: str) -> tuple[float, int]:
         """(sum of log-probabilities in nats, number of tokens predicted) of plain text."""
-        from diptych.model.likelihood import text_log_likelihood
+        return likelihood.text_log_likelihood(self, text)
 
-        return text_log_likelihood(self, text)
-
-    def chat(self, image: Any = None, **settings: Any) -> Any:
+    def chat(self, image: Any = None, **settings: Any) -> ChatSession:
         """A chat session about a picture (path, bytes or PIL image); see `model.session`."""
-        from diptych.model.session import ChatSession
-
         return ChatSession(self, image, **settings)
 
 

@@ -111,7 +111,7 @@ def _from_stage_1(config: Config, vision_dim: int, text_dim: int) -> QFormer:
     Raises:
         ConfigError: no such model, or one for another encoder or number of queries.
     """
-    from diptych.model.checkpoint import load_model
+    from diptych.model.folder import load_model
 
     stage_1 = load_model(str(config.weights), config.revision)
     former = getattr(stage_1, "query_former", None)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.batch import IGNORE, Batch
-from diptych.data.collate import Collator
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.batch import IGNORE, Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.model.architectures.answerer import Answerer
-from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.train.objective import PAIRS, Objective, ObjectiveConfig
 
 
 class Config(ObjectiveConfig):
     """Write the answer from the question and the picture."""
+
+    budget: ClassVar[tuple[str, ...]] = PAIRS
 
     name: str = "answer"
     """File stem of the part."""
@@ -49,9 +52,10 @@ class Answers(Objective):
         super().__init__()
         self.smoothing = config.smoothing
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        pictures = budgets.get("pictures") or Pictures(model.preprocessing)
-        return PairCollator(pictures, model.text_tokens, questions=True)
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+        return PairCollator(
+            pictures, model.text_tokens, questions=True, long_samples=budget.long_samples
+        )
 
     def weight(self, batch: Batch) -> float:
         return float(len(batch.sample_ids))

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.batch import IGNORE, Batch
-from diptych.data.collate import Collator
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.batch import IGNORE, Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.model.architectures.captioner import Captioner
 from diptych.train.chance import ChanceWatch
-from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.train.objective import PAIRS, Objective, ObjectiveConfig
 from diptych.train.pair_losses import draw_negatives
 from diptych.train.pairs import numbered, padded
 from diptych.train.ranks import gather_padded, gather_rows, total
@@ -31,6 +32,7 @@ FLOOR = 1e-4
 class Config(ObjectiveConfig):
     """ITC with momentum and queue, ITM and LM of a captioner."""
 
+    budget: ClassVar[tuple[str, ...]] = PAIRS
     text_passes: ClassVar[int] = 5  # read, three times checked, written
 
     name: str = "blip"
@@ -107,9 +109,10 @@ class Blip(Objective):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.watches = {name: ChanceWatch(name, config.chance_steps) for name in ("itc", "itm")}
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        pictures = budgets.get("pictures") or Pictures(model.preprocessing)
-        return PairCollator(pictures, model.text_tokens, draws=True)
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+        return PairCollator(
+            pictures, model.text_tokens, draws=True, long_samples=budget.long_samples
+        )
 
     def weight(self, batch: Batch) -> float:
         return float(len(batch.sample_ids))

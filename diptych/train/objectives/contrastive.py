@@ -22,13 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diptych.config import SAME_RESULT
-from diptych.data.batch import Batch
-from diptych.data.collate import Collator
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Pictures
 from diptych.model.architectures.dual_encoder import DualEncoder
 from diptych.model.weights import locate
-from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.staging import replacing
+from diptych.train.objective import PAIRS, Objective, ObjectiveConfig
 from diptych.train.pair_losses import clip_loss
 from diptych.train.pairs import Pairs
 
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 class Config(ObjectiveConfig):
     """Symmetric contrastive loss between pictures and texts."""
 
+    budget: ClassVar[tuple[str, ...]] = PAIRS
     learns: ClassVar[bool] = True
 
     name: str = "contrastive"
@@ -102,8 +105,7 @@ class Contrastive(Objective):
     def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
         self.texts.prepare(texts, cache, progress)
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        pictures = budgets.get("pictures") or Pictures(model.vision_encoder.preprocessing)
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
         return PairCollator(pictures, draws=True)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
@@ -187,10 +189,8 @@ class _Frozen(nn.Module):
             rows = load_file(file)["embeddings"]
         else:
             rows = self._embed(wanted, progress)
-            cache.mkdir(parents=True, exist_ok=True)
-            staged = file.with_suffix(".part")
-            save_file({"embeddings": rows}, staged)
-            staged.rename(file)
+            with replacing(file) as temporary:
+                save_file({"embeddings": rows}, temporary)
         self._known = dict(zip(wanted, rows, strict=True))
 
     @torch.no_grad()

@@ -7,17 +7,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from diptych.data.batch import Batch
-from diptych.data.collate import Collator
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.picture_loader import Pictures
 from diptych.machine import widest
-from diptych.model.likelihood import token_collator
-from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.train.objective import PACKS, Objective, ObjectiveConfig
 
 
 class Config(ObjectiveConfig):
     """Predict the assistant's tokens."""
 
-    packs: ClassVar[bool] = True
+    budget: ClassVar[tuple[str, ...]] = PACKS
 
     name: str = "next_token"
     """File stem of the part."""
@@ -38,8 +39,8 @@ class NextToken(Objective):
     Parity: tests/parity/test_language_model.py, against the loss of transformers.
     """
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        return token_collator(model, **budgets)
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+        return model.collator(budget, pictures)
 
     def __init__(self, config: Config):
         super().__init__()

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from diptych.data.batch import IGNORE, Batch
-from diptych.data.collate import Collator
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.picture_loader import Pictures
+from diptych.data.batching.batch import IGNORE, Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Pictures
 from diptych.errors import ConfigError
 from diptych.model.architectures.query_transformer import QueryTransformer
 from diptych.train.chance import ChanceWatch
-from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.train.objective import PAIRS, Objective, ObjectiveConfig
 from diptych.train.pair_losses import draw_negatives, soft_loss
 from diptych.train.pairs import numbered, padded
 from diptych.train.ranks import gather_padded, gather_rows, total
@@ -26,6 +27,7 @@ from diptych.train.ranks import gather_padded, gather_rows, total
 class Config(ObjectiveConfig):
     """ITC, ITM and ITG of a querying transformer."""
 
+    budget: ClassVar[tuple[str, ...]] = PAIRS
     text_passes: ClassVar[int] = 5  # read, three times checked, written
 
     name: str = "query_text"
@@ -79,9 +81,10 @@ class QueryText(Objective):
             "itm": ChanceWatch("itm", config.chance_steps),
         }
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        pictures = budgets.get("pictures") or Pictures(model.preprocessing)
-        return PairCollator(pictures, model.text_tokens, draws=True)
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+        return PairCollator(
+            pictures, model.text_tokens, draws=True, long_samples=budget.long_samples
+        )
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         former = model.query_former

@@ -16,10 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.data.batch import Batch
-from diptych.data.collate import Collator
-from diptych.data.picture_loader import Pictures
-from diptych.data.regions import RegionCollator
+from diptych.data.batching.batch import Batch
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import Collator
+from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.regions import RegionCollator
 from diptych.errors import ConfigError
 from diptych.machine import common_size
 from diptych.model.connectors.words import SCALE
@@ -113,14 +114,8 @@ class Regions(Objective):
             widths = encoder.hf_config.hidden_sizes[-3:-1]
             self.spellers.extend(nn.Linear(width, CLASSES + 1) for width in widths)
 
-    def collator(self, model: Any, **budgets: Any) -> Collator:
-        encoder = model.vision_encoder
-        return RegionCollator(
-            model.tokenizer,
-            self.grid,
-            self.num_prefix,
-            budgets.get("pictures") or Pictures(encoder.preprocessing),
-        )
+    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+        return RegionCollator(model.tokenizer, self.grid, self.num_prefix, pictures)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         losses = {}

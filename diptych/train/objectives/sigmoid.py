@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.config import SAME_RESULT
 from diptych.errors import ConfigError
 from diptych.model.architectures.dual_encoder import DualEncoder
-from diptych.train.objective import Objective, ObjectiveConfig
+from diptych.train.objective import PAIRS, Objective, ObjectiveConfig
 from diptych.train.pair_losses import sigmoid_loss
 from diptych.train.pairs import Pairs
 
@@ -18,6 +20,8 @@ class Config(ObjectiveConfig):
 
     Source: SigLIP, section 3.2 (arXiv:2303.15343).
     """
+
+    budget: ClassVar[tuple[str, ...]] = PAIRS
 
     name: str = "sigmoid"
     """File stem of the part."""

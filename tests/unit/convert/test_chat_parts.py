@@ -6,9 +6,9 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from diptych.convert import chat_parts
-from diptych.data.chat import TEMPLATES
-from diptych.data.joints import JOINTS, joined
 from diptych.data.sample import Image, Text
+from diptych.data.text.chat import TEMPLATES
+from diptych.data.text.joints import JOINTS, joined
 
 PICTURE = Image("a.png")
 TURNS = {

@@ -8,7 +8,7 @@ import torch
 
 from diptych.convert import comparison
 from diptych.convert.comparison import ExportReport
-from diptych.data.batch import IMAGE_TOKEN
+from diptych.data.sample import IMAGE_TOKEN
 
 
 def test_largest_difference_and_its_place_are_kept():

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from diptych.data.charts import draw
-from diptych.data.charts.chart import make
-from diptych.data.charts.drill import drills
-from diptych.data.charts.style import COLOUR_NAMES
-from diptych.data.charts.working import MARK, digits, number, value, working
+from diptych.synthetic.charts import draw
+from diptych.synthetic.charts.chart import make
+from diptych.synthetic.charts.reading.drill import drills
+from diptych.synthetic.charts.reading.working import MARK, digits, number, value, working
+from diptych.synthetic.charts.style import COLOUR_NAMES
 
 
 def _files(folder: Path) -> dict[str, str]:

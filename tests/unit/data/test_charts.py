@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych.data.charts import draw, invent, questions
-from diptych.data.charts import kind as kinds
-from diptych.data.charts.canvas import drawable
-from diptych.data.charts.chart import make
-from diptych.data.charts.describe import describe
-from diptych.data.charts.operations import QUESTION_KIND, Unanswerable, answer
-from diptych.data.charts.style import COLOUR_NAMES
-from diptych.data.charts.table import Table
-from diptych.data.charts.topics import Scale, lists
 from diptych.errors import ConfigError, DataError
+from diptych.synthetic.charts import draw, invent, questions
+from diptych.synthetic.charts import kind as kinds
+from diptych.synthetic.charts.canvas import drawable
+from diptych.synthetic.charts.chart import make
+from diptych.synthetic.charts.describe import describe
+from diptych.synthetic.charts.operations import QUESTION_KIND, Unanswerable, answer
+from diptych.synthetic.charts.style import COLOUR_NAMES
+from diptych.synthetic.charts.table import Table
+from diptych.synthetic.charts.topics import Scale, lists
 
 KINDS = {
     "bar", "horizontal_bar", "grouped_bar", "stacked_bar", "line", "pie", "donut", "funnel",

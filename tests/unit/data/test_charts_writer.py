@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from diptych.data.charts import Writer, draw
-from diptych.data.charts.describe import describe
-from diptych.data.charts.table import Table
-from diptych.data.charts.topics import Scale
 from diptych.errors import WriterError
+from diptych.synthetic.charts import Writer, draw
+from diptych.synthetic.charts.describe import describe
+from diptych.synthetic.charts.table import Table
+from diptych.synthetic.charts.topics import Scale
 
 TABLE = Table(
     kind="bar", language="en", title="Rain", axis="City", unit="mm", categories=("Oslo", "Rome"),

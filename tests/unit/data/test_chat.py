@@ -8,9 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import TEMPLATES, ChatEncoder, Fate, truncate
-from diptych.data.sample import Image, Sample, Text, Turn, Video
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
+from diptych.data.text.chat import TEMPLATES, ChatEncoder, Fate, truncate
 from diptych.errors import ConfigError, EmptyConversation, ModelError
 
 K = 4
@@ -148,8 +147,6 @@ def test_line_breaks_beside_pictures_are_the_same_however_written(encoders):
 def test_refusals(encoders, tokenizer):
     with pytest.raises(EmptyConversation):
         encoders["chatml"].encode(sample())
-    with pytest.raises(ModelError, match="videos"):
-        encoders["chatml"].encode(sample(("user", Video("v.mp4"))))
     drops = ChatEncoder(tokenizer, "{% for m in messages[1:] %}{{ m.content }}{% endfor %}")
     with pytest.raises(ConfigError, match="drops"):
         drops.encode(sample(("user", Text("a")), ("assistant", Text("b"))))

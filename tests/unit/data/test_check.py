@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from diptych.data import format as formats
-from diptych.data.check import check
+from diptych.data.checking.check import check
 from diptych.errors import DataError
 from tests.e2e.faulty_inputs import (
     annotation,

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.data.augment import Augment
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import ChatEncoder
-from diptych.data.collate import TokenCollator, split_answer
-from diptych.data.collate_pairs import PairCollator
-from diptych.data.image import decode
-from diptych.data.picture_loader import Item, Pictures
-from diptych.data.preprocessing import Preprocessing, _levels_on
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.batching.budget import Budget
+from diptych.data.batching.collate import TokenCollator, split_answer
+from diptych.data.batching.collate_pairs import PairCollator
+from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.pixels.augment import Augment
+from diptych.data.pixels.image import decode
+from diptych.data.pixels.preprocessing import Preprocessing, _levels_on
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
+from diptych.data.text.chat import ChatEncoder
 from diptych.errors import MissingImage, ModelError
 from tests.conftest import square
 
@@ -44,7 +44,13 @@ def make(tokenizer_folder):
     def collator(**settings) -> TokenCollator:
         given = {"context_tokens": 200, "tokens_per_row": 200, "images_per_row": 8}
         pictures = Pictures(Preprocessing(size=(8, 8)))
-        return TokenCollator(encoder, pictures, rows_per_batch=2, **{**given, **settings})
+        others = {
+            k: v for k, v in settings.items() if k in ("seq2seq", "decoder_start", "text_dim")
+        }
+        limits = {k: v for k, v in settings.items() if k not in others}
+        return TokenCollator(
+            encoder, pictures, Budget(rows_per_batch=2, **{**given, **limits}), **others
+        )
 
     return collator
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from diptych.data import format as formats
-from diptych.data.fields import unread
-from diptych.data.markers import MARKERS
-from diptych.data.rows import Row
+from diptych.data.reading.fields import unread
+from diptych.data.reading.markers import MARKERS
+from diptych.data.reading.rows import Row
 from diptych.data.sample import Image, Text
 from diptych.errors import DataError, FormatError, MarkerMismatch, OneSidedConversation
 

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
-from diptych.data import folder
-from diptych.data.image import HEAD_BYTES, decode, is_picture
-from diptych.data.rows import Reject
+from diptych.data.pixels.image import decode
+from diptych.data.reading import folder
+from diptych.data.reading.magic import HEAD_BYTES, is_picture
+from diptych.data.reading.rows import Reject
 from diptych.data.source import is_pictures_alone, locate, rows
 from diptych.errors import DataError
 from tests.e2e.faulty_inputs import encoded, noise

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from diptych.data import format as formats
-from diptych.data import json_window
-from diptych.data.cells import read_csv
-from diptych.data.rows import Reject, Row, read_json
+from diptych.data.reading import json_window
+from diptych.data.reading.cells import read_csv
+from diptych.data.reading.rows import Reject, Row, read_json
+from diptych.data.reading.strict_json import parse_json
 from diptych.data.sample import Sample
-from diptych.data.strict_json import parse_json
 from diptych.errors import DataError, FormatError
 
 FEW = settings(
@@ -139,8 +139,8 @@ def test_line_numbers_in_arrays_and_lines(tmp_path):
 
 
 def test_a_row_above_the_limit_is_one_reject(tmp_path, monkeypatch):
-    monkeypatch.setattr("diptych.data.rows.MAX_ROW_BYTES", 1000)
-    monkeypatch.setattr("diptych.data.json_window.files.CHUNK_BYTES", 100)
+    monkeypatch.setattr("diptych.data.reading.rows.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("diptych.data.reading.json_window.files.CHUNK_BYTES", 100)
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"id": 1}}\n{{"id": "{"x" * 5000}"}}\n{{"id": 3}}\n')
     _first, second, third = read_json(str(path))

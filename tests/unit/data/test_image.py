@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diptych.data import image as module
-from diptych.data.image import decode, given, measure
-from diptych.data.preprocessing import Preprocessing
+from diptych.data.pixels import image as module
+from diptych.data.pixels.image import decode, given, measure
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.data.sample import Image as Reference
 from diptych.errors import ConfigError, ImageTooLarge, MissingImage, NotAnImage, TruncatedImage
 from tests.e2e.faulty_inputs import encoded, noise, png, png_claiming

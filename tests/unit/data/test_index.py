@@ -14,8 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from diptych.data.index import Index
-from diptych.data.ledger import Ledger
+from diptych.data.checking.index import Index
+from diptych.data.reading.ledger import Ledger
 from diptych.data.sample import Image
 from diptych.errors import DataError, SampleTooLong
 from tests.e2e.faulty_inputs import folder_with_picture, json_lines, png, row, tar
@@ -87,7 +87,7 @@ def test_reuse_and_its_limits(tmp_path, monkeypatch):
     path = json_lines(tmp_path, rows)
     cache = tmp_path / "cache"
     passes = []
-    from diptych.data import index as module
+    from diptych.data.checking import index as module
 
     original = module.examine
     monkeypatch.setattr(module, "examine", lambda *a, **k: passes.append(1) or original(*a, **k))
@@ -132,7 +132,9 @@ def test_a_killed_build_leaves_nothing_half_written(tmp_path):
     folder_with_picture(tmp_path)
     path = json_lines(tmp_path, [row(n) for n in range(3000)])
     cache = tmp_path / "cache"
-    code = f"from diptych.data.index import Index; Index.build({str(path)!r}, {str(cache)!r})"
+    code = (
+        f"from diptych.data.checking.index import Index; Index.build({str(path)!r}, {str(cache)!r})"
+    )
     for pause in (0.0, 0.05, 0.15):
         process = subprocess.Popen([sys.executable, "-c", code])
         deadline = time.monotonic() + 20
@@ -151,7 +153,7 @@ def test_a_killed_build_leaves_nothing_half_written(tmp_path):
 
 _MEMORY = """
 import pathlib, sys
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 index = Index.build(sys.argv[1], sys.argv[2], progress=False)
 total = sum(len(index[n].id) for n in range(0, len(index), 7))
 status = pathlib.Path("/proc/self/status").read_text()

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from diptych.data.ledger import Ledger, RejectFile
-from diptych.data.rows import Reject
+from diptych.data.reading.ledger import Ledger, RejectFile
+from diptych.data.reading.rows import Reject
 from diptych.errors import DataError, TooManyRejects
 
 
@@ -111,7 +111,7 @@ def test_reject_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_two_samples_of_one_step_may_share_an_id():
     """Ids are unique within a data set; a step may hold samples of several."""
-    from diptych.data.collate import Prepared
+    from diptych.data.batching.collate import Prepared
 
     ledger = Ledger()
     ledger.add(Prepared(used=["1", "1", "2"], truncated=[("1", 7)]))

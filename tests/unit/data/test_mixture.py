@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data.mixture import Mixture
+from diptych.data.batching.mixture import Mixture
 from diptych.errors import ConfigError
 
 GROUPS = [["a", "b", "a", None, None, "b", "a"], ["x", "x", None, "y"]]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.data.batch import IMAGE_TOKEN
-from diptych.data.chat import Encoded, Fate
-from diptych.data.packing import pack
-from diptych.data.sample import Image
+from diptych.data.batching.packing import pack
+from diptych.data.sample import IMAGE_TOKEN, Image
+from diptych.data.text.chat import Encoded, Fate
 
 
 def encoded(picture: int | None, question: int, length: int) -> Encoded:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from diptych.data.alike import Groups, near_duplicates, signature
-from diptych.data.pictures import collection as collections
-from diptych.data.pictures import corpus, emoji_names, make
-from diptych.data.pictures.collection import Entry, caption, spoken
-from diptych.data.pictures.drawing import draw
-from diptych.data.pictures.fetch import Package, unpacked
 from diptych.errors import ConfigError, DataError
+from diptych.synthetic.pictures import collection as collections
+from diptych.synthetic.pictures import corpus, emoji_names, make
+from diptych.synthetic.pictures.alike import Groups, near_duplicates, signature
+from diptych.synthetic.pictures.collection import Entry, caption, spoken
+from diptych.synthetic.pictures.drawing import draw
+from diptych.synthetic.pictures.fetch import Package, unpacked
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" {}>{}</svg>'
 CIRCLE = '<circle cx="50" cy="50" r="{}" fill="{}"/>'
@@ -119,7 +119,7 @@ def test_members_that_climb_out_are_refused(index, tmp_path):
 
 def test_a_deb_is_read(tmp_path, monkeypatch):
     """ar archive with data.tar.xz, as dpkg-deb writes it."""
-    from diptych.data.pictures import fetch
+    from diptych.synthetic.pictures import fetch
 
     inner = io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w:xz") as tar:
@@ -322,7 +322,7 @@ def test_names_and_keywords():
 
 
 def test_clip_art_is_told_by_its_own_metadata(tmp_path):
-    from diptych.data.pictures.collections import clipart
+    from diptych.synthetic.pictures.collections import clipart
 
     root = tmp_path / "usr/share/openclipart/svg/animals/mammals"
     root.mkdir(parents=True)
@@ -343,7 +343,7 @@ def test_clip_art_is_told_by_its_own_metadata(tmp_path):
 
 
 def test_stamps_speak_many_languages(tmp_path):
-    from diptych.data.pictures.collections import stamps
+    from diptych.synthetic.pictures.collections import stamps
 
     root = tmp_path / "usr/share/tuxpaint/stamps/food"
     root.mkdir(parents=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from diptych.data.picture_loader import Item, Pictures
-from diptych.data.preprocessing import Preprocessing
-from diptych.data.regions import Region, RegionCollator, cells, centre, letters, regions_of
+from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.regions import Region, RegionCollator, cells, centre, letters, regions_of
+from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import FormatError
 from tests.conftest import square

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diptych.data import format as formats
-from diptych.data import rows as readers
-from diptych.data.cells import read_csv
-from diptych.data.rows import Reject, Row, read_json
+from diptych.data.reading import rows as readers
+from diptych.data.reading.cells import read_csv
+from diptych.data.reading.rows import Reject, Row, read_json
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.data.source import rows
 from diptych.errors import FormatError

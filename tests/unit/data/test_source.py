@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from diptych.data.index import Index
-from diptych.data.rows import Reject
+from diptych.data.checking.index import Index
+from diptych.data.reading.rows import Reject
 from diptych.data.sample import Image, Sample
 from diptych.data.source import is_pictures_alone, locate, read_bytes, rows
 from diptych.errors import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer
 
-from diptych.data.plain_text import PlainText
-from diptych.data.tokenizer import MARKS, train
+from diptych.data.text.plain_text import PlainText
+from diptych.data.text.tokenizer import MARKS, train
 
 TEXTS = ["the largest is 12.5\n", " 服装最大吗\n", " 服装", " 玩具", " Coal"] * 5
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.data.picture_loader import Item
+from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder, Vectors, pooled, stored
 from diptych.embed.index import Nearest
 from diptych.errors import ConfigError
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from tests.parity.test_dual_encoder import pictures
 
 TEXTS = ("a red square", "two large blue squares and more", "yes")

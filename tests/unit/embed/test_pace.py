@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from diptych.data.picture_loader import Item
+from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed import pace
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.engine import batches
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from tests.conftest import square
 
 

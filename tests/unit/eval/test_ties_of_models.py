@@ -13,8 +13,8 @@ from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ModelError
 from diptych.eval.benchmarks.questions import Questions
 from diptych.eval.runner import evaluate
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import save_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, save_model
 from tests.conftest import square
 
 COLOURS = ("red", "green", "blue")

@@ -7,8 +7,8 @@ import torch
 
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ModelError, SampleTooLong
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 from tests.unit.model.test_query_transformer import TEXTS, pictures  # noqa: F401
 
 
@@ -96,7 +96,7 @@ def test_samples_with_prompts_and_without_pictures(model, pictures):  # noqa: F8
 
 
 def test_a_folder_loads_by_itself(model, pictures, tmp_path):  # noqa: F811
-    model.save(tmp_path / "m")
+    save_model(model, tmp_path / "m")
     again = load_model(tmp_path / "m")
     torch.testing.assert_close(
         again.similarity(pictures, TEXTS), model.similarity(pictures, TEXTS), atol=0, rtol=0

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diptych.data.chat import Fate
 from diptych.data.sample import Sample, Text, Turn
+from diptych.data.text.chat import Fate
 from diptych.errors import DataError, ModelError, SampleTooLong
 from diptych.model.likelihood import raw_log_likelihoods, text_log_likelihood
 
@@ -37,7 +37,8 @@ def one_by_one(model, prompt, texts):
 
 @pytest.fixture(scope="module")
 def build(tiny_config):
-    from diptych.model.architecture import build, config_from_dict
+    from diptych.model.architecture import config_from_dict
+    from diptych.model.folder import build
 
     def make(text="llama", changed=None, **settings):
         values = tiny_config(text="llama", **settings)
@@ -155,8 +156,8 @@ def test_a_prompt_beyond_the_context_is_too_long_and_says_where(build):
 
 
 def test_a_continuation_without_a_token_and_an_encoder_decoder_are_named(build, tiny_config):
-    from diptych.model.architecture import build as composed
     from diptych.model.architecture import config_from_dict
+    from diptych.model.folder import build as composed
 
     for prompt, text in (("red", ""), ("red squ", "are")):  # nothing, or one token with the prompt
         with pytest.raises(ModelError, match="no token of its own"):

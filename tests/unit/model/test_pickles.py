@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from diptych.errors import CheckpointError, UnsafeFile
-from diptych.model import checkpoint, pickles, weights
+from diptych.model import pickles, weights
+from diptych.model import tensors as tensor_files
+from diptych.staging import file_hash
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def test_converted_once_with_its_hash(folder, cache):
     assert tensors.keys() == told.keys()
     for name, tensor in told.items():
         assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
-    sha256 = checkpoint.file_hash(folder / "pytorch_model.bin")
+    sha256 = file_hash(folder / "pytorch_model.bin")
     assert json.loads((found / "converted.json").read_text()) == {
         "pickles": {"pytorch_model.bin": sha256}
     }
@@ -153,7 +155,7 @@ def test_a_conversion_that_broke_off_leaves_nothing(folder, cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoint, "save_tensors", full_disk)
+        broken.setattr(tensor_files, "save_tensors", full_disk)
         with pytest.raises(OSError, match="No space"):
             weights.locate(str(folder))
     assert not [p for p in cache.rglob("*") if p.is_file() and p.suffix != ".lock"]

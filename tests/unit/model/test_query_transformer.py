@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.model.architecture import build, config_from_dict
-from diptych.model.checkpoint import load_model
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build, load_model, save_model
 
 TEXTS = ["a red square", "yes", "two blue ones on the left"]
 
@@ -78,7 +78,7 @@ def test_text_that_is_written_sees_only_its_past(model, pictures):
 
 
 def test_a_folder_loads_by_itself(model, pictures, tmp_path):
-    model.save(tmp_path / "m")
+    save_model(model, tmp_path / "m")
     again = load_model(tmp_path / "m")
     torch.testing.assert_close(
         again.similarity(pictures, TEXTS), model.similarity(pictures, TEXTS), atol=0, rtol=0

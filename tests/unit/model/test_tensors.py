@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.model import architecture, checkpoint
+from diptych.model import folder as folders
 from diptych.model.architectures.vlm import VlmConfig
-from diptych.model.checkpoint import load_model, save_model
-from diptych.model.tensors import fill, without_weights
+from diptych.model.folder import build, load_model, save_model
+from diptych.model.tensors import fill, save_tensors, unique_tensors, without_weights
 from diptych.model.weights import load_pretrained
 
 
@@ -19,12 +19,12 @@ def test_no_weight_is_real_until_it_is_filled(tiny_model, tmp_path, monkeypatch,
     composed = []
 
     def watched(*given, **settings):
-        composed.append(architecture.build(*given, **settings))
+        composed.append(build(*given, **settings))
         assert all(p.is_meta for p in composed[-1].parameters())
         assert not any(b.is_meta for b in composed[-1].buffers())
         return composed[-1]
 
-    monkeypatch.setattr(checkpoint, "build", watched)
+    monkeypatch.setattr(folders, "build", watched)
     model = load_model(folder)
     assert model is composed[0] and not any(p.is_meta for p in model.parameters())
     again = tiny_model(vision=vision)
@@ -72,7 +72,7 @@ def test_tied_weights_stay_one(tmp_path):
 
     whole = Tied()
     whole.seen += 7
-    checkpoint.save_tensors(checkpoint.unique_tensors(whole), tmp_path / "x.safetensors")
+    save_tensors(unique_tensors(whole), tmp_path / "x.safetensors")
     with without_weights():
         empty = Tied()
     fill(empty, tmp_path / "x.safetensors")
@@ -82,7 +82,7 @@ def test_tied_weights_stay_one(tmp_path):
 
 
 def test_origins_are_kept_and_shown(tiny_config, tmp_path):
-    model = architecture.build(VlmConfig.from_dict(tiny_config()))
+    model = build(VlmConfig.from_dict(tiny_config()))
     assert model.origins == {}
     sha256 = "0" * 64
     model.origins = {

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 from diptych.machine import keep_freed_memory
-from diptych.model.architecture import build, config_from_dict
+from diptych.model.architecture import config_from_dict
+from diptych.model.folder import build
 from diptych.train import attention
 
 

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from diptych.data.index import Index
+from diptych.data.checking.index import Index
 from diptych.errors import DataChanged, StartChanged
 from diptych.model.trainable import digests
 from diptych.train import identity

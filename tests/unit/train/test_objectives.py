@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from diptych.data.batch import Batch
+from diptych.data.batching.batch import Batch
 from diptych.errors import ConfigError
-from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
+from diptych.model.folder import build
 from diptych.progress import Progress
 from diptych.train.objectives import contrastive, next_token, regions
 from diptych.train.stage import Stage

@@ -14,8 +14,8 @@ import torch
 
 from diptych.errors import Interrupted, LossNotFinite, TooManyRejects
 from diptych.model import trainable
-from diptych.model.architecture import build
 from diptych.model.architectures.vlm import VlmConfig
+from diptych.model.folder import build
 from diptych.model.trainable import Group
 from diptych.progress import Progress
 from diptych.train import optimizer

