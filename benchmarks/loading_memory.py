@@ -81,9 +81,9 @@ def write(folder: Path, quick: bool) -> None:
             module.config.save_pretrained(place)
             if name == "text":
                 tokenizer.save_pretrained(place)
-    from diptych.model.folder import build
+    from diptych.model.folder import build, save_model
 
-    build(panels(folder, "")).save(folder / "model")
+    save_model(build(panels(folder, "")), folder / "model")
 
 
 def panels(folder: Path, kind: str, dtype: str = "float32") -> Any:

@@ -28,7 +28,7 @@ def talk(
     """One question, or turns until the user leaves."""
     shown = None if image is None else given(image)  # before the model, which takes longer
     model = open_model(ready(name), device, precision)
-    if not hasattr(model, "chat"):
+    if "chat" not in model.can:
         raise ConfigError(
             f"a {model.config.name} does not chat",
             where=name,

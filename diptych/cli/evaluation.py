@@ -47,10 +47,10 @@ def evaluate_data(
         ConfigError: the model cannot be measured so.
     """
     rows = _Rows(config, cache)
-    answers = hasattr(model, "generate")
+    answers = "answer" in model.can
     if config.how == "retrieval":
         assert config.data is not None, "retrieval needs data"
-        if not hasattr(model, "encode_texts"):
+        if "compare" not in model.can:
             raise ConfigError(
                 f"a {model.config.name} has no vectors to search with",
                 where="evaluation.how",
@@ -152,7 +152,7 @@ def measure_text(model: Any, choices: str | None) -> TextAbility | None:
 
     None for a model that writes nothing, and for an encoder-decoder, which reads no plain text.
     """
-    if not hasattr(model, "text_log_likelihood") or model.language_model.is_encoder_decoder:
+    if "predict_text" not in model.can or model.language_model.is_encoder_decoder:
         return None
     return text_ability(model, choices=choices)
 

@@ -118,7 +118,7 @@ def compare_given(
             fix="name a data set; or give --image FILE and --text TEXT, and no data set",
         )
     loaded = open_model(ready(model), device, precision)
-    if not hasattr(loaded, "similarity"):
+    if "compare" not in loaded.can:
         raise ConfigError(
             f"a {loaded.config.name} has no vectors to compare",
             where=model,

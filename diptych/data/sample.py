@@ -32,11 +32,13 @@ class Image:
         path: relative to the data set's image folder, or any URL that fsspec opens.
         data: the encoded bytes themselves (Parquet and tar rows); `path` then only names them.
         span: (offset, length) inside the file at `path` (a member of a tar shard), in bytes.
+        size: width and height in pixels as it is decoded, where an index knows them.
     """
 
     path: str
     data: bytes | None = None
     span: tuple[int, int] | None = None
+    size: tuple[int, int] | None = field(default=None, compare=False)
 
 
 Part = Text | Image

@@ -109,13 +109,13 @@ class Embedder:
         words = tokenizer.to_str() if tokenizer is not None else repr(self.model.tokenizer)
         return {
             "settings": settings,
-            "architecture": _shape(self.model.config.to_dict()),
+            "architecture": _shape(self.model.config.deciding()),
             "modules": [
                 _shape(module.config.to_dict())
                 for module in self.model.modules()
                 if isinstance(module, PreTrainedModel)
             ],
-            "preprocessing": self.model.preprocessing.to_dict(),
+            "preprocessing": self.model.preprocessing.deciding(),
             "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
         }
 

@@ -278,7 +278,7 @@ def _reranked(
     Args:
         shape: numbers of queries and of targets.
     """
-    if not hasattr(model, "match_scores"):
+    if "match" not in model.can:
         raise ConfigError(
             "the model has no matching head to put finds in order with",
             where="rerank",

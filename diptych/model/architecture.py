@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -31,6 +31,18 @@ from diptych.model.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 log = logging.getLogger(__name__)
 DEFAULT = "vlm"
+
+
+Ability = Literal["answer", "chat", "compare", "match", "predict_text"]
+"""What a model can do, and by which methods: write answers (`generate`); hold a conversation
+(`chat`); compare pictures and texts by vectors in one space (`encode_images`, `encode_texts`,
+`similarity`); say whether a picture and a text belong together (`match_scores`); say how likely
+plain text is (`text_log_likelihood`)."""
+METHODS: dict[Ability, tuple[str, ...]] = {
+    "answer": ("generate",), "chat": ("chat",),
+    "compare": ("encode_images", "encode_texts", "similarity"),
+    "match": ("match_scores",), "predict_text": ("text_log_likelihood",),
+}  # fmt: skip
 
 
 class ArchitectureConfig(PartConfig):
@@ -78,6 +90,7 @@ class Model(nn.Module):
         card_tag, card_usage: of the model card: pipeline tag, and a few lines of Python.
         command: asks the model in a terminal, {} for its folder; None where none does.
         tokens_per_image: language-model tokens of one picture, where pictures become such.
+        can: what it can do besides learning, see `Ability`.
         represents: what it has vectors of: image, text, multimodal.
         precision: how it computes when asked, as `model.opened` settles it; None, as its weights
             are stored and as whoever calls it says.
@@ -91,6 +104,7 @@ class Model(nn.Module):
     card_usage: ClassVar[str]
     command: ClassVar[str | None] = None
     tokens_per_image: int | None = None
+    can: ClassVar[tuple[Ability, ...]] = ()
     represents: ClassVar[tuple[str, ...]] = ()
     origins: Mapping[str, Any] = {}
 

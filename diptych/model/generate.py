@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.data.batching.picture_loader import Shown, shown
 from diptych.data.pixels.image import decode, no_images
-from diptych.data.sample import IMAGE_TOKEN, Image, Sample
+from diptych.data.sample import Image, Sample
 from diptych.data.text.chat import Encoded
 from diptych.errors import ConfigError, EmptyConversation, ModelError, SampleTooLong
 from diptych.model.precision import computing, in_its_precision
@@ -67,24 +68,24 @@ def generate(
 def encode_images(
     model: Speaker, encoded: Sequence[Encoded], read: Callable[[Image], bytes]
 ) -> list[Tensor]:
-    """Image tokens [K, D] of every picture in reading order; equal pictures computed once."""
-    arrays: dict[str, np.ndarray] = {}
+    """Tokens [n, D] of every picture in reading order; equal pictures computed once."""
+    pictures: dict[str, Shown] = {}
     keys: list[str] = []
     for one in encoded:
         for image in one.images:
             data = read(image)
             key = hashlib.sha256(data).hexdigest()
-            if key not in arrays:
-                picture = decode(data, where=image.path)
-                arrays[key] = model.preprocessing.pixels(picture)
+            if key not in pictures:
+                pictures[key] = shown(decode(data, where=image.path), model.preprocessing)
             keys.append(key)
     tokens: dict[str, Tensor] = {}
-    names = list(arrays)
+    names = list(pictures)
     for start in range(0, len(names), 16):
         chunk = names[start : start + 16]
-        pixels = torch.from_numpy(np.stack([arrays[k] for k in chunk])).to(model.device)
-        out = model.image_tokens(model.encode_pixels(pixels))
-        tokens.update(zip(chunk, out, strict=True))
+        pixels = torch.from_numpy(np.concatenate([pictures[k].array for k in chunk]))
+        tiles = [pictures[k].tiles for k in chunk]
+        out = model.image_tokens(model.encode_pixels(pixels.to(model.device)), tiles)
+        tokens.update(zip(chunk, model.arrangement.by_picture(out, tiles), strict=True))
     return [tokens[k] for k in keys]
 
 
@@ -136,7 +137,7 @@ def prompts(
         ids[row, longest - len(one) :] = torch.tensor(one.ids)
         mask[row, longest - len(one) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    return model.embed(ids, torch.stack(list(pictures)) if pictures else None), mask
+    return model.embed(ids, torch.cat(list(pictures)) if pictures else None), mask
 
 
 @torch.no_grad()
@@ -283,11 +284,6 @@ def continue_causal(
     `pictures` are the image tokens of the part that is not cached.
     """
     fresh = torch.tensor([ids[num_cached:]], device=model.device)
-    embeds = model.embed(fresh, torch.stack(list(pictures)) if pictures else None)
+    embeds = model.embed(fresh, torch.cat(list(pictures)) if pictures else None)
     mask = torch.ones(1, len(ids), dtype=torch.int64, device=model.device)
     return _CausalDecoder(model, embeds, mask, cache)
-
-
-def count_images(ids: Sequence[int], tokens_per_image: int) -> int:
-    """Pictures whose tokens stand in `ids`."""
-    return sum(i == IMAGE_TOKEN for i in ids) // max(1, tokens_per_image)

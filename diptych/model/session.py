@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from diptych.data.pixels.image import decode, given
-from diptych.data.sample import Image, Sample, Text, Turn
+from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.errors import SampleTooLong
 from diptych.model import generate as generation
 from diptych.model.speaker import Speaker
@@ -124,11 +124,7 @@ class ChatSession:
             shared += 1
         # At least one token must be read anew to have logits to draw from.
         shared = min(shared, len(ids) - 1)
-        size = model.tokens_per_image
-        before = generation.count_images(ids[:shared], size)
-        if before * size != sum(i == generation.IMAGE_TOKEN for i in ids[:shared]):
-            shared = ids.index(generation.IMAGE_TOKEN)  # never reuse half a picture
-            before = 0
+        shared, before = _whole_pictures(ids, shared, encoded.tokens_of_images)
         if self._cache is None or shared == 0:
             from transformers import DynamicCache
 
@@ -147,3 +143,17 @@ class ChatSession:
                 drawn.append(step[0])
                 yield step[0]
         self._cached_ids = (ids + drawn)[: self._cache.get_seq_length()]
+
+
+def _whole_pictures(
+    ids: Sequence[int], shared: int, tokens_of_images: Sequence[int]
+) -> tuple[int, int]:
+    """How much of `shared` first tokens can be kept without half a picture, and how many pictures
+    stand in it."""
+    places = [n for n, token in enumerate(ids) if token == IMAGE_TOKEN]
+    end = 0
+    for number, count in enumerate(tokens_of_images):
+        first, end = places[end] if count else 0, end + count
+        if count and places[end - 1] >= shared:
+            return min(first, shared), number
+    return shared, len(tokens_of_images)

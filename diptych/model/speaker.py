@@ -3,12 +3,13 @@
 Generating, scoring answers and chatting need these and no more, so they work with any model that
 has them (`architectures/vlm.py` is one) and do not know its class.
 
-Shapes: R rows, T tokens, D language width, V pictures, N encoder tokens, C encoder width,
-        K tokens of one picture, P targets.
+Shapes: R rows, T tokens, D language width, S tiles of all pictures, N encoder tokens,
+        C encoder width, I tokens of all pictures, P targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,9 @@ from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import TokenCollator
 from diptych.data.batching.picture_loader import Pictures
 from diptych.data.pixels.preprocessing import Preprocessing
+from diptych.data.pixels.tiling import Tiles
 from diptych.data.text.chat import ChatEncoder
+from diptych.model.arrangement import Arrangement
 from diptych.model.language_model import LanguageModel
 
 
@@ -43,7 +46,7 @@ class Speaker(Protocol):
     def preprocessing(self) -> Preprocessing: ...
 
     @property
-    def tokens_per_image(self) -> int: ...
+    def arrangement(self) -> Arrangement: ...
 
     def train(self, mode: bool = True) -> Any: ...
 
@@ -54,17 +57,18 @@ class Speaker(Protocol):
     ) -> TokenCollator: ...
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:
-        """Pictures [V, 3, H, W] -> encoder features [V, N, C]."""
+        """Tiles [S, 3, H, W] -> encoder features [S, N, C]."""
         ...
 
-    def image_tokens(self, features: Tensor) -> Tensor:
-        """Encoder features [V, N, C] -> language-model tokens [V, K, D]."""
+    def image_tokens(self, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:
+        """Encoder features of all tiles [S, N, C] -> tokens of all pictures, one after the other
+        [I, D]."""
         ...
 
     def embed(
         self, ids: Tensor, image_tokens: Tensor | None, num_placeholders: int | None = None
     ) -> Tensor:
-        """Token ids [R, T] -> embeddings [R, T, D] with image tokens spliced in."""
+        """Token ids [R, T] -> embeddings [R, T, D] with image tokens [I, D] spliced in."""
         ...
 
     def target_log_probs(self, batch: Batch, *, chunk_size: int = 2048) -> Tensor:

@@ -86,6 +86,17 @@ def fill(module: nn.Module, path: Path, *, prefix: str = "") -> None:
             _take(module, same, target, _read(file, entries[name], path))
 
 
+def read(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with `prefix`, by the rest of their names.
+
+    Raises:
+        CheckpointError: unreadable.
+    """
+    entries = {n: e for n, e in _entries(path).items() if n.startswith(prefix)}
+    with path.open("rb") as file:
+        return {n.removeprefix(prefix): _read(file, e, path) for n, e in entries.items()}
+
+
 @torch.no_grad()
 def adopt(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Give a module composed `without_weights` tensors by name, as they are where their types fit.

@@ -19,6 +19,7 @@ from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model.language_model import load_tokenizer
 from diptych.model.query_former import DEC, bert_sizes, with_marks
+from diptych.model.tensors import fill, without_weights
 from diptych.model.weights import FromHub, load_pretrained, locate, of_a_model, reading
 
 WHERE = "model.text"
@@ -190,24 +191,28 @@ def _of_captioner(config: TextMixtureConfig, image_dim: int) -> TextMixture:
     Raises:
         ConfigError: another kind of model, or one for another image encoder.
     """
-    from diptych.model.folder import load_model
-
     where = f"{WHERE}.weights"
-    owner: Any = load_model(str(config.weights), config.revision)
-    if owner.config.name != "captioner":
+    own = of_a_model(str(config.weights))
+    assert own is not None, "its caller asked"
+    folder, values = own
+    if values.get("name") != "captioner":
         raise ConfigError(
-            f"'{config.weights}' holds a {owner.config.name}, not a captioner",
+            f"'{config.weights}' holds a {values.get('name', 'vlm')}, not a captioner",
             where=where,
             fix="name the run of a BLIP pretraining, or a BERT",
         )
-    found = owner.text.hf_config.encoder_hidden_size
+    stated = TextMixtureConfig.from_dict({**values["text"], "tokenizer": str(folder)})
+    found = (stated.config or {})["encoder_hidden_size"]
     if found != image_dim:
         raise ConfigError(
             f"the model has {image_dim} image features, the captioner {found}",
             where=where,
             fix="use its image encoder, too",
         )
-    return owner.text
+    with without_weights():
+        mixture = build(stated, found)
+    fill(mixture, folder / "model.safetensors", prefix="text.")
+    return mixture
 
 
 @torch.no_grad()

@@ -155,6 +155,36 @@ def of_a_model(source: str | Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def of_another_model(
+    name: str, revision: str | None, part: str, where: str
+) -> tuple[str, dict[str, Any] | None, dict[str, Any]]:
+    """A part of a model that Diptych wrote: kind of the model, the part's config, its tensors.
+
+    The config is None, and there are no tensors, where the model has no such part.
+
+    Args:
+        where: the setting that names it, for errors.
+
+    Raises:
+        WeightsNotFound: there is nothing of that name.
+        CheckpointError: it is no model of Diptych's, or its weights cannot be read.
+    """
+    from diptych.model.tensors import read  # with PyTorch, which a plan does not need
+
+    own = of_a_model(name) or of_a_model(locate(name, revision=revision))
+    if own is None:
+        raise CheckpointError(
+            "the folder is no Diptych model",
+            where=f"{where}: {name}",
+            fix="name a model or run folder",
+        )
+    folder, values = own
+    kind = str(values.get("name", "vlm"))
+    if not isinstance(values.get(part), dict):
+        return kind, None, {}
+    return kind, values[part], read(folder / "model.safetensors", f"{part}.")
+
+
 def locate(
     name: str,
     *,

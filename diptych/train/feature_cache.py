@@ -1,8 +1,8 @@
 """Features of a frozen encoder, kept on disk.
 
-One memory-mapped array and a table from picture to row. A picture is known by the hash of
-its bytes; the cache folder by the hash of the encoder's weights and preprocessing, so
-changed weights or another size never meet old features. A later stage with other pictures adds
+One memory-mapped array, whose rows are tiles, and a table from picture to rows. A picture is known
+by the hash of its bytes; the cache folder by the hash of the encoder's weights and preprocessing,
+so changed weights or another size never meet old features. A later stage with other pictures adds
 them. Bounded in size: what does not fit is not cached at all, so that a stage never mixes both
 ways.
 """
@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.batching.picture_loader import ReadImage
+from diptych.data.batching.picture_loader import ReadImage, Shown, shown
 from diptych.data.pixels.image import decode
+from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import Image
 from diptych.model.architecture import Model
 from diptych.model.tensors import unique_tensors
-from diptych.staging import write_json
+from diptych.staging import flush, write_json
 
 log = logging.getLogger(__name__)
 _KEYS, _FEATURES = "keys.json", "features.bin"
@@ -47,38 +48,52 @@ and features that are computed many at a time differ in their last bits: a run w
 class FeatureCache:
     """Reads features by picture; picklable, each worker maps the file itself.
 
-    Shapes: one entry is [N, C], float32 or the bits of bfloat16 as uint16.
+    Shapes: a picture's features are [S, N, C], float32 or the bits of bfloat16 as uint16.
     """
 
     folder: Path
 
     def __post_init__(self) -> None:
         meta = json.loads((self.folder / _KEYS).read_text())
-        self._rows: dict[str, int] = {key: i for i, key in enumerate(meta["keys"])}
+        self._places: dict[str, tuple[int, Tiles]] = {}
+        row = 0
+        for key, *plan in meta["pictures"]:
+            tiles = _tiles(*plan)
+            self._places[key] = (row, tiles)
+            row += len(tiles)
         self._map = np.memmap(
-            self.folder / _FEATURES,
-            dtype=meta["dtype"],
-            mode="r",
-            shape=(len(meta["keys"]), *meta["shape"]),
+            self.folder / _FEATURES, dtype=meta["dtype"], mode="r", shape=(row, *meta["shape"])
         )
 
     @property
     def keys(self) -> Iterable[str]:
         """Content hashes of the pictures held, in the order of their rows."""
-        return self._rows
+        return self._places
 
-    def get(self, key: str) -> np.ndarray | None:
+    @property
+    def num_rows(self) -> int:
+        """Tiles of all pictures."""
+        return len(self._map)
+
+    def plan(self, key: str) -> Tiles:
+        """How a picture that is held is cut."""
+        return self._places[key][1]
+
+    def get(self, key: str) -> Shown | None:
         """A copy of the features, or None for an unknown picture."""
-        row = self._rows.get(key)
-        return None if row is None else np.array(self._map[row])
+        place = self._places.get(key)
+        if place is None:
+            return None
+        row, tiles = place
+        return Shown(np.array(self._map[row : row + len(tiles)]), tiles)
 
     @property
     def entry_bytes(self) -> int:
-        """Memory of one picture's features."""
-        return int(self._map[0].nbytes)
+        """Memory of one picture's features, on average."""
+        return int(self._map.nbytes / max(1, len(self._places)))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._places)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}
@@ -95,6 +110,16 @@ def fingerprint(model: Model, precision: str) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]
+
+
+def _stored(tiles: Tiles) -> list[Any]:
+    """A plan as plain data."""
+    return [tiles.size, tiles.boxes, tiles.rows, tiles.columns, tiles.thumbnail]
+
+
+def _tiles(size: Any, boxes: Any, rows: int, columns: int, thumbnail: bool) -> Tiles:
+    """A plan from plain data."""
+    return Tiles(tuple(size), tuple(map(tuple, boxes)), rows, columns, thumbnail)
 
 
 Picture = tuple[Image, ReadImage, str | None]
@@ -130,16 +155,19 @@ def prepare(
     if mode == "off" or (mode == "auto" and num_visits <= 1.0):
         return None
     folder = root / fingerprint(model, precision)
-    held = list(FeatureCache(folder).keys) if (folder / _KEYS).is_file() else []
+    before = FeatureCache(folder) if (folder / _KEYS).is_file() else None
+    held = [] if before is None else [[key, *_stored(before.plan(key))] for key in before.keys]
+    num_rows = 0 if before is None else before.num_rows
     wanted = _distinct(pictures)
-    known = set(held)
+    known = set() if before is None else set(before.keys)
     missing = {key: picture for key, picture in wanted.items() if key not in known}
     if not missing:
         log.info("feature cache: using %d pictures from before", len(wanted))
         return FeatureCache(folder) if wanted else None
-    keys, new = held + list(missing), list(missing.values())
-    first = _encode(model, new[:1], precision)
-    needed = first[0].nbytes * len(keys)
+    new = list(missing.items())
+    first, _ = _encode(model, [new[0][1]], precision)
+    # By the first picture: where pictures are cut differently, the others may have more tiles.
+    needed = first.nbytes * (len(held) + len(new))
     if needed > max_bytes:
         log.info(
             "feature cache: off, %.1f GB needed and %.1f GB allowed (cache_bytes)",
@@ -147,8 +175,8 @@ def prepare(
         )  # fmt: skip
         return None
     if mode == "auto":
-        work = encode_seconds(model, new[0], precision)
-        move = _ENTRY_SECONDS + first[0].nbytes / _BYTES_A_SECOND
+        work = encode_seconds(model, new[0][1], precision)
+        move = _ENTRY_SECONDS + first.nbytes / _BYTES_A_SECOND
         pays = work + move + num_visits * move < num_visits * work
         log.info(
             "feature cache: %s; per picture encode %.1f ms, write or read %.1f ms, %.1f visits",
@@ -158,18 +186,17 @@ def prepare(
             return None
     folder.mkdir(parents=True, exist_ok=True)
     # Rows behind those of keys.json count for nothing until it names them.
-    store = np.memmap(
-        folder / _FEATURES, dtype=first.dtype, mode="r+" if held else "w+",
-        shape=(len(keys), *first.shape[1:]),
-    )  # fmt: skip
     steps = range(0, len(new), _AT_ONCE)
-    for low in progress.track(steps, "cache features") if progress else steps:
-        chunk = new[low : low + _AT_ONCE]
-        place = len(held) + low
-        store[place : place + len(chunk)] = _encode(model, chunk, precision)
-    store.flush()
-    del store
-    meta = {"keys": keys, "shape": list(first.shape[1:]), "dtype": str(first.dtype)}
+    with (folder / _FEATURES).open("r+b" if held else "wb") as file:
+        file.seek(num_rows * first[0].nbytes)
+        for low in progress.track(steps, "cache features") if progress else steps:
+            chunk = new[low : low + _AT_ONCE]
+            features, plans = _encode(model, [picture for _, picture in chunk], precision)
+            file.write(features.tobytes())
+            held += [[key, *_stored(t)] for (key, _), t in zip(chunk, plans, strict=True)]
+        file.truncate()
+    flush(folder / _FEATURES)
+    meta = {"pictures": held, "shape": list(first.shape[1:]), "dtype": str(first.dtype)}
     write_json(folder / _KEYS, meta)
     return FeatureCache(folder)
 
@@ -199,15 +226,19 @@ def encode_seconds(model: Model, picture: tuple[Image, ReadImage], precision: st
 
 
 @torch.no_grad()
-def _encode(model: Model, pictures: list[tuple[Image, ReadImage]], precision: str) -> np.ndarray:
+def _encode(
+    model: Model, pictures: list[tuple[Image, ReadImage]], precision: str
+) -> tuple[np.ndarray, list[Tiles]]:
+    """Features [S, N, C] of all tiles, and how each picture is cut."""
     was_training = model.vision_encoder.training
     model.vision_encoder.eval()
-    pixels = model.vision_encoder.preprocessing.pixels
-    arrays = [pixels(decode(read(image), where=image.path)) for image, read in pictures]
+    preprocessing = model.vision_encoder.preprocessing
+    found = [shown(decode(read(i), where=i.path), preprocessing) for i, read in pictures]
+    pixels = torch.from_numpy(np.concatenate([one.array for one in found]))
     with autocast(model.device, precision):
-        features = model.encode_pixels(torch.from_numpy(np.stack(arrays)).to(model.device))
+        features = model.encode_pixels(pixels.to(model.device))
     model.vision_encoder.train(was_training)
-    return _to_numpy(features.cpu())
+    return _to_numpy(features.cpu()), [one.tiles for one in found]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

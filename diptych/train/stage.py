@@ -124,8 +124,8 @@ class Stage(Config):
     """Samples about one picture share one copy of its tokens (exact too)."""
     tokens_per_row: int | None = Field(default=None, ge=8)
     """Token budget of a packed row; null finds the length with the least work."""
-    images_per_row: int = Field(default=16, ge=1)
-    """Picture budget of a packed row."""
+    tiles_per_row: int = Field(default=16, ge=1)
+    """Tiles of pictures in a packed row; a picture that is not cut is one."""
     rows_per_batch: int = Field(default=8, ge=1, json_schema_extra=SAME_RESULT)
     """Rows of one micro-batch; lower it when memory runs out, results stay the same."""
 

@@ -159,7 +159,7 @@ def test_a_stage_1_that_does_not_fit_is_named(change, says, tiny_model, tiny_que
     from diptych.model.architecture import config_from_dict
     from diptych.model.connectors.qformer import Config
 
-    build(config_from_dict(tiny_query())).save(tmp_path / "one")
+    save_model(build(config_from_dict(tiny_query())), tmp_path / "one")
     save_model(tiny_model(), tmp_path / "VLM")
     values = {"weights": str(tmp_path / "one"), "num_queries": 3, **change}
     if "weights" in change:

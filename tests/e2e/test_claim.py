@@ -18,7 +18,7 @@ from diptych.cli.main import app
 from diptych.cli.run import run_recipe
 from diptych.errors import DataChanged, RunTaken, StartChanged
 from diptych.model.architecture import config_from_dict
-from diptych.model.folder import build
+from diptych.model.folder import build, save_model
 from diptych.progress import Progress
 from diptych.recipe import Recipe, load
 from diptych.train import claim, resume
@@ -331,7 +331,7 @@ def test_capfilt_and_the_demonstration_ask_the_same_way(
     from diptych.cli.demonstration import demonstrate
 
     monkeypatch.setattr(claim, "WAIT_SECONDS", 0.2)
-    build(config_from_dict(tiny_captioner())).save(tmp_path / "captioner")
+    save_model(build(config_from_dict(tiny_captioner())), tmp_path / "captioner")
     noisy = str(squares / "captions.json")
     settings = {
         "noisy": noisy, "clean": noisy, "model": str(tmp_path / "captioner"),

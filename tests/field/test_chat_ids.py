@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 from diptych.convert.chat_parts import IMAGE_MARK, for_parts
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.data.text.chat import TEMPLATES, ChatEncoder, Fate
+from diptych.model.arrangement import Arrangement
 
 NUM_CONVERSATIONS = 500
 TOKENS = 4
@@ -119,7 +120,7 @@ def processor_ids(processor, sample: Sample, generation: bool) -> list[int]:
 @pytest.mark.parametrize("name", list(TEXTS))
 def test_ids_are_those_of_the_processor(tokenizers, name, kind):
     tokenizer = tokenizers[kind]
-    encoder = ChatEncoder(tokenizer, TEXTS[name], TOKENS)
+    encoder = ChatEncoder(tokenizer, TEXTS[name], Arrangement(TOKENS))
     processor = processor_of(tokenizer, encoder)
     image = processor.image_token_id
     rng = random.Random(f"{name} {kind}")

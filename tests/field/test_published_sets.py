@@ -21,6 +21,7 @@ from diptych.data.checking.index import Index
 from diptych.data.reading.rows import Reject
 from diptych.data.source import read_bytes, rows
 from diptych.data.text.chat import ChatEncoder, Fate
+from diptych.model.arrangement import Arrangement
 from diptych.progress import Progress
 from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
@@ -95,7 +96,9 @@ def _texts(path: Path) -> list[str]:
 
 def test_tokens_and_labels_are_what_they_were(made, sentencepiece_folder, tmp_path):
     about, path = made
-    encoder = ChatEncoder(AutoTokenizer.from_pretrained(sentencepiece_folder), "vicuna", 2)
+    encoder = ChatEncoder(
+        AutoTokenizer.from_pretrained(sentencepiece_folder), "vicuna", Arrangement(2)
+    )
     index = Index.build(str(path), tmp_path / "index", progress=False)
     found = {}
     for sample in index:

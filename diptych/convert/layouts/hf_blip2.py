@@ -195,7 +195,8 @@ def _own(model: Vlm, pixels: Tensor, encoded: list[Encoded]) -> list[Tensor]:
     """Logits [T, V] of every prompt; of an encoder-decoder model those of an answer to it."""
     lm, device = model.language_model, model.device
     ids, mask = (x.to(device) for x in padded([e.ids for e in encoded], "left", IMAGE_TOKEN))
-    embeds = model.embed(ids, model.image_tokens(model.encode_pixels(pixels.to(device))))
+    tokens = model.tile_tokens(model.encode_pixels(pixels.to(device)))  # one tile a picture
+    embeds = model.embed(ids, tokens.flatten(0, 1))
     if lm.is_encoder_decoder:
         hidden = lm.body(
             input_ids=_answer(model).to(device).expand(len(ids), -1),
@@ -256,7 +257,7 @@ def _compare_tokens(
 ) -> None:
     """Greedy tokens of all prompts in one batch, up to the first end."""
     stops = sorted(model.chat_encoder.stop_ids())
-    images = model.image_tokens(model.encode_pixels(pixels.to(model.device)))
+    images = model.tile_tokens(model.encode_pixels(pixels.to(model.device)))
     own: list[list[int]] = [[] for _ in encoded]
     for tokens in generation.steps(model, encoded, list(images), NUM_NEW_TOKENS):
         for row, token in zip(own, tokens, strict=True):

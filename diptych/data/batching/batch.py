@@ -3,19 +3,20 @@
 Hugging Face names where there is one. Packing is part of the contract from the start: a row
 may hold several samples, and samples about one picture may share one copy of its tokens.
 
-Shapes: R rows, T tokens of the longest row, V images, P targets, H and W pixels,
-        K tokens of one image, C encoder width.
+Shapes: R rows, T tokens of the longest row, S tiles of all pictures, P targets,
+        H and W pixels of a tile, N encoder tokens of a tile, C encoder width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import IMAGE_TOKEN
 
 IGNORE = -100
@@ -50,18 +51,16 @@ class Batch:
             leave the same position with different targets.
         target_ids: int64 [P]; the token to predict.
         target_samples: int64 [P]; which sample (index into `sample_ids`) a target belongs to.
-        target_shares: float32 [P]; share of a target among those of its position, or None.
-        letters: float32 [L, 4]; picture, x and y (fractions from the upper left corner) and code
-            point of every single letter, or None.
-        centres: int64 [M]; positions under the centre of a region, or None.
-        pixel_values: uint8 [V, 3, H, W], pictures in reading order, or None; float32 where they are
-            normalised already. The encoder takes both.
-        features: [V, K, C] cached encoder features instead of pixels, or None.
+        pixel_values: uint8 [S, 3, H, W], tiles of the pictures in reading order, or None; float32
+            where they are normalised already. The encoder takes both.
+        features: [S, N, C] cached encoder features instead of pixels, or None.
         image_keys: content hash of each picture.
+        tiles: how each picture is cut; together they have S tiles.
         texts: one text per sample, for objectives that encode text themselves.
         sample_ids: ids of the samples, for the ledger and for losses by sample.
         encoder_ids, encoder_mask: int64 [R, S], inputs of an encoder-decoder language model;
             then `input_ids` are the decoder's.
+        extra: an objective's own tensors by name, as its collator made them.
         known: what the host knows of it; None asks the tensors.
     """
 
@@ -75,13 +74,12 @@ class Batch:
     pixel_values: Tensor | None = None
     features: Tensor | None = None
     image_keys: tuple[str, ...] = ()
+    tiles: tuple[Tiles, ...] = ()
     texts: tuple[str, ...] = ()
     sample_ids: tuple[str, ...] = field(default=())
     encoder_ids: Tensor | None = None
     encoder_mask: Tensor | None = None
-    target_shares: Tensor | None = None
-    letters: Tensor | None = None
-    centres: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     known: Known | None = None
 
     def described(self) -> Known:
@@ -137,7 +135,7 @@ class Batch:
         return (visible & causal)[:, None]
 
     def pairs(self, start: int, stop: int) -> Batch:
-        """The pairs `start` to `stop` of a batch of pairs, one row and one picture each."""
+        """The pairs `start` to `stop` of a batch of pairs: one row and one tile each."""
 
         def cut(value: Any) -> Any:
             return None if value is None else value[start:stop]
@@ -149,7 +147,7 @@ class Batch:
                 name: cut(getattr(self, name))
                 for name in (
                     *("input_ids", "position_ids", "segment_ids", "prefix_ids"),
-                    *("pixel_values", "features", "image_keys", "texts", "sample_ids"),
+                    *("pixel_values", "features", "image_keys", "tiles", "texts", "sample_ids"),
                     *("encoder_ids", "encoder_mask"),
                 )
             },
@@ -169,4 +167,5 @@ class Batch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, known=self.described(), **changed)
+        extra = {name: change(tensor) for name, tensor in self.extra.items()}
+        return replace(self, known=self.described(), extra=extra, **changed)

@@ -22,7 +22,7 @@ class Budget:
         share_images: samples about one picture share its tokens.
         tokens_per_row: tokens of a packed row; None finds the length with the least work for
             each step.
-        images_per_row: pictures of a packed row.
+        tiles_per_row: tiles of pictures in a packed row; a picture that is not cut is one.
         rows_per_batch: rows of one micro-batch.
     """
 
@@ -31,5 +31,5 @@ class Budget:
     packed: bool = True
     share_images: bool = True
     tokens_per_row: int | None = None
-    images_per_row: int = 16
+    tiles_per_row: int = 16
     rows_per_batch: int = 8

@@ -16,7 +16,7 @@ import torch
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.packing import Group, Row, pack
-from diptych.data.batching.picture_loader import Item, Pictures, attach
+from diptych.data.batching.picture_loader import Item, Pictures, Shown, attach
 from diptych.data.sample import Sample
 from diptych.data.text.chat import ChatEncoder, Encoded, Fate, truncate
 from diptych.errors import DiptychError, ModelError, SampleTooLong
@@ -79,7 +79,7 @@ class TokenCollator:
 
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
-        keys, arrays, errors = self.pictures.load(items)
+        keys, pictures, errors = self.pictures.load(items)
         kept: list[int] = []
         encoded: list[Encoded] = []
         for number, item in enumerate(items):
@@ -99,7 +99,7 @@ class TokenCollator:
         ids = [items[n].sample.id for n in kept]
         if self.seq2seq or not self.budget.packed:
             rows = pack(
-                encoded, own_keys, tokens_per_row=1, images_per_row=2**30, share_images=False
+                encoded, own_keys, tokens_per_row=1, tiles_per_row=2**30, share_images=False
             )
             rows.sort(key=lambda r: r.groups[0].members[0])
         else:
@@ -107,7 +107,7 @@ class TokenCollator:
         for start in range(0, len(rows), self.budget.rows_per_batch):
             chunk = rows[start : start + self.budget.rows_per_batch]
             build = self._seq2seq if self.seq2seq else self._tokens
-            prepared.batches.append(build(chunk, encoded, own_keys, ids, arrays))
+            prepared.batches.append(build(chunk, encoded, own_keys, ids, pictures))
         return prepared
 
     def _pack(self, encoded: Sequence[Encoded], keys: Sequence[tuple[str, ...]]) -> list[Row]:
@@ -123,7 +123,7 @@ class TokenCollator:
                 encoded,
                 keys,
                 tokens_per_row=budget,
-                images_per_row=self.budget.images_per_row,
+                tiles_per_row=self.budget.tiles_per_row,
                 share_images=self.budget.share_images,
             )
 
@@ -192,7 +192,7 @@ class TokenCollator:
         encoded: Sequence[Encoded],
         keys: Sequence[tuple[str, ...]],
         ids: Sequence[str],
-        arrays: dict[str, np.ndarray],
+        pictures: dict[str, Shown],
     ) -> Batch:
         length = common_size(max(row.num_tokens for row in rows))
         shape = (len(rows), length)
@@ -239,7 +239,7 @@ class TokenCollator:
             image_keys=tuple(image_keys),
             sample_ids=tuple(sample_ids),
         )
-        attach(batch, arrays, self.pictures.features is not None)
+        attach(batch, pictures, self.pictures.features is not None)
         return batch
 
     def _seq2seq(
@@ -248,7 +248,7 @@ class TokenCollator:
         encoded: Sequence[Encoded],
         keys: Sequence[tuple[str, ...]],
         ids: Sequence[str],
-        arrays: dict[str, np.ndarray],
+        pictures: dict[str, Shown],
     ) -> Batch:
         members = [row.groups[0].members[0] for row in rows]
         prompts, answers = zip(*(split_answer(encoded[m]) for m in members), strict=True)
@@ -271,7 +271,7 @@ class TokenCollator:
             encoder_ids=torch.from_numpy(encoder_ids),
             encoder_mask=torch.from_numpy(encoder_mask),
         )
-        attach(batch, arrays, self.pictures.features is not None)
+        attach(batch, pictures, self.pictures.features is not None)
         return batch
 
 

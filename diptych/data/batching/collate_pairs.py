@@ -45,7 +45,7 @@ class PairCollator:
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
         shown = items if "image" in self.needs else []
-        keys, arrays, errors = self.pictures.load(shown)
+        keys, pictures, errors = self.pictures.load(shown)
         keys = keys or [[] for _ in items]
         image_keys: list[str] = []
         texts: list[str] = []
@@ -74,7 +74,7 @@ class PairCollator:
         )  # fmt: skip
         if self.questions:
             batch.encoder_ids, batch.encoder_mask = self._padded([r.question for r in rows])
-        attach(batch, arrays, self.pictures.features is not None)
+        attach(batch, pictures, self.pictures.features is not None)
         prepared.batches.append(batch)
         return prepared
 

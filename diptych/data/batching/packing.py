@@ -1,4 +1,4 @@
-"""Packing: fill rows with samples under two budgets, tokens and images.
+"""Packing: fill rows with samples under two budgets, tokens and tiles of pictures.
 
 Samples about the same picture whose tokens agree up to the picture's end form a group that
 shares one copy of them: `prefix | branch | branch ...`. Rows are then filled evenly (longest
@@ -24,13 +24,13 @@ class Group:
         members: numbers of the samples, in the order given to `pack`.
         prefix_length: tokens that all members share; 0 when nothing is shared.
         num_tokens: tokens the group occupies.
-        num_images: pictures whose features the group needs.
+        num_tiles: tiles whose features the group needs.
     """
 
     members: list[int]
     prefix_length: int
     num_tokens: int
-    num_images: int
+    num_tiles: int
 
 
 @dataclass
@@ -39,12 +39,12 @@ class Row:
 
     groups: list[Group] = field(default_factory=list)
     num_tokens: int = 0
-    num_images: int = 0
+    num_tiles: int = 0
 
     def add(self, group: Group) -> None:
         self.groups.append(group)
         self.num_tokens += group.num_tokens
-        self.num_images += group.num_images
+        self.num_tiles += group.num_tiles
 
 
 def pack(
@@ -52,7 +52,7 @@ def pack(
     image_keys: Sequence[Hashable],
     *,
     tokens_per_row: int,
-    images_per_row: int,
+    tiles_per_row: int,
     share_images: bool = True,
 ) -> list[Row]:
     """Assign samples to rows.
@@ -61,7 +61,7 @@ def pack(
         encoded: the samples.
         image_keys: for each sample what identifies its pictures; equal keys may share.
         tokens_per_row: token budget; a longer single sample gets a row of its own.
-        images_per_row: image budget.
+        tiles_per_row: budget of tiles.
         share_images: let samples about one picture share its tokens.
 
     Returns:
@@ -70,8 +70,8 @@ def pack(
     groups = _groups(encoded, image_keys, tokens_per_row, share_images)
     groups.sort(key=lambda g: (-g.num_tokens, g.members[0]))
     total = sum(g.num_tokens for g in groups)
-    images = sum(g.num_images for g in groups)
-    num_rows = max(1, math.ceil(total / tokens_per_row), math.ceil(images / images_per_row))
+    images = sum(g.num_tiles for g in groups)
+    num_rows = max(1, math.ceil(total / tokens_per_row), math.ceil(images / tiles_per_row))
     rows = [Row() for _ in range(num_rows)]
     for group in groups:
         fitting = [
@@ -80,7 +80,7 @@ def pack(
             if not row.groups
             or (
                 row.num_tokens + group.num_tokens <= tokens_per_row
-                and row.num_images + group.num_images <= images_per_row
+                and row.num_tiles + group.num_tiles <= tiles_per_row
             )
         ]
         if not fitting:
@@ -102,12 +102,12 @@ def _groups(
     for number, sample in enumerate(encoded):
         length = sample.prefix_length()
         if not share_images or not length:
-            groups.append(Group([number], 0, len(sample), len(sample.images)))
+            groups.append(Group([number], 0, len(sample), sample.num_tiles))
             continue
         key = (image_keys[number], sample.ids[:length])
         group = open_groups.get(key)
         if group is None or group.num_tokens + len(sample) - length > tokens_per_row:
-            group = Group([], length, length, len(sample.images))
+            group = Group([], length, length, sample.num_tiles)
             open_groups[key] = group
             groups.append(group)
         group.members.append(number)

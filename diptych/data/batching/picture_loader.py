@@ -7,15 +7,17 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image as Pillow
 
 from diptych.data.batching.batch import Batch
 from diptych.data.pixels.augment import Augment
 from diptych.data.pixels.image import decode
 from diptych.data.pixels.preprocessing import Preprocessing
+from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import Image, Sample
 from diptych.errors import DiptychError, ModelError
 
@@ -32,10 +34,27 @@ class Item:
     """Which visit of the run this is; what is random about a sample depends on it."""
 
 
+class Shown(NamedTuple):
+    """One picture as a batch takes it.
+
+    Attributes:
+        array: its tiles' pixels [S, 3, H, W], or their features [S, N, C].
+        tiles: how it is cut.
+    """
+
+    array: np.ndarray
+    tiles: Tiles
+
+    @property
+    def is_features(self) -> bool:
+        """Whether the encoder has seen it."""
+        return self.array.ndim == 3
+
+
 class FeatureReader(Protocol):
     """Looks up cached encoder features by image key."""
 
-    def get(self, key: str) -> np.ndarray | None: ...
+    def get(self, key: str) -> Shown | None: ...
 
 
 @dataclass
@@ -57,8 +76,8 @@ class Pictures:
     num_threads: int = 1
     scaled: bool = False
 
-    def load(self, items: Sequence[Item]) -> tuple[list[list[str]], dict[str, np.ndarray], dict]:
-        """Keys per item, arrays by key, and errors by item number."""
+    def load(self, items: Sequence[Item]) -> tuple[list[list[str]], dict[str, Shown], dict]:
+        """Keys per item, pictures by key, and errors by item number."""
         keys: list[list[str]] = []
         errors: dict[int, DiptychError] = {}
         read: dict[tuple[ReadImage, Image], str] = {}
@@ -71,25 +90,38 @@ class Pictures:
                         if key is None:
                             data = item.read(image)
                             key = hashlib.sha256(data).hexdigest()
-                            decoding.start(key, self._array, key, data, image.path, item.visit)
+                            decoding.start(key, self._shown, key, data, image.path, item.visit)
                             read[item.read, image] = key
                         own.append(key)
                 except DiptychError as error:
                     errors[number] = error
                 keys.append(own)
-            arrays, failed = decoding.finished()
+            pictures, failed = decoding.finished()
         for number, own in enumerate(keys):
             if number not in errors and (wrong := [k for k in own if k in failed]):
                 errors[number] = failed[wrong[0]]
-        return keys, arrays, errors
+        return keys, pictures, errors
 
-    def _array(self, key: str, data: bytes, where: str, visit: int) -> np.ndarray:
+    def _shown(self, key: str, data: bytes, where: str, visit: int) -> Shown:
         if self.features is not None and (cached := self.features.get(key)) is not None:
             return cached
         picture = decode(data, where=where)
         if self.augment is not None:
             picture = self.augment.apply(picture, visit)
-        return (self.preprocessing.apply if self.scaled else self.preprocessing.pixels)(picture)
+        return shown(picture, self.preprocessing, scaled=self.scaled)
+
+
+def shown(picture: Pillow.Image, preprocessing: Preprocessing, *, scaled: bool = False) -> Shown:
+    """A decoded picture, cut into tiles and each preprocessed.
+
+    Args:
+        scaled: normalised, float32; else uint8.
+    """
+    tiles = preprocessing.tiles.plan(*picture.size)
+    one = preprocessing.apply if scaled else preprocessing.pixels
+    arrays = [one(tile) for tile in tiles.cut(picture)]
+    # Most pictures are one tile, whose memory is taken as it is.
+    return Shown(arrays[0][None] if len(arrays) == 1 else np.stack(arrays), tiles)
 
 
 class _Decoding:
@@ -101,8 +133,8 @@ class _Decoding:
     def __init__(self, num_threads: int):
         self._pool = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
         self._most = 2 * num_threads
-        self._waiting: dict[str, Future[np.ndarray]] = {}
-        self._arrays: dict[str, np.ndarray] = {}
+        self._waiting: dict[str, Future[Shown]] = {}
+        self._pictures: dict[str, Shown] = {}
         self._failed: dict[str, DiptychError] = {}
 
     def __enter__(self) -> _Decoding:
@@ -112,9 +144,9 @@ class _Decoding:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def start(self, key: str, work: Callable[..., np.ndarray], *given: Any) -> None:
+    def start(self, key: str, work: Callable[..., Shown], *given: Any) -> None:
         """Begin with a picture, unless it was."""
-        if key in self._waiting or key in self._arrays or key in self._failed:
+        if key in self._waiting or key in self._pictures or key in self._failed:
             return
         if self._pool is None:
             self._take(key, lambda: work(*given))
@@ -124,25 +156,25 @@ class _Decoding:
             self._take(first, self._waiting.pop(first).result)
         self._waiting[key] = self._pool.submit(work, *given)
 
-    def finished(self) -> tuple[dict[str, np.ndarray], dict[str, DiptychError]]:
-        """Arrays and errors by key, when all is done."""
+    def finished(self) -> tuple[dict[str, Shown], dict[str, DiptychError]]:
+        """Pictures and errors by key, when all is done."""
         for key, future in self._waiting.items():
             self._take(key, future.result)
         self._waiting.clear()
-        return self._arrays, self._failed
+        return self._pictures, self._failed
 
-    def _take(self, key: str, result: Callable[[], np.ndarray]) -> None:
+    def _take(self, key: str, result: Callable[[], Shown]) -> None:
         try:
-            self._arrays[key] = result()
+            self._pictures[key] = result()
         except DiptychError as error:
             self._failed[key] = error
 
 
-def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
-    """Give a batch its pictures: pixels [V, 3, H, W], or cached features [V, K, C].
+def attach(batch: Batch, pictures: dict[str, Shown], cached: bool) -> None:
+    """Give a batch its pictures: pixels of all tiles [S, 3, H, W], or cached features [S, N, C].
 
     Args:
-        arrays: by image key, one picture's pixels uint8 [3, H, W] or features [K, C].
+        pictures: by image key.
         cached: whether features are looked up; those missing arrive as pixels.
 
     Raises:
@@ -150,8 +182,8 @@ def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
     """
     if not batch.image_keys:
         return
-    found = {key: arrays[key] for key in batch.image_keys}
-    fresh = [key for key, array in found.items() if array.ndim == 3]
+    found = {key: pictures[key] for key in batch.image_keys}
+    fresh = [key for key, picture in found.items() if not picture.is_features]
     if 0 < len(fresh) < len(found):
         raise ModelError(
             f"the feature cache holds {len(found) - len(fresh)} of the {len(found)} pictures of a "
@@ -160,22 +192,23 @@ def attach(batch: Batch, arrays: dict[str, np.ndarray], cached: bool) -> None:
             fix="pictures changed or the cache was cut short while the run went on: give the same "
             "command again, or set the stage's cache_features=off",
         )
-    stacked = _stacked([found[key] for key in batch.image_keys])
+    batch.tiles = tuple(found[key].tiles for key in batch.image_keys)
+    joined = _joined([found[key].array for key in batch.image_keys])
     if cached and not fresh:
         # numpy has no bfloat16; the cache keeps its bits as uint16.
-        is_bits = stacked.dtype == torch.uint16
-        batch.features = stacked.view(torch.bfloat16) if is_bits else stacked
+        is_bits = joined.dtype == torch.uint16
+        batch.features = joined.view(torch.bfloat16) if is_bits else joined
     else:
-        batch.pixel_values = stacked
+        batch.pixel_values = joined
 
 
-def _stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    """[V, ...]; in a loader's worker at once in the memory that the other process sees."""
+def _joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """[S, ...]; in a loader's worker at once in the memory that the other process sees."""
     if torch.utils.data.get_worker_info() is None:
-        return torch.from_numpy(np.stack(arrays))
+        return torch.from_numpy(np.concatenate(arrays))
     first = torch.from_numpy(arrays[0])
-    shape = (len(arrays), *first.shape)
+    shape = (sum(map(len, arrays)), *first.shape[1:])
     storage = first.untyped_storage()._new_shared(math.prod(shape) * first.element_size())
-    stacked = first.new(storage).view(shape)
-    np.stack(arrays, out=stacked.numpy())
-    return stacked
+    joined = first.new(storage).view(shape)
+    np.concatenate(arrays, out=joined.numpy())
+    return joined

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.collate import Prepared
-from diptych.data.batching.picture_loader import Item, Pictures, attach
+from diptych.data.batching.picture_loader import Item, Pictures, Shown, attach
 from diptych.data.sample import Sample
 from diptych.errors import DataError, DiptychError, FormatError
 
@@ -140,7 +139,12 @@ class RegionCollator:
     """Pictures with the tokens that each position of the encoder's grid shows.
 
     `target_positions` are flat indices (picture * positions + position) and `target_ids` the
-    tokens; a position that shows several has several targets.
+    tokens; a position that shows several has several targets. The batch's `extra` has
+
+    - `target_shares`: float32 [P], share of a target among those of its position;
+    - `letters`: float32 [L, 4], picture, x and y (fractions from the upper left corner) and code
+      point of every single letter;
+    - `centres`: int64 [M], positions under the centre of a region.
 
     Args:
         tokenizer: of the language model; a text is encoded as it stands behind a blank.
@@ -160,7 +164,7 @@ class RegionCollator:
 
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
-        keys, arrays, errors = self.pictures.load(items)
+        keys, pictures, errors = self.pictures.load(items)
         good: list[tuple[str, str, list[Region]]] = []
         for number, item in enumerate(items):
             try:
@@ -177,7 +181,7 @@ class RegionCollator:
         prepared.used = [sample_id for sample_id, _, _ in good]
         for start in range(0, len(good), self.pictures_per_batch):
             chunk = good[start : start + self.pictures_per_batch]
-            prepared.batches.append(self._batch(chunk, arrays))
+            prepared.batches.append(self._batch(chunk, pictures))
         return prepared
 
     def _targets(self, regions: Sequence[Region]) -> list[tuple[int, int, float]]:
@@ -227,7 +231,7 @@ class RegionCollator:
         return self._known[text]
 
     def _batch(
-        self, chunk: list[tuple[str, str, list[Region]]], arrays: dict[str, np.ndarray]
+        self, chunk: list[tuple[str, str, list[Region]]], pictures: dict[str, Shown]
     ) -> Batch:
         positions = self.num_prefix + self.grid[0] * self.grid[1]
         targets = [
@@ -255,9 +259,11 @@ class RegionCollator:
             target_samples=torch.tensor(whose, dtype=torch.int64),
             image_keys=tuple(key for _, key, _ in chunk),
             sample_ids=tuple(sample_id for sample_id, _, _ in chunk),
-            target_shares=torch.tensor(shares, dtype=torch.float32),
-            letters=torch.tensor(written, dtype=torch.float32).reshape(-1, 4),
-            centres=torch.tensor(centres, dtype=torch.int64).unique(),
+            extra={
+                "target_shares": torch.tensor(shares, dtype=torch.float32),
+                "letters": torch.tensor(written, dtype=torch.float32).reshape(-1, 4),
+                "centres": torch.tensor(centres, dtype=torch.int64).unique(),
+            },
         )  # fmt: skip
-        attach(batch, arrays, self.pictures.features is not None)
+        attach(batch, pictures, self.pictures.features is not None)
         return batch

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -202,10 +202,25 @@ def _measured(
 ) -> Examined:
     if measure is None:
         return Examined(sample, pictures, notes=notes)
-    num_tokens, num_supervised, *cut = measure(sample)
+    num_tokens, num_supervised, *cut = measure(_sized(sample, pictures))
     if context is not None and num_tokens > context:
         raise SampleTooLong(f"the sample has {num_tokens} tokens, the context {context}")
     return Examined(sample, pictures, num_tokens, num_supervised, cut[0] if cut else 0, notes)
+
+
+def _sized(sample: Sample, pictures: Sequence[Picture]) -> Sample:
+    """The sample whose pictures say how large they are: their tokens may follow from it."""
+    if not pictures:
+        return sample
+    sizes = iter([(picture.width, picture.height) for picture in pictures])
+    turns = tuple(
+        replace(turn, parts=tuple(
+            replace(part, size=next(sizes)) if isinstance(part, Image) else part
+            for part in turn.parts
+        ))
+        for turn in sample.turns
+    )  # fmt: skip
+    return replace(sample, turns=turns)
 
 
 def shown(items: Iterator[Any], what: str, progress: bool = True) -> Iterator[Any]:

@@ -94,23 +94,24 @@ class Index(Sequence[Sample]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         row = self._row(int(number))
+        sizes = iter([(one.width, one.height) for one in map(_picture, row["pictures"])])
         turns = tuple(
-            Turn(role, tuple(self._part(part) for part in parts), not unlearned)
+            Turn(role, tuple(self._part(part, sizes) for part in parts), not unlearned)
             for role, parts, *unlearned in row["turns"]
         )
         return Sample(row["id"], turns, row["source"], row["meta"])
 
-    def _part(self, part: Any) -> Part:
+    def _part(self, part: Any, sizes: Iterator[tuple[int, int]]) -> Part:
         if isinstance(part, str):
             return Text(part)
         path, *span = part
         if path == "" and span:
             path = str(self.folder / _PICTURES)
-        return Image(path, None, (span[0], span[1]) if span else None)
+        return Image(path, None, (span[0], span[1]) if span else None, next(sizes, None))
 
     def pictures(self, number: int) -> tuple[Picture, ...]:
         """Content hash and size of each of a sample's pictures, in reading order."""
-        return tuple(Picture(*picture) for picture in self._row(number)["pictures"])
+        return tuple(map(_picture, self._row(number)["pictures"]))
 
     def image_sha256(self, number: int) -> tuple[str, ...]:
         """Content hash of each of a sample's pictures, in reading order."""
@@ -211,6 +212,10 @@ class Index(Sequence[Sample]):
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return cls(folder)
+
+
+def _picture(stored: Sequence[Any]) -> Picture:
+    return Picture(*stored)
 
 
 def _absolute(path: str) -> str:

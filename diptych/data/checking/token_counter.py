@@ -43,8 +43,8 @@ class TokenCounter:
         encoder = self.encoder
         words = " ".join(encoder.answer_tokens)
         about = "\0".join(
-            ("2", encoder.template or "", encoder.joint or "", words,
-             str(encoder.tokens_per_image), vocabulary)
+            ("3", encoder.template or "", encoder.joint or "", words,
+             repr(encoder.arrangement), vocabulary)
         )  # fmt: skip
         return hashlib.sha256(about.encode()).hexdigest()[:16]
 

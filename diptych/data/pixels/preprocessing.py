@@ -18,8 +18,10 @@ from PIL import Image as Pillow
 from pydantic import Field
 from torch import Tensor
 
-from diptych.config import Config
+from diptych.config import ADDED, Config
 from diptych.data.pixels.image import MAX_PIXELS, too_large
+from diptych.data.pixels.tiling import TilingConfig, TilingField
+from diptych.data.pixels.tilings.single import Config as Single
 from diptych.errors import CheckpointError, ConfigError
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
@@ -89,9 +91,17 @@ class Preprocessing(Config):
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Pictures above this are refused, before and after resizing."""
 
+    tiling: TilingField | None = Field(default=None, json_schema_extra=ADDED)
+    """How a picture is cut before each tile is treated so; null looks at the whole (`single`)."""
+
+    @property
+    def tiles(self) -> TilingConfig:
+        """How pictures are cut."""
+        return self.tiling or Single()
+
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of what `apply` returns.
+        """Height and width in pixels of what `apply` returns, of one tile.
 
         Raises:
             ConfigError: it depends on the picture.

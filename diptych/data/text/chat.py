@@ -12,10 +12,10 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.data.text.chat_notes import notes, probe
@@ -47,12 +47,16 @@ class Encoded:
         fates: one `Fate` per token; `TARGET` tokens are supervised.
         images: the pictures whose tokens stand in `ids`, in reading order.
         num_cut_tokens: tokens that truncation removed.
+        tokens_of_images: how many of them each picture has.
+        num_tiles: tiles of all pictures, which an encoder looks at.
     """
 
     ids: tuple[int, ...]
     fates: tuple[Fate, ...]
     images: tuple[Image, ...]
     num_cut_tokens: int = 0
+    tokens_of_images: tuple[int, ...] = ()
+    num_tiles: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,6 +86,14 @@ class _Region:
     turn: int
 
 
+class Arranged(Protocol):
+    """Tokens and tiles of a picture, by its size alone (`model/arrangement.py`)."""
+
+    def tokens_of(self, image: Image) -> int: ...
+
+    def tiles_of(self, image: Image) -> int: ...
+
+
 @dataclass
 class ChatEncoder:
     """Encodes Samples with one tokenizer and one template.
@@ -90,7 +102,7 @@ class ChatEncoder:
         tokenizer: a Hugging Face tokenizer, backed by `tokenizers`.
         template: a name of `TEMPLATES`, a Jinja text, or None for the tokenizer's own
             (`chatml`-like models bring one; without one, `plain` is used).
-        tokens_per_image: number of language-model tokens of one picture, known in advance.
+        arrangement: how many tokens a picture has, known before it is decoded; None gives it none.
         joint: how a picture joins its neighbours (`text/joints.py`); None is the template's way.
         answer_tokens: words that stay single tokens in what the assistant says, such as `<think>`
             or `<loc*>`, besides those that the template itself looks for in answers. In every other
@@ -102,7 +114,7 @@ class ChatEncoder:
 
     tokenizer: Any
     template: str | None = None
-    tokens_per_image: int = 0
+    arrangement: Arranged | None = None
     joint: str | None = None
     answer_tokens: Sequence[str] = ()
     _settings: dict[str, Any] = field(init=False, repr=False)
@@ -111,7 +123,7 @@ class ChatEncoder:
         self._settings = {
             "tokenizer": self.tokenizer,
             "template": self.template,
-            "tokens_per_image": self.tokens_per_image,
+            "arrangement": self.arrangement,
             "joint": self.joint,
             "answer_tokens": tuple(self.answer_tokens),
         }
@@ -334,6 +346,9 @@ class ChatEncoder:
             ids, begin = begin, []
             kept = [Fate.TEMPLATE] * len(ids)
         end = 0
+        arranged = self.arrangement
+        counts = [arranged.tokens_of(image) if arranged else 0 for image in images]
+        shown: list[int] = []
         marks = [n for n, token in enumerate(tokens.ids) if token == picture]
         for place in (*marks, len(tokens.ids)):
             if place > end:
@@ -343,12 +358,14 @@ class ChatEncoder:
                 ids += tokens.ids[end:place]
                 kept += fates[end:place]
             if place < len(tokens.ids):
-                ids += [IMAGE_TOKEN] * self.tokens_per_image
-                kept += [Fate.IMAGE] * self.tokens_per_image
+                ids += [IMAGE_TOKEN] * counts[len(shown)]
+                kept += [Fate.IMAGE] * counts[len(shown)]
+                shown.append(place)
             end = place + 1
         ids += begin
         kept += [Fate.TEMPLATE] * len(begin)
-        return Encoded(tuple(ids), tuple(kept), tuple(images))
+        num_tiles = sum(arranged.tiles_of(image) for image in images) if arranged else 0
+        return Encoded(tuple(ids), tuple(kept), tuple(images), 0, tuple(counts), num_tiles)
 
     @cached_property
     def _end_mark(self) -> int | None:
@@ -372,4 +389,9 @@ def truncate(encoded: Encoded, limit: int) -> Encoded:
         raise ModelError(
             f"the pictures alone need {encoded.prefix_length()} tokens, the context has {limit}"
         )
-    return Encoded(encoded.ids[:limit], encoded.fates[:limit], encoded.images, len(encoded) - limit)
+    return replace(
+        encoded,
+        ids=encoded.ids[:limit],
+        fates=encoded.fates[:limit],
+        num_cut_tokens=len(encoded) - limit,
+    )

@@ -52,6 +52,7 @@ class Answerer(Model):
     """
 
     text: QuestionText
+    can = ("answer",)
     represents = ("image", "multimodal")
     card_tag = "visual-question-answering"
     card_usage = (

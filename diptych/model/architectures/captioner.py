@@ -72,6 +72,7 @@ class Captioner(Model):
 
     text: TextMixture
     heads: Heads
+    can = ("answer", "compare", "match")
     represents = ("image", "text", "multimodal")
     command = "diptych eval {} --image PICTURE --text WORDS"
     card_tag = "image-to-text"

@@ -107,6 +107,7 @@ class DualEncoder(Model):
 
     text_encoder: TextEncoder
     space: Space
+    can = ("compare",)
     represents = ("image", "text")
     command = "diptych eval {} --image PICTURE --text WORDS"
     card_tag = "zero-shot-image-classification"

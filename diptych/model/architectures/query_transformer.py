@@ -68,6 +68,7 @@ class QueryTransformer(Model):
 
     query_former: QueryFormer
     heads: Heads
+    can = ("compare", "match")
     represents = ("image", "text", "multimodal")
     command = "diptych eval {} --image PICTURE --text WORDS"
     card_tag = "image-feature-extraction"

@@ -4,8 +4,8 @@ Image features replace placeholders in the token sequence; the language model re
 as usual. One `Batch` (packed or not) goes in, hidden states or log-probabilities of the
 targets come out.
 
-Shapes: R rows, T tokens, D language width, V images, N encoder tokens, C encoder width,
-        K tokens of one image, P targets.
+Shapes: R rows, T tokens, D language width, S tiles of all pictures, N encoder tokens,
+        C encoder width, K tokens of one tile, I tokens of all pictures, P targets.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import TokenCollator
 from diptych.data.batching.collate_pairs import PairCollator
 from diptych.data.batching.picture_loader import Pictures
+from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample
 from diptych.data.text.chat import ChatEncoder
 from diptych.errors import ConfigError, ImageTokenMismatch, ModelError
@@ -33,6 +34,7 @@ from diptych.model import language_model as language_models
 from diptych.model import likelihood
 from diptych.model import vision_encoder as vision_encoders
 from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.arrangement import Arrangement
 from diptych.model.connector import Connector, ConnectorField
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
 from diptych.model.session import ChatSession
@@ -74,6 +76,7 @@ class Vlm(Model):
     """
 
     language_model: LanguageModel
+    can = ("answer", "chat", "predict_text")
     represents = ("image", "text", "multimodal")
     command = "diptych chat {} PICTURE"
     card_tag = "image-text-to-text"
@@ -97,11 +100,17 @@ class Vlm(Model):
 
     # -- properties -------------------------------------------------------------------------
 
+    @cached_property
+    def arrangement(self) -> Arrangement:
+        """How many tokens a picture has."""
+        encoder = self.vision_encoder
+        per_tile = self.config.connector.num_tokens(encoder.grid, encoder.num_prefix)
+        return Arrangement(per_tile, self.preprocessing.tiles)
+
     @property
     def tokens_per_image(self) -> int:  # type: ignore[override]
-        """Language-model tokens of one picture."""
-        encoder = self.vision_encoder
-        return self.config.connector.num_tokens(encoder.grid, encoder.num_prefix)
+        """Language-model tokens of a picture that is one tile."""
+        return self.arrangement.tokens_per_tile
 
     @cached_property
     def chat_encoder(self) -> ChatEncoder:
@@ -110,7 +119,7 @@ class Vlm(Model):
         return ChatEncoder(
             self.language_model.tokenizer,
             config.template,
-            self.tokens_per_image,
+            self.arrangement,
             config.picture_joint,
             config.answer_tokens,
         )
@@ -137,8 +146,13 @@ class Vlm(Model):
 
     # -- computing --------------------------------------------------------------------------
 
-    def image_tokens(self, features: Tensor) -> Tensor:
-        """Encoder features [V, N, C] -> language-model tokens [V, K, D]."""
+    def image_tokens(self, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:
+        """Encoder features of all tiles [S, N, C] -> language-model tokens of all pictures, one
+        after the other [I, D]."""
+        return self.arrangement.laid_out(self.tile_tokens(features), tiles)
+
+    def tile_tokens(self, features: Tensor) -> Tensor:
+        """Encoder features [S, N, C] -> language-model tokens of each tile [S, K, D]."""
         weight = next(self.connector.parameters())
         words = (self.language_model.embeddings,) if self.connector.tells_words else ()
         return self.connector(features.to(weight.dtype), self.vision_encoder.grid, *words)
@@ -146,7 +160,7 @@ class Vlm(Model):
     def embed(
         self, ids: Tensor, image_tokens: Tensor | None, num_placeholders: int | None = None
     ) -> Tensor:
-        """Token ids [R, T] -> embeddings [R, T, D] with image tokens spliced in.
+        """Token ids [R, T] -> embeddings [R, T, D] with image tokens [I, D] spliced in.
 
         Args:
             num_placeholders: image positions in `ids`, where they were counted already.
@@ -157,7 +171,7 @@ class Vlm(Model):
         is_image = ids == IMAGE_TOKEN
         embeds = self.language_model.embed(ids.masked_fill(is_image, 0))
         wanted = int(is_image.sum()) if num_placeholders is None else num_placeholders
-        given = 0 if image_tokens is None else image_tokens.shape[0] * image_tokens.shape[1]
+        given = 0 if image_tokens is None else len(image_tokens)
         if wanted != given:
             raise ImageTokenMismatch(
                 f"the text has {wanted} image positions, the pictures give {given} tokens",
@@ -165,15 +179,14 @@ class Vlm(Model):
             )
         if image_tokens is None:
             return embeds
-        flat = image_tokens.flatten(0, 1).to(embeds.dtype)
-        return embeds.masked_scatter(is_image[..., None], flat)
+        return embeds.masked_scatter(is_image[..., None], image_tokens.to(embeds.dtype))
 
     def _tokens_of(self, batch: Batch) -> Tensor | None:
-        """Image tokens [V, K, D] of a batch's pictures, None where it has none."""
+        """Tokens [I, D] of a batch's pictures, None where it has none."""
         if batch.features is not None:
-            return self.image_tokens(batch.features)
+            return self.image_tokens(batch.features, batch.tiles)
         if batch.pixel_values is not None:
-            return self.image_tokens(self.encode_pixels(batch.pixel_values))
+            return self.image_tokens(self.encode_pixels(batch.pixel_values), batch.tiles)
         return None
 
     def representing(self, what: str) -> Any:
@@ -191,7 +204,13 @@ class Vlm(Model):
         tokens = self._tokens_of(batch)
         if what == "image":
             assert tokens is not None, "pictures are prepared"
-            return tokens, None
+            own = self.arrangement.by_picture(tokens, batch.tiles)
+            padded = nn.utils.rnn.pad_sequence(own, batch_first=True)
+            if len({len(one) for one in own}) == 1:
+                return padded, None
+            counts = torch.tensor([len(one) for one in own], device=padded.device)
+            places = torch.arange(padded.shape[1], device=padded.device)
+            return padded, (places < counts[:, None]).to(torch.int64)
         lm = self.language_model
         ids, mask = batch.input_ids, batch.segment_ids.clamp(max=1)
         if lm.is_encoder_decoder:

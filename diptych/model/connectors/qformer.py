@@ -19,7 +19,7 @@ from diptych.model import lavis_qformer
 from diptych.model.connector import Connector, ConnectorConfig, Grid
 from diptych.model.pickles import read_tensors
 from diptych.model.query_former import is_qformer, read_qformer, take_queries
-from diptych.model.weights import FromHub
+from diptych.model.weights import FromHub, of_another_model
 
 WHERE = "model.connector.weights"
 
@@ -111,27 +111,32 @@ def _from_stage_1(config: Config, vision_dim: int, text_dim: int) -> QFormer:
     Raises:
         ConfigError: no such model, or one for another encoder or number of queries.
     """
-    from diptych.model.folder import load_model
+    from transformers import Blip2QFormerConfig
 
-    stage_1 = load_model(str(config.weights), config.revision)
-    former = getattr(stage_1, "query_former", None)
-    if former is None:
+    kind, values, tensors = of_another_model(
+        str(config.weights), config.revision, "query_former", WHERE
+    )
+    if values is None:
         raise ConfigError(
-            f"'{config.weights}' holds a {stage_1.config.name}, not a query_transformer",
+            f"'{config.weights}' holds a {kind}, not a query_transformer",
             where=WHERE,
             fix="name the run of a stage 1",
         )
-    found = former.hf_config
-    _agree(config, vision_dim, found.encoder_hidden_size, former.num_queries)
-    sizes = {**found.to_dict(), "use_qformer_text_input": False}
-    settled = config.model_copy(update={"norm_eps": former.image_norm.eps})
-    connector = QFormer(settled, type(found).from_dict(sizes), text_dim)
-    kept = connector.module.state_dict().keys()
-    weights = {n: t for n, t in former.module.state_dict().items() if n in kept}
-    connector.module.load_state_dict(weights)
-    connector.image_norm.load_state_dict(former.image_norm.state_dict())
-    with torch.no_grad():
-        connector.queries.copy_(former.queries)
+    sizes = {**values["config"], "use_qformer_text_input": False}
+    sizes.pop("model_type", None)
+    _agree(config, vision_dim, sizes["encoder_hidden_size"], len(tensors["queries"]))
+    settled = config.model_copy(update={"norm_eps": values["norm_eps"]})
+    connector = QFormer(settled, Blip2QFormerConfig(**sizes), text_dim)
+    own = connector.state_dict()
+    # What reads texts stays behind; the layer to the language model is new.
+    taken = {n: t for n, t in tensors.items() if n in own and not n.startswith("projection.")}
+    wrong = [
+        n for n in own
+        if not n.startswith("projection.") and (n not in taken or taken[n].shape != own[n].shape)
+    ]  # fmt: skip
+    if wrong:
+        raise CheckpointError(f"{wrong[0]} is missing or of another shape", where=WHERE)
+    connector.load_state_dict({**own, **taken})
     return connector
 
 

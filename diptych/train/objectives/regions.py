@@ -129,8 +129,7 @@ class Regions(Objective):
             features = model.encode_pixels(batch.pixel_values)
         if model.connector.tells_words:
             scores, kept = model.connector.told(features, model.vision_encoder.grid)
-            assert batch.centres is not None
-            wanted = torch.zeros_like(kept).flatten().index_fill_(0, batch.centres, 1.0)
+            wanted = torch.zeros_like(kept).flatten().index_fill_(0, batch.extra["centres"], 1.0)
             losses["kept"] = CHOICE * functional.binary_cross_entropy_with_logits(
                 kept.flatten().float(), wanted.float(), reduction="sum"
             )
@@ -138,15 +137,14 @@ class Regions(Objective):
             # What all words share tells none of them.
             table = model.language_model.embeddings
             words = torch.cat([table - table.mean(0), self.empty[None]])
-            tokens = model.image_tokens(features)
+            tokens = model.tile_tokens(features)
             scores = tokens @ words.to(tokens).T * self.scale + self.bias
         scores = scores.flatten(0, 1).float().log_softmax(-1)
         shown = torch.bincount(batch.target_positions, minlength=len(scores))
         empty = (shown == 0).nonzero().squeeze(1)
         where = torch.cat([batch.target_positions, empty])
         what = torch.cat([batch.target_ids, torch.full_like(empty, self.nothing)])
-        much = batch.target_shares
-        assert much is not None
+        much = batch.extra["target_shares"]
         much = torch.cat([much, much.new_full(empty.shape, self.empty_weight)])
         return {"regions": -(scores[where, what] * much).sum(), **losses}
 
@@ -155,9 +153,8 @@ class Regions(Objective):
 
         Of the places without any, most, one in `EMPTY_EVERY` counts for all.
         """
-        assert batch.letters is not None
-        total = torch.zeros((), device=batch.letters.device)
-        picture, x, y, code = batch.letters.unbind(1)
+        picture, x, y, code = batch.extra["letters"].unbind(1)
+        total = torch.zeros((), device=picture.device)
         written = torch.bincount(picture.long(), minlength=len(batch.image_keys))
         for stage, speller in zip(stages, self.spellers, strict=True):
             rows, columns = stage.shape[2:]

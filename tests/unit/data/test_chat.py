@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.data.text.chat import TEMPLATES, ChatEncoder, Fate, truncate
 from diptych.errors import ConfigError, EmptyConversation, ModelError
+from diptych.model.arrangement import Arrangement
 
 K = 4
 SMOLLM2 = (
@@ -44,7 +45,7 @@ def tokenizer(tokenizer_folder):
 @pytest.fixture(scope="module")
 def encoders(tokenizer):
     texts = {**{n: n for n in TEMPLATES}, "smollm2": SMOLLM2, "strips": STRIPS}
-    return {name: ChatEncoder(tokenizer, text, K) for name, text in texts.items()}
+    return {name: ChatEncoder(tokenizer, text, Arrangement(K)) for name, text in texts.items()}
 
 
 def sample(*turns):
@@ -328,12 +329,14 @@ def test_turns_that_are_not_learned_are_read(encoders, tokenizer):
 @pytest.mark.parametrize("joint", ["line", "front", "none", "begin"])
 def test_pictures_inside_a_sentence(tokenizer, joint):
     turn = ("user", Text("Is "), Image("a"), Text(" or "), Image("b"), Text(" red?"))
-    encoded = ChatEncoder(tokenizer, "chatml", 1, joint).encode(sample(turn), generation=True)
+    encoded = ChatEncoder(tokenizer, "chatml", Arrangement(1), joint).encode(
+        sample(turn), generation=True
+    )
     assert plain(tokenizer, [i for i in encoded.ids if i != IMAGE_TOKEN]).count("Is  or  red?") == 1
 
 
 def test_front_moves_a_single_picture(tokenizer):
-    encoder = ChatEncoder(tokenizer, "vicuna", 1)
+    encoder = ChatEncoder(tokenizer, "vicuna", Arrangement(1))
     inside = encoder.encode(
         sample(("user", Text("Is "), Image("a"), Text(" red? "))), generation=True
     )

@@ -9,13 +9,15 @@ import torch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import TokenCollator, split_answer
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, Pictures, Shown
 from diptych.data.pixels.augment import Augment
 from diptych.data.pixels.image import decode
 from diptych.data.pixels.preprocessing import Preprocessing, _levels_on
+from diptych.data.pixels.tilings.single import Config as Single
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.data.text.chat import ChatEncoder
 from diptych.errors import MissingImage, ModelError
+from diptych.model.arrangement import Arrangement
 from tests.conftest import square
 
 K = 4
@@ -39,10 +41,10 @@ def item(id: str, picture: str | None, question: str, answer: str) -> Item:
 def make(tokenizer_folder):
     from transformers import AutoTokenizer
 
-    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tokenizer_folder), "chatml", K)
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tokenizer_folder), "chatml", Arrangement(K))
 
     def collator(**settings) -> TokenCollator:
-        given = {"context_tokens": 200, "tokens_per_row": 200, "images_per_row": 8}
+        given = {"context_tokens": 200, "tokens_per_row": 200, "tiles_per_row": 8}
         pictures = Pictures(Preprocessing(size=(8, 8)))
         others = {
             k: v for k, v in settings.items() if k in ("seq2seq", "decoder_start", "text_dim")
@@ -168,7 +170,8 @@ def test_a_batch_has_pixels_or_features_never_both(make, names):
         held: tuple[str, ...] = ()
 
         def get(self, key):
-            return np.zeros((4, 8), np.float32) if key in self.held else None
+            tiles = Single().plan(8, 8)
+            return Shown(np.zeros((1, 4, 8), np.float32), tiles) if key in self.held else None
 
     data = {name: square(name) for name in names}
     items = [
@@ -208,9 +211,9 @@ def test_threads_decode_the_same_pictures(make):
         assert {n: type(e).__name__ for n, e in errors.items()} == {
             3: "NotAnImage", 5: "NotAnImage", 6: "MissingImage",
         }  # fmt: skip
-        assert len(arrays) == 2 and all(a.dtype == np.uint8 for a in arrays.values())
+        assert len(arrays) == 2 and all(a.array.dtype == np.uint8 for a in arrays.values())
     assert found[0][0] == found[1][0]
-    assert all(np.array_equal(a, found[1][1][key]) for key, a in found[0][1].items())
+    assert all(np.array_equal(a.array, found[1][1][key].array) for key, a in found[0][1].items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -229,7 +232,7 @@ def test_levels_are_scaled_where_the_model_is(vision, dtype, tiny_model):
     item = Item(Sample("a", [Turn("user", [Image("red.png")])]), read)
     for scaled, expected in ((True, pixels), (False, levels)):
         (array,) = Pictures(settings, scaled=scaled).load([item])[1].values()
-        assert np.array_equal(array, expected[0].numpy())
+        assert np.array_equal(array.array, expected[:1].numpy())
     # As another device would look them up.
     flat = _levels_on(levels.device, settings.rescale, settings.mean, settings.std)
     places = levels.int() + torch.arange(0, 768, 256).view(3, 1, 1)

@@ -103,16 +103,16 @@ def test_what_is_written_and_what_is_told_share_a_position_evenly():
     shape = ["red third", 0.5, 0.0, 1.0, 0.5, ""]
     scanned = ["ab cd", 0.0, 0.5, 0.5, 1.0]
     [batch] = reader(items([name, shape, scanned])).batches
-    columns = (batch.target_positions, batch.target_ids, batch.target_shares)
+    columns = (batch.target_positions, batch.target_ids, batch.extra["target_shares"])
     found = {(p, chr(t)): s for p, t, s in zip(*(c.tolist() for c in columns), strict=True)}
     assert found == {
         (1, "W"): 0.5, (1, "t"): 0.25, (1, "r"): 0.25, (2, "r"): 0.5, (2, "t"): 0.5,
         (3, "a"): 0.5, (3, "c"): 0.5,
     }  # fmt: skip
     # A place under the centre of a region counts once.
-    assert batch.centres.tolist() == [1, 2, 3]
+    assert batch.extra["centres"].tolist() == [1, 2, 3]
     # Only what is written has letters.
-    assert "".join(chr(int(code)) for code in batch.letters[:, 3]) == "Wedabcd"
+    assert "".join(chr(int(code)) for code in batch.extra["letters"][:, 3]) == "Wedabcd"
 
 
 def test_the_place_under_a_centre():

@@ -21,6 +21,8 @@ def pair(number: int, image: str, text: str) -> Sample:
 class Fake:
     """Vectors by name, so that similarities are known."""
 
+    can = ("compare",)
+
     def __init__(self, images: dict, texts: dict):
         self.images, self.texts = images, texts
 
@@ -88,6 +90,7 @@ def test_it_is_a_result_like_any_other(tmp_path):
 class Matching(Fake):
     """Knows what belongs together when asked about a pair; counts the questions."""
 
+    can = ("compare", "match")
     asked: list = []
 
     def match_scores(self, images, texts, pairs, *, logits):

@@ -25,7 +25,7 @@ def prepare(model, pictures, root, mode="on", visits=9.0, max_bytes=2**30):
 
 
 def rows(cache):
-    return {key: cache.get(key) for key in cache.keys}
+    return {key: cache.get(key).array for key in cache.keys}
 
 
 def test_pictures_are_added_and_the_others_stay_as_they_were(tiny_model, pictures, tmp_path):

@@ -28,7 +28,7 @@ def region_batch(model, targets, pictures):
         empty, empty, empty, empty, torch.tensor(positions), torch.tensor(ids),
         torch.zeros(len(ids), dtype=torch.int64), image_keys=("k",) * pictures,
         pixel_values=torch.rand(pictures, 3, 28, 28, generator=generator),
-        target_shares=torch.tensor([0.5, 0.5, 1.0]),
+        extra={"target_shares": torch.tensor([0.5, 0.5, 1.0])},
     )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_regions_is_the_mean_over_positions_and_their_tokens(tiny_model):
     objective = regions.Config(empty_weight=0.5).build(model)
     batch = region_batch(model, [(3, 7), (3, 9), (20, 7)], pictures=2)
     with torch.no_grad():
-        tokens = model.image_tokens(model.encode_pixels(batch.pixel_values))
+        tokens = model.tile_tokens(model.encode_pixels(batch.pixel_values))
         table = model.language_model.embeddings
         scores = tokens.reshape(32, -1) @ (table - table.mean(0)).T * regions.SCALE
         scores = torch.cat([scores, torch.zeros(32, 1)], 1).log_softmax(-1)
@@ -82,8 +82,10 @@ def test_letters_are_told_at_the_stages_before_the_last(tiny_config):
     batch = Batch(
         *(torch.zeros(1, 0, dtype=torch.int64),) * 4,
         torch.tensor([3]), torch.tensor([7]), torch.tensor([0]), image_keys=("k",),
-        pixel_values=torch.rand(1, 3, 32, 32), target_shares=torch.tensor([1.0]),
-        letters=torch.tensor([[0.0, 0.99, 0.0, 65.0], [0.0, 1.0, 0.01, 1021 + 66.0]]),
+        pixel_values=torch.rand(1, 3, 32, 32), extra={
+            "target_shares": torch.tensor([1.0]),
+            "letters": torch.tensor([[0.0, 0.99, 0.0, 65.0], [0.0, 1.0, 0.01, 1021 + 66.0]]),
+        },
     )  # fmt: skip
     with torch.no_grad():
         first, second, _ = model.vision_encoder.stages(batch.pixel_values)
@@ -108,7 +110,7 @@ def test_a_connector_that_tells_words_learns_them_and_the_places_under_centres(t
     objective = regions.Config(empty_weight=0.5).build(model)
     assert not list(objective.parameters())  # the connector brings what is needed
     batch = region_batch(model, [(3, 7), (3, 9), (20, 7)], pictures=2)
-    batch.centres = torch.tensor([3, 20])
+    batch.extra = {**batch.extra, "centres": torch.tensor([3, 20])}
     losses = objective(model, batch)
     with torch.no_grad():
         features = model.encode_pixels(batch.pixel_values)

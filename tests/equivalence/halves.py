@@ -1,0 +1,16 @@
+"""A tiling for tests: a picture higher than wide is two tiles and a thumbnail, others are one."""
+
+from __future__ import annotations
+
+from diptych.data.pixels.tiling import Tiles, TilingConfig
+
+
+class Config(TilingConfig):
+    name: str = "tests.equivalence.halves"
+
+    def plan(self, width: int, height: int) -> Tiles:
+        if height <= width:
+            return Tiles((width, height), ((0, 0, width, height),))
+        half = height // 2
+        boxes = ((0, 0, width, half), (0, half, width, height))
+        return Tiles((width, height), boxes, rows=2, thumbnail=True)
