@@ -1,7 +1,7 @@
 """Choices that training on a CPU makes: attention, shapes, and whether freed memory stays.
 
 - `attention`: milliseconds of attention, forwards and backwards in bfloat16, with the fused kernel
-  and with plain matrix products, over row lengths (`diptych/train/attention.py` chooses by length);
+  and with plain matrix products, over row lengths (`diptych/model/tuning.py` chooses by length);
 - `packed_rows`: milliseconds of attention over packed rows, forwards and backwards in bfloat16,
   with the mask that they need: fused, as transformers' eager attention computes it, and as plain
   products (`diptych/model/products.py`);

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from diptych.errors import PartNotFound
 
 _ROOT = Path(__file__).parent
+OWN = "diptych.synthetic."
+"""Parts of what Diptych draws itself, which general rooms do not know, have dotted names, too."""
 
 
 def names(folder: str) -> list[str]:
@@ -56,6 +60,8 @@ def find(folder: str, name: str) -> ModuleType:
 
 def _outside(name: str) -> ModuleType:
     """A part of another package, when the user has allowed that package."""
+    if name.startswith(OWN):
+        return importlib.import_module(name)
     package = name.partition(".")[0]
     allowed = [p.strip() for p in os.environ.get("DIPTYCH_PARTS", "").split(",") if p.strip()]
     if package not in allowed:
@@ -72,14 +78,59 @@ def _outside(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def folders() -> list[str]:
+    """Every folder of parts: a plural folder beside the singular file that is its contract."""
+    found = []
+    for folder in _ROOT.rglob("*s"):
+        if folder.is_dir() and folder.with_name(folder.name.removesuffix("s") + ".py").is_file():
+            found.append(".".join(folder.relative_to(_ROOT).parts))
+    return sorted(found)
+
+
 def describe(folder: str) -> dict[str, str]:
     """Name -> first line of the docstring of every part, read without importing."""
-    path = _ROOT.joinpath(*folder.split("."))
+    return {name: _first_line(_source(folder, name)) for name in names(folder)}
+
+
+def declared(folder: str, constant: str) -> dict[str, Any]:
+    """Name -> value of a literal constant of every part that has it, read without importing.
+
+    So a contract can ask all of its parts what each is for, and open the one that is wanted.
+    """
     found = {}
     for name in names(folder):
-        file = path / f"{name}.py"
-        if not file.is_file():
-            file = path / name / "__init__.py"
-        doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        found[name] = doc.split("\n", 1)[0]
+        for node in _source(folder, name).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == constant:
+                found[name] = ast.literal_eval(node.value)
     return found
+
+
+def functions(folder: str, returns: str) -> dict[str, tuple[str, str]]:
+    """Public functions of all parts that take nothing and say that they return so, unimported.
+
+    Returns:
+        Name -> (part, first line of the docstring), in the order of the files.
+    """
+    return {
+        node.name: (name, _first_line(node))
+        for name in names(folder)
+        for node in _source(folder, name).body
+        if isinstance(node, ast.FunctionDef)
+        and isinstance(node.returns, ast.Name)
+        and node.returns.id == returns
+        and not node.name.startswith("_")
+        and ast.unparse(node.args) == ""
+    }
+
+
+@functools.cache
+def _source(folder: str, name: str) -> ast.Module:
+    path = _ROOT.joinpath(*folder.split("."))
+    file = path / f"{name}.py"
+    if not file.is_file():
+        file = path / name / "__init__.py"
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _first_line(node: ast.Module | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").split("\n", 1)[0]

@@ -8,7 +8,6 @@ give only what differs; items of lists are matched by their `name`.
 from __future__ import annotations
 
 import difflib
-import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from diptych.errors import ConfigError, DiptychError, PartNotFound
 from diptych.eval import benchmark as benchmarks
 from diptych.eval import metric as metrics
 from diptych.model.architecture import ArchitectureField
-from diptych.model.language_model import TRAINED_ON_DATA
+from diptych.model.text_config import TRAINED_ON_DATA
 from diptych.train.stage import DataConfig, Stage
 
 
@@ -60,7 +59,8 @@ class EvaluationConfig(Config):
     """Longest answer."""
     answer_after: str | None = None
     """What stands between a model's working and its answer, such as " = "; the text after the last
-    one is scored. Null scores all of it."""
+    one is scored. Null is what the model itself says (`language_model.answer_after`), else all of
+    it is scored."""
     num_beams: int = Field(default=1, ge=1)
     """Width of the beam search for an answer; 1 takes the likeliest token each time (greedy)."""
     batch_size: int = Field(default=32, ge=1, json_schema_extra=SAME_RESULT)
@@ -186,17 +186,11 @@ def of_a_hub(weights: str) -> Callable[[Callable[[], Recipe]], Callable[[], Reci
 
 def named() -> dict[str, Callable[[], Recipe]]:
     """All recipes of the families by name; debug ones included."""
-    found: dict[str, Callable[[], Recipe]] = {}
-    for family in parts.names("families"):
-        module = parts.find("families", family)
-        for name, function in vars(module).items():
-            returns = getattr(function, "__annotations__", {}).get("return")
-            if not inspect.isfunction(function) or returns not in ("Recipe", Recipe):
-                continue
-            own = function.__module__ == module.__name__ and not name.startswith("_")
-            if own and not inspect.signature(function).parameters:
-                found[name.replace("_", "-")] = function
-    return found
+    found = parts.functions("families", "Recipe")
+    return {
+        name.replace("_", "-"): getattr(parts.find("families", family), name)
+        for name, (family, _) in found.items()
+    }
 
 
 def load(reference: str) -> Recipe:
@@ -213,10 +207,12 @@ def load(reference: str) -> Recipe:
         recipe = Recipe.from_dict(_read(path, ()), where=str(path))
         _refuse_idle(recipe, _changes_of(path), where=str(path))
         return recipe
-    recipes = named()
-    name = reference.replace("_", "-")
-    if name in recipes:
-        return recipes[name]()
+    known = parts.functions("families", "Recipe")
+    recipes = [name.replace("_", "-") for name in known]
+    name = reference.replace("-", "_")
+    if name in known:
+        made: Recipe = getattr(parts.find("families", known[name][0]), name)()
+        return made
     close = difflib.get_close_matches(name, recipes, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise PartNotFound(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import rooms
 import typer
 
 from diptych import parts
@@ -19,18 +20,18 @@ from diptych.recipe import named
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; change the code, then run it again. -->\n"
-PARTS = {
-    "model.architectures": "Architectures",
-    "model.connectors": "Connectors",
-    "train.objectives": "Objectives",
+TITLES = {
     "data.formats": "Data formats",
+    "data.sources": "Kinds of shards",
+    "synthetic.charts.kinds": "Kinds of charts",
     "synthetic.pictures.collections": "Picture collections",
-    "eval.metrics": "Metrics",
-    "eval.benchmarks": "Benchmarks",
     "convert.layouts": "Checkpoint layouts",
     "embed.sinks": "Places for vectors",
     "embed.engines": "Engines of the embedding job",
+    "report.sections": "Sections of the report",
 }
+"""Where the folder's own name says too little."""
+PARTS = {f: TITLES.get(f, f.rpartition(".")[2].capitalize()) for f in parts.folders()}
 
 
 def commands() -> str:
@@ -156,7 +157,12 @@ def part_tables() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-PAGES = {"commands.md": commands, "recipes.md": recipes, "parts.md": part_tables}
+PAGES = {
+    "commands.md": commands,
+    "recipes.md": recipes,
+    "parts.md": part_tables,
+    "images/rooms.svg": rooms.drawn,
+}
 
 
 def main() -> int:

@@ -9,65 +9,24 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "diptych"
-LEVELS = (
-    {"config", "errors", "parts", "progress", "machine", "json_text", "staging"},
-    {"data"},
-    {"synthetic"},
-    {"model"},
-    {"train", "eval", "embed", "convert"},
-    {"recipe", "families", "report"},
-    {"cli"},
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+from rooms import (
+    DATA,
+    GROUND_FLOOR,
+    NEIGHBOURS,
+    PACKAGE,
+    imports,
+    level_of,
+    room_of,
+    sources,
 )
-"""Rooms from the ground up; rooms of one level are siblings."""
-GROUND_FLOOR = {
-    ("config", "errors"), ("config", "parts"), ("parts", "errors"), ("machine", "errors"),
-    ("staging", "errors"), ("staging", "json_text"),
-}  # fmt: skip
-"""The single files on the ground may use one another in this order."""
-NEIGHBOURS = {("families", "recipe")}
-"""What a recipe is stands in one file; presets fill it in, and it finds them by file name."""
-DATA = (
-    "sample", "reading", "pixels", "format", "formats", "shard_row", "sources", "source",
-    "text", "checking", "batching",
-)  # fmt: skip
-"""Files and rooms of `data/` in the order in which a row walks: each imports only earlier ones.
-`source` is the contract of `sources`, and finds them by file name."""
+
 FORBIDDEN = {"utils", "common", "helpers", "misc", "manager", "base", "v2", "legacy"}
 MAX_LINES = 450
 LONGER = {"train/trainer.py": 720, "cli/main.py": 460}
 """One idea that needs more lines: the only loop; the table of all commands."""
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
-
-
-def room_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
-def level_of(room: str) -> int:
-    found = [number for number, rooms in enumerate(LEVELS) if room in rooms]
-    assert found, f"the room '{room}' is declared nowhere; say where it stands in LEVELS"
-    return found[0]
-
-
-def imports(file: Path, tree: ast.AST):
-    """(line, dotted name) of every import of Diptych, in functions, under TYPE_CHECKING and
-    relative ones too."""
-    package = ("diptych", *file.relative_to(PACKAGE).parent.parts)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else ()
-            stem = ".".join([*start, *([node.module] if node.module else [])])
-            names = [f"{stem}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            words = name.split(".")
-            if words[0] == "diptych" and len(words) > 1 and words[1] not in ("__version__", "load"):
-                yield node.lineno, name
+SOURCES = sources()
 
 
 def data_violations(file: Path, line: int, name: str) -> list[str]:

@@ -39,7 +39,8 @@ def talk(
         answer = session.ask(question)
         if not as_json:
             out.print(answer, markup=False, highlight=False)
-        return {"question": question, "answer": answer}
+            _show_working(session.working)
+        return {"question": question, **_said(answer, session.working)}
     interactive = sys.stdin.isatty()
     if interactive:
         err.print(f"[dim]{_HELP}[/]")
@@ -71,8 +72,19 @@ def talk(
                         sys.stdout.flush()
                 if not as_json:
                     sys.stdout.write("\n")
-                turns.append({"question": line, "answer": "".join(pieces)})
+                    _show_working(session.working)
+                turns.append({"question": line, **_said("".join(pieces), session.working)})
         except DiptychError as error:
             # One bad picture or an overlong question must not end the conversation.
             show_error(error)
     return {"turns": turns} if as_json else None
+
+
+def _said(answer: str, working: str) -> dict[str, str]:
+    return {"answer": answer, "working": working} if working else {"answer": answer}
+
+
+def _show_working(working: str) -> None:
+    """Below the answer, for people who look at a terminal."""
+    if working and sys.stdout.isatty():
+        err.print(f"(worked out: {working})", style="dim", markup=False, highlight=False)

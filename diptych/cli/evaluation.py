@@ -20,6 +20,7 @@ from diptych.eval.result import Result
 from diptych.eval.retriever import Found, retrieve
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
+from diptych.model.session import split_working
 from diptych.recipe import EvaluationConfig
 from diptych.staging import write_json, write_text
 
@@ -80,7 +81,7 @@ def evaluate_data(
         how=config.how,
         max_new_tokens=config.max_new_tokens,
         num_beams=config.num_beams,
-        answer_after=config.answer_after,
+        answer_after=config.answer_after or getattr(model, "answer_after", None),
     )
     benchmark = kind.open(asked)
     if config.templates != ("{}",):
@@ -150,9 +151,12 @@ class _Filled:
 def measure_text(model: Any, choices: str | None) -> TextAbility | None:
     """Text-only ability: perplexity on held-out text, and a multiple-choice file when given.
 
-    None for a model that writes nothing, and for an encoder-decoder, which reads no plain text.
+    None for a model that writes nothing, for an encoder-decoder, which reads no plain text, and for
+    a language model that was new: it had nothing that it could forget.
     """
     if "predict_text" not in model.can or model.language_model.is_encoder_decoder:
+        return None
+    if choices is None and "language_model" not in model.origins:
         return None
     return text_ability(model, choices=choices)
 
@@ -273,13 +277,15 @@ def _write_records(run: Path, before: Result | None, after: Result) -> None:
     def lines(result: Result, output: str, score: str) -> str:
         rows = []
         for record in result.records:
+            working, answer = split_working(getattr(record, output) or "", result.answer_after)
             rows.append(
                 json_text.dumps(
                     {
                         "id": record.id,
                         "question": record.question,
                         "truth": record.truth,
-                        "output": getattr(record, output) or "",
+                        "output": answer,
+                        **({"working": working} if working else {}),
                         "score": getattr(record, score),
                         "kind": record.kind,
                         "image": record.image,

@@ -207,7 +207,7 @@ def show(
 @app.command("list")
 @command
 def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
-    """List recipes and parts: connectors, objectives, formats, metrics, sinks and others.
+    """List recipes and all kinds of parts: connectors, objectives, formats, metrics and others.
 
     Example:
 
@@ -215,20 +215,10 @@ def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
     """
     from diptych import parts
     from diptych.cli.show import parts_table
-    from diptych.recipe import named
 
-    recipes = {n: (f.__doc__ or "").split("\n", 1)[0] for n, f in sorted(named().items())}
-    found = {"recipes": recipes}
-    for folder in (
-        "model.connectors",
-        "train.objectives",
-        "data.formats",
-        "eval.metrics",
-        "eval.benchmarks",
-        "convert.layouts",
-        "embed.sinks",
-        "embed.engines",
-    ):
+    recipes = parts.functions("families", "Recipe")
+    found = {"recipes": {n.replace("_", "-"): line for n, (_, line) in sorted(recipes.items())}}
+    for folder in parts.folders():
         found[folder.rsplit(".", 1)[-1]] = parts.describe(folder)
     if not json:
         out.print(parts_table(found))

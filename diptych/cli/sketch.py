@@ -17,8 +17,8 @@ from diptych.data.text.tokenizer import VOCAB_SIZE
 from diptych.errors import ConfigError
 from diptych.model import packages, vision_encoder
 from diptych.model.architecture import ArchitectureConfig, Model, config_from_dict, written
-from diptych.model.language_model import TRAINED_ON_DATA, load_tokenizer
 from diptych.model.query_former import bert_sizes
+from diptych.model.text_config import TRAINED_ON_DATA, load_tokenizer
 from diptych.model.weights import locate, of_a_model, reading
 from diptych.recipe import CHAINED, Recipe, load
 

@@ -25,7 +25,12 @@ from diptych.staging import HASHES, staged_folder
 
 
 class Layout(Protocol):
-    """What every file in `convert/layouts` offers."""
+    """What every file in `convert/layouts` offers.
+
+    Where they apply, three literal constants besides: `CLASSES`, the classes named in a config.json
+    that it reads; `MODEL_TYPES`, the model types, where no class is named; `PICKLED`, true where
+    its weights are pickles, which only `model.pickles.read_tensors` opens.
+    """
 
     ARCHITECTURE: str
     """The one of model/architectures that it holds."""
@@ -65,10 +70,6 @@ class Layout(Protocol):
     def compare(self, model: Any, path: Path) -> ExportReport:
         """Hold a float32 model against what the ecosystem's class computes from `path`."""
         ...
-
-
-_PICKLED = ("lavis_blip", "lavis-blip", "lavis_blip2", "lavis-blip2")
-"""Layouts whose weights are pickles, which only `pickles.read_tensors` opens."""
 
 
 def find(name: str) -> Layout:
@@ -130,7 +131,8 @@ def load(path: Path | str, name: str) -> tuple[Any, ExportReport]:
     """
     layout = find(name)
     file = Path(path).expanduser()
-    folder = file if file.is_file() else weights.locate(str(path), as_pickles=name in _PICKLED)
+    pickled = getattr(layout, "PICKLED", False)
+    folder = file if file.is_file() else weights.locate(str(path), as_pickles=pickled)
     model = layout.load(folder).eval()
     is_float32 = all(p.dtype == torch.float32 for p in model.parameters())
     report = layout.compare(model if is_float32 else copy.deepcopy(model).float(), folder)

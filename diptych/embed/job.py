@@ -53,8 +53,6 @@ from diptych.progress import Progress
 
 PASSED_OVER = "passed over: "
 """How a ledger's notes begin that count what is no row of the data."""
-LINE_SECONDS = 30.0
-"""How often a run without a terminal says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -290,23 +288,21 @@ class _Job:
         """Let the engine fill the shards and hand them to the writer."""
         total = min(len(self.index), self.config.limit or len(self.index))
         engine = parts.find(FOLDER, self.config.engine)
-        start = said = time.monotonic()
+        start = time.monotonic()
         done = 0
         with self.progress.task("embed", total) as task:
 
             def step(rows: int) -> None:
-                nonlocal done, said
+                nonlocal done
                 done += rows
                 now = time.monotonic()
                 rate = done / max(now - start, 1e-9)
                 task.advance(f"{rate:.1f} rows/s", count=rows)
-                if now - said > LINE_SECONDS:
-                    said = now
-                    left = total - done - self.counts.skipped
-                    self.progress.line(
-                        f"embed {done:,} of {done + left:,}: {rate:.1f} rows/s, "
-                        f"{left / max(rate, 1e-9) / 60:.1f} minutes left"
-                    )
+                left = total - done - self.counts.skipped
+                self.progress.line(
+                    f"embed {done:,} of {done + left:,}: {rate:.1f} rows/s, "
+                    f"{left / max(rate, 1e-9) / 60:.1f} minutes left"
+                )
                 writer.check()
                 if self.stopping.is_set():
                     raise Interrupted(

@@ -125,6 +125,7 @@ class Result:
         blind_failures: questions answered with pictures and failed without.
         seconds: wall time.
         text: text-only ability, where it was measured.
+        answer_after: what stands between working and answer in outputs; None where all is answer.
     """
 
     benchmark: str
@@ -149,6 +150,7 @@ class Result:
     gain: Score | None = None
     too_long: list[str] = field(default_factory=list)
     ties: int = 0
+    answer_after: str | None = None
 
     @property
     def score(self) -> float:
@@ -190,6 +192,7 @@ class Result:
             "seed": self.seed,
             "limit": self.limit,
             "text": self.text.to_dict() if self.text else None,
+            "answer_after": self.answer_after,
         }
 
     def save(self, folder: str | Path) -> None:
@@ -228,7 +231,7 @@ class Result:
                 )
             }
             # What came later is not in the files of older versions.
-            since = ("lookup_found", "best_control", "too_long", "ties")
+            since = ("lookup_found", "best_control", "too_long", "ties", "answer_after")
             later = {name: data[name] for name in since if name in data}
             return cls(
                 overall=Score(**data["after"]),

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 from diptych.data.sample import Sample
 from diptych.errors import DataError, DiptychError, DuplicateId, ModelError, TooManyFailures
@@ -24,9 +21,7 @@ from diptych.eval.benchmark import Benchmark
 from diptych.eval.controls import gain, score_controls
 from diptych.eval.interval import mean, score_interval
 from diptych.eval.result import KindScore, Record, Result, Score
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from diptych.progress import Progress
 
 MAX_FAILURE_SHARE = 0.01
 _FAILURES_BEFORE_GIVING_UP = 32
@@ -79,7 +74,7 @@ def evaluate(
     records: list[Record] = []
     seen: set[str] = set()
     failures = _Failures(max_failure_share)
-    with _Progress(benchmark.name, total, progress) as bar:
+    with Progress(quiet=not progress).task(benchmark.name, total) as bar:
         for batch in _batches(_choose(samples, limit, seed), batch_size):
             for sample in batch:
                 if sample.id in seen:
@@ -92,7 +87,7 @@ def evaluate(
                 records.append(record)
                 failures.add(record, error)
             failures.give_up(total)
-            bar.advance(len(batch))
+            bar.advance(count=len(batch))
     if not records:
         raise DataError(f"the benchmark '{benchmark.name}' has no samples to evaluate")
     failures.enforce()
@@ -244,6 +239,7 @@ def _summarize(
         seed=seed,
         limit=limit,
         records=records,
+        answer_after=benchmark.answer_after,
     )
 
 
@@ -261,38 +257,3 @@ def _require(score: Score | None) -> Score:
     if score is None:
         raise ModelError("no sample was scored")
     return score
-
-
-class _Progress:
-    """A bar on standard error, on a terminal only, once the work has taken two seconds."""
-
-    def __init__(self, label: str, total: int | None, wanted: bool):
-        self._label, self._total = label, total
-        self._wanted = wanted and sys.stderr.isatty()
-        self._show_at = time.monotonic() + 2
-        self._done = 0
-        self._bar: Progress | None = None
-
-    def advance(self, count: int) -> None:
-        self._done += count
-        if self._wanted and self._bar is None and time.monotonic() >= self._show_at:
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._bar.add_task(self._label, total=self._total)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -133,7 +133,9 @@ def _model(*, reads: bool) -> VlmConfig:
             tokenizer="data",
             template="compact",
             attention="products" if reads else "sdpa",
-            start="look_up" if reads else None,
+            initialise="diptych.synthetic.charts.reading.look_up" if reads else None,
+            tokenizer_words="diptych.synthetic.charts.reading.words",
+            answer_after=MARK if reads else None,
         ),
     )
 
@@ -232,7 +234,6 @@ def on_data(
     evaluation = None
     if test is not None:
         evaluation = EvaluationConfig(
-            data=test, metric="relaxed", max_new_tokens=56, batch_size=200, limit=600,
-            answer_after=None if captions is None else MARK,
+            data=test, metric="relaxed", max_new_tokens=56, batch_size=200, limit=600
         )  # fmt: skip
     return Recipe(name=name, model=model, stages=tuple(stages), evaluation=evaluation, seed=seed)

@@ -9,10 +9,9 @@ Shapes: V pictures, N encoder tokens, C encoder width, H and W pixels.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -278,44 +277,6 @@ class Model(nn.Module):
             merge(self.part(part))
         self.config = self.config.model_copy(update={"adapters": {}})
         return self
-
-
-def in_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of at most `size`, in order."""
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
-
-
-def match_logits(
-    model: Any,
-    encode: Callable[[list[Any]], Tensor],
-    images: Sequence[Any],
-    texts: Sequence[str],
-    pairs: Sequence[tuple[int, int]],
-    batch_size: int,
-) -> Tensor:
-    """Logits float32 [P, 2] of a matching head for pairs of a picture and a text, on the CPU.
-
-    Every picture is encoded once, and no more of them are held than fit in a batch.
-
-    Args:
-        model: with `ids_of(texts)` and `match(ids, mask, encoded)`.
-        encode: encoded pictures -> what `match` looks at [I, ...].
-        pairs: (number of a picture, number of a text).
-    """
-    found = torch.zeros(len(pairs), 2)
-    by_image: dict[int, list[int]] = {}
-    for number, (image, _) in enumerate(pairs):
-        by_image.setdefault(image, []).append(number)
-    for shown in in_chunks(by_image, batch_size):
-        seen = encode([images[i] for i in shown])
-        asked = [(place, n) for place, image in enumerate(shown) for n in by_image[image]]
-        for chunk in in_chunks(asked, batch_size):
-            rows, numbers = ([c[side] for c in chunk] for side in (0, 1))
-            ids, mask = model.ids_of([texts[pairs[n][1]] for n in numbers])
-            found[numbers] = model.match(ids, mask, seen[rows]).float().cpu()
-    return found
 
 
 def config_from_dict(values: dict[str, Any], where: str | None = None) -> Any:

@@ -11,7 +11,7 @@ Shapes: B images, N patches (= grid height x grid width, plus a class token wher
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,8 +24,15 @@ Grid = tuple[int, int]
 class ConnectorConfig(PartConfig):
     """What every connector config can do."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
-        """The module, newly initialised."""
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
+        """The module, newly initialised.
+
+        Args:
+            embeddings: of the language model (`weight` [W, D]), whose words its tokens stand among;
+                may be on the meta device. None where they do not matter.
+        """
         raise NotImplementedError(f"{type(self).__name__} builds nothing")
 
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:
@@ -38,23 +45,10 @@ class ConnectorConfig(PartConfig):
 
 
 class Connector(nn.Module):
-    """features [B, N, C] and their grid -> tokens [B, K, D].
-
-    One that `tells_words` is also given the language model's embeddings [W, D].
-    """
-
-    tells_words: ClassVar[bool] = False
-
-    def start_at(self, deviation: float) -> None:
-        """Told once, when newly composed, how large the language model's embeddings are."""
+    """features [B, N, C] and their grid -> tokens [B, K, D]."""
 
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         raise NotImplementedError
-
-    def told(self, features_BNC: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:  # noqa: N803
-        """Where `tells_words`: scores [B, places, W + 1] of the words and of "nothing" at every
-        place of the `token_grid`, and [B, places] of the places themselves."""
-        raise NotImplementedError(f"{type(self).__name__} tells no words")
 
 
 ConnectorField: Any = part_field("model.connectors", ConnectorConfig)

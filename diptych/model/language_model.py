@@ -11,17 +11,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from diptych import parts
 from diptych.data.text.joints import Joint
-from diptych.errors import ConfigError, WeightsNotFound
+from diptych.errors import ConfigError
 from diptych.model import products
-from diptych.model.look_up import look_up
-from diptych.model.vision_encoder import config_from_dict
-from diptych.model.weights import FromHub, cast, load_pretrained, locate, reading
-
-TRAINED_ON_DATA = "data"
-"""Name of the tokenizer that a run trains itself."""
+from diptych.model.text_config import resolved
+from diptych.model.weights import FromHub, cast, load_pretrained, locate
 
 
 class LanguageModelConfig(FromHub):
@@ -47,9 +45,16 @@ class LanguageModelConfig(FromHub):
     """Words that stay single tokens in answers that are learned, such as `<think>` or `<loc*>`;
     in questions they are plain text. Words that the chat template looks for in answers need not
     be named."""
-    start: Literal["look_up"] | None = None
-    """How a model from scratch begins: look_up lets half of its heads begin by looking for words
-    in the picture (model/look_up.py); null is as the config says."""
+    answer_after: str | None = Field(default=None, min_length=1)
+    """What stands between working and answer in what it says, such as `</think>`: a chat shows, and
+    an evaluation scores, what follows the last of them; null where all of it is the answer."""
+    initialise: str | None = Field(default=None, pattern=r"\.")
+    """Module whose function `initialise(module)` changes a new model before it learns, by its
+    dotted name, such as my_package.my_start (allowed by DIPTYCH_PARTS=my_package); null begins as
+    the config says."""
+    tokenizer_words: str | None = Field(default=None, pattern=r"\.")
+    """Module whose `Words` say which words a tokenizer that is trained on data (`tokenizer: data`)
+    keeps whole, by its dotted name; null keeps none."""
     attention: Literal["sdpa", "eager", "products"] = "sdpa"
     """Attention implementation of transformers, or plain products, which are faster on CPUs in
     bfloat16 (model/products.py)."""
@@ -63,62 +68,7 @@ def resolve(config: LanguageModelConfig, tokenizer: Any = None) -> tuple[Any, An
     Raises:
         ConfigError: neither weights nor config, or no tokenizer.
     """
-    from transformers import AutoConfig
-
-    source = config.tokenizer or config.weights
-    revision = None if config.tokenizer else config.revision
-    tokenizer = tokenizer or load_tokenizer(source, "model.language_model", revision)
-    if config.weights is not None:
-        folder = locate(config.weights, revision=config.revision, described=True)
-        with reading(folder, "model.language_model.weights"):
-            hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    elif config.config is not None:
-        values = {"vocab_size": len(tokenizer), **config.config}
-        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        hf_config = config_from_dict({**ids, **values}, "model.language_model.config")
-    else:
-        raise ConfigError(
-            "the language model has neither weights nor config",
-            where="model.language_model",
-            fix="set weights to a folder or hub name, or config to a Hugging Face config",
-        )
-    if hf_config.vocab_size < len(tokenizer):
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {hf_config.vocab_size}",
-            where="model.language_model",
-        )
-    return hf_config, tokenizer
-
-
-def load_tokenizer(source: str | None, where: str, revision: str | None = None) -> Any:
-    """The tokenizer of a folder or hub name, there at a revision.
-
-    Raises:
-        ConfigError: none is named, or it is one that only a run can train.
-        WeightsNotFound: there is none that transformers can read.
-    """
-    from transformers import AutoTokenizer
-
-    if source is None:
-        raise ConfigError(
-            "a model from scratch needs a tokenizer",
-            where=f"{where}.tokenizer",
-            fix="name a folder or model whose tokenizer it shall use",
-        )
-    if source == TRAINED_ON_DATA:
-        raise ConfigError(
-            "the tokenizer is to be trained on the data, which only a run can do",
-            where=f"{where}.tokenizer",
-            fix="use `diptych train`, or name a tokenizer",
-        )
-    try:
-        folder = locate(source, revision=revision, described=True)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsNotFound(
-            f"'{source}' holds no tokenizer that transformers can read: {error}",
-            where=f"{where}.tokenizer",
-        ) from error
+    return resolved(config, "model.language_model", "language model", tokenizer)
 
 
 def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
@@ -137,8 +87,8 @@ def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
                 where="model.language_model",
                 fix="if it is about attention, set attention to eager; else check the config",
             ) from error
-        if config.start == "look_up":
-            look_up(module)
+        if config.initialise is not None:
+            parts.find("model", config.initialise).initialise(module)
     else:
         module = load_pretrained(
             kind,

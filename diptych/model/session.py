@@ -42,6 +42,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget the conversation and its pictures."""
+        self.working = ""
         self.turns: list[Turn] = []
         self._pending: list[Image] = []
         self._cache: Any = None
@@ -60,15 +61,32 @@ class ChatSession:
         self._pending.append(shown)
 
     def ask(self, question: str) -> str:
-        """The whole answer."""
+        """The whole answer; what the model wrote before it, where it works something out, is kept
+        in `working`."""
         return "".join(self.stream(question))
 
     def stream(self, question: str) -> Iterator[str]:
-        """The answer piece by piece, as it is generated.
+        """The answer piece by piece, as it is generated, without the working before it.
 
         Raises:
             SampleTooLong: the conversation fills the language model's context.
         """
+        mark = self.model.answer_after
+        self.working = ""
+        if mark is None:
+            yield from self._stream(question)
+            return
+        said, shown = "", 0
+        for piece in self._stream(question):
+            said += piece
+            self.working, answer = split_working(said, mark)
+            if mark in said and len(answer) > shown:
+                yield answer[shown:]
+                shown = len(answer)
+        if mark not in said:
+            yield said
+
+    def _stream(self, question: str) -> Iterator[str]:
         model = self.model
         turn = Turn("user", (*self._pending, Text(question)))
         turns = [*self.turns, turn]
@@ -143,6 +161,14 @@ class ChatSession:
                 drawn.append(step[0])
                 yield step[0]
         self._cached_ids = (ids + drawn)[: self._cache.get_seq_length()]
+
+
+def split_working(text: str, mark: str | None) -> tuple[str, str]:
+    """What a model wrote before its answer, and the answer: what follows the last mark."""
+    if mark is None or mark not in text:
+        return "", text
+    working, _, answer = text.rpartition(mark)
+    return working.strip(), answer.strip()
 
 
 def _whole_pictures(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError
 from diptych.model import clip_weights
-from diptych.model.language_model import load_tokenizer
-from diptych.model.vision_encoder import class_of, config_from_dict
-from diptych.model.weights import FromHub, cast, load_pretrained, locate, reading
+from diptych.model.text_config import resolved
+from diptych.model.vision_encoder import class_of
+from diptych.model.weights import FromHub, cast, load_pretrained, locate
 
 WHERE = "model.text_encoder"
 
@@ -109,25 +109,9 @@ def resolve(config: TextEncoderConfig, tokenizer: Any = None) -> tuple[Any, Any]
     Raises:
         ConfigError: neither weights nor config, no tokenizer, or one that is too large.
     """
-    from transformers import AutoConfig
-
-    revision = None if config.tokenizer else config.revision
-    tokenizer = tokenizer or load_tokenizer(config.tokenizer or config.weights, WHERE, revision)
-    if config.weights is not None:
-        folder = locate(config.weights, revision=config.revision, described=True)
-        with reading(folder, f"{WHERE}.weights"):
-            hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        hf_config = getattr(hf_config, "text_config", hf_config)
-    elif config.config is not None:
-        ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-        values = {"vocab_size": len(tokenizer), **ids, **config.config}
-        hf_config = config_from_dict(values, f"{WHERE}.config")
-    else:
-        raise ConfigError(
-            "the text encoder has neither weights nor config",
-            where=WHERE,
-            fix="set weights to a folder or hub name, or config to a Hugging Face config",
-        )
+    hf_config, tokenizer = resolved(
+        config, WHERE, "text encoder", tokenizer, ids=("bos", "eos", "pad")
+    )
     old_way = hf_config.model_type == "clip_text_model" and hf_config.eos_token_id == 2
     if config.pool == "model" and old_way and tokenizer.eos_token_id != len(tokenizer) - 1:
         # transformers takes this number as the mark of OpenAI's first files.
@@ -136,11 +120,6 @@ def resolve(config: TextEncoderConfig, tokenizer: Any = None) -> tuple[Any, Any]
             "tokenizer's end",
             where=f"{WHERE}.pool",
             fix="set pool to last, or use a tokenizer whose end token has another id",
-        )
-    if hf_config.vocab_size < len(tokenizer):
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {hf_config.vocab_size}",
-            where=WHERE,
         )
     return hf_config, tokenizer
 

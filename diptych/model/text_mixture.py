@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError
-from diptych.model.language_model import load_tokenizer
 from diptych.model.query_former import DEC, bert_sizes, with_marks
 from diptych.model.tensors import fill, without_weights
+from diptych.model.text_config import load_tokenizer
 from diptych.model.weights import FromHub, load_pretrained, locate, of_a_model, reading
 
 WHERE = "model.text"

@@ -81,7 +81,8 @@ class Journal:
             f"learning_rate={f['learning_rate']:.3e} gradient_norm={f['gradient_norm']:.4f} "
             f"samples={f['samples']} real_tokens={f['real_tokens']} "
             f"supervised_tokens={f['supervised_tokens']} padding_share={f['padding_share']:.4f} "
-            f"tokens_per_second={f['tokens_per_second']:.0f} memory_bytes={f['memory_bytes']}"
+            f"tokens_per_second={f['tokens_per_second']:.0f} memory_bytes={f['memory_bytes']}",
+            last=step == num_steps,
         )
 
     def add(self, values: dict[str, Any]) -> None:

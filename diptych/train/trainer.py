@@ -31,15 +31,15 @@ from diptych.errors import (
     Interrupted,
     StartChanged,
 )
-from diptych.machine import KeptMemory, memory_bytes, widest
+from diptych.machine import memory_bytes, widest
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.tensors import save_tensors
 from diptych.model.trainable import Group, Witness
+from diptych.model.tuning import tuned
 from diptych.progress import Progress
 from diptych.staging import staged_folder
 from diptych.train import (
-    attention,
     feature_cache,
     identity,
     optimizer,
@@ -177,7 +177,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.position = Position()
-        self.memory: KeptMemory | None = None
+        self.tuning = tuned(self.accelerator.device)
         self._stopping = False
         self._reading = False
         self._validated = Ledger()
@@ -194,8 +194,7 @@ class Trainer:
 
     def _train(self) -> Model:
         torch.manual_seed(self.seed)
-        if self.accelerator.device.type == "cpu":
-            self.memory = KeptMemory()
+        self.tuning.begin()
         self.run.mkdir(parents=True, exist_ok=True)
         named = {"wandb": {"name": self.run.name}, "mlflow": {"run_name": self.run.name}}
         self.accelerator.init_trackers(
@@ -359,8 +358,7 @@ class Trainer:
                     self.journal.groups(self.model, stage, state.groups, moved)
                     state.witness = None
                 self.position.step = step + 1
-                if self.memory is not None:
-                    self.memory.after_step()
+                self.tuning.after_step()
                 now = time.monotonic()
                 figures["seconds"] = now - last_line
                 figures["tokens_per_second"] = figures["real_tokens"] / max(1e-9, now - last_line)
@@ -419,7 +417,7 @@ class Trainer:
             last = number + 1 == len(prepared.batches)
             with (
                 nullcontext() if last else accelerator.no_sync(state.wrapped),
-                attention.chosen(self.model, batch, self.precision),
+                self.tuning.attention(self.model, batch, self.precision),
             ):
                 losses = state.wrapped(batch.to(accelerator.device))
                 accelerator.backward(sum(losses.values()) * scale)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from diptych.data.batching.batch import Batch
-from diptych.model.architectures.captioner import Captioner, CaptionerConfig, Heads
+from diptych.model.architectures.captioner import Captioner, CaptionerConfig
+from diptych.model.matching import Heads
 from diptych.model.text_mixture import TextMixture, TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.train.objectives import blip
@@ -96,7 +97,8 @@ def learner(golden):
     )
     text = TextMixture(config.text, hf_config, Tokenizer(meta["special_token_ids"]))
     tower = Affine(c["vision_input_width"], c["encoder_width"])
-    model = Captioner(config, tower, text, Heads(c["encoder_width"], text.dim, config)).eval()
+    heads = Heads(c["encoder_width"], text.dim, config.dim, config.temperature)
+    model = Captioner(config, tower, text, heads).eval()
     objective = blip.Config(
         queue_size=c["queue_size"], momentum=c["momentum"], alpha=c["alpha"],
         smoothing=c["lm_label_smoothing"],

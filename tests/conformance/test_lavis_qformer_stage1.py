@@ -14,7 +14,8 @@ from diptych.data.batching.batch import Batch
 from diptych.embed.embedder import EmbedConfig, pooled
 from diptych.model import lavis_qformer
 from diptych.model.architectures.query_transformer import Config as ModelConfig
-from diptych.model.architectures.query_transformer import Heads, QueryTransformer
+from diptych.model.architectures.query_transformer import QueryTransformer
+from diptych.model.matching import Heads
 from diptych.model.query_former import QueryFormer, QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.train.objectives import query_text
@@ -85,7 +86,8 @@ def model(golden):
     former = QueryFormer(config.query_former, hf_config, tokenizer, c["encoder_width"])
     former.image_norm = nn.Identity()
     former.image_states = lambda features: features
-    model = QueryTransformer(config, Identity(), former, Heads(former.dim, config))
+    heads = Heads(former.dim, former.dim, config.dim, config.temperature)
+    model = QueryTransformer(config, Identity(), former, heads)
     weights = {own_name(k): v for k, v in tensors["weights"].items() if own_name(k)}
     weights["query_former.queries"] = weights["query_former.queries"][0]
     missing, unexpected = model.load_state_dict(weights, strict=False)

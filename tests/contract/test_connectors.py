@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from diptych import parts
 from diptych.errors import ConfigError
 from diptych.model.connector import Connector, ConnectorConfig
+from diptych.model.connectors.words import Words
 
 NAMES = parts.names("model.connectors")
 SMALL = {
@@ -27,10 +29,9 @@ def small(name):
     return parts.find("model.connectors", name).Config(**SMALL.get(name, {}))
 
 
-def run(connector, features, grid, dim):
-    """Its tokens; one that tells words is given some."""
-    words = torch.randn(11, dim, generator=torch.Generator().manual_seed(0))
-    return connector(features, grid, *([words] if connector.tells_words else []))
+def built(config, vision_dim, text_dim):
+    """The connector, in front of some words."""
+    return config.build(vision_dim, text_dim, nn.Embedding(11, text_dim).requires_grad_(False))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,13 +52,13 @@ def test_announced_tokens_are_made(name, grid):
     except ConfigError as error:
         assert name == "pixel_shuffle" and (grid[0] % 2 or grid[1] % 2), error
         return
-    connector = config.build(vision_dim=12, text_dim=20)
+    connector = built(config, 12, 20)
     assert isinstance(connector, Connector)
     features = torch.randn(2, grid[0] * grid[1], 12, requires_grad=True)
-    tokens = run(connector, features, grid, 20)
+    tokens = connector(features, grid)
     assert tokens.shape == (2, expected, 20)
     loss = tokens.square().sum()
-    if connector.tells_words:  # what is told is taught by itself
+    if isinstance(connector, Words):  # what is told is taught by itself
         told, scores = connector.told(features, grid)
         assert told.shape == (2, grid[0] * grid[1], 12) and scores.shape == told.shape[:2]
         loss = loss + told.square().sum() + scores.square().sum()
@@ -69,10 +70,10 @@ def test_announced_tokens_are_made(name, grid):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_image_does_not_depend_on_another(name):
     torch.manual_seed(0)
-    connector = small(name).build(8, 16).eval()
+    connector = built(small(name), 8, 16).eval()
     features = torch.randn(3, 16, 8)
-    together = run(connector, features, (4, 4), 16)
-    alone = torch.cat([run(connector, f[None], (4, 4), 16) for f in features])
+    together = connector(features, (4, 4))
+    alone = torch.cat([connector(f[None], (4, 4)) for f in features])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -85,5 +86,5 @@ def test_class_tokens_are_counted_or_refused():
             with pytest.raises(ConfigError):
                 config.num_tokens((4, 4), num_prefix=1)
         else:
-            tokens = run(config.build(8, 16), torch.randn(1, 17, 8), (4, 4), 16)
+            tokens = built(config, 8, 16)(torch.randn(1, 17, 8), (4, 4))
             assert tokens.shape[1] == config.num_tokens((4, 4), num_prefix=1)

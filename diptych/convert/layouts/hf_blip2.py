@@ -42,6 +42,9 @@ from diptych.model.connectors.qformer import Config as QFormerConfig
 from diptych.model.language_model import LanguageModelConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 
+CLASSES = ("Blip2ForConditionalGeneration",)
+MODEL_TYPES = ("blip-2",)
+
 ARCHITECTURE = "vlm"
 NAME = "hf-blip2"
 _PROMPTS = ("", "What is shown here?", "Question: how many are there? Short answer:")

@@ -22,6 +22,8 @@ from diptych.errors import ConfigError
 from diptych.model.architectures.query_transformer import QueryTransformer
 from diptych.model.query_former import QUERIES, read_qformer
 
+MODEL_TYPES = ("blip_2_qformer",)
+
 ARCHITECTURE = "query_transformer"
 NAME = "hf-blip2-qformer"
 _WORDS = (3, 5, 4)

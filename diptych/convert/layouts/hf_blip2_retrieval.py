@@ -27,6 +27,8 @@ from diptych.model.architectures.query_transformer import QueryTransformer, Quer
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 
+CLASSES = ("Blip2ForImageTextRetrieval",)
+
 ARCHITECTURE = "query_transformer"
 NAME = "hf-blip2-retrieval"
 TEMPERATURE = "diptych_temperature"

@@ -6,6 +6,9 @@ from typing import Any
 
 from diptych.convert.blip_layout import BlipLayout
 
+CLASSES = ("BlipForConditionalGeneration",)
+MODEL_TYPES = ("blip",)
+
 ARCHITECTURE = "captioner"
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from diptych.convert.blip_layout import BlipLayout
 
+CLASSES = ("BlipForImageTextRetrieval",)
+
 ARCHITECTURE = "captioner"
 
 

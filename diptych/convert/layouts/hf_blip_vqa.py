@@ -26,6 +26,8 @@ from diptych.convert.probes import (
 from diptych.errors import ConfigError
 from diptych.model.architectures.answerer import Answerer, AnswererConfig
 
+CLASSES = ("BlipForQuestionAnswering",)
+
 ARCHITECTURE = "answerer"
 NAME = "hf-blip-vqa"
 ANSWERS = ("two", "a red umbrella", "no")

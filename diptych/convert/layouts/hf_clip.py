@@ -6,6 +6,9 @@ from typing import Any
 
 from diptych.convert.dual_layout import DualLayout
 
+CLASSES = ("CLIPModel",)
+MODEL_TYPES = ("clip",)
+
 ARCHITECTURE = "dual_encoder"
 
 

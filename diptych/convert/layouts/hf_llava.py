@@ -34,6 +34,9 @@ from diptych.model.tensors import adopt, save_tensors, unique_tensors, without_w
 from diptych.model.vision_encoder import VisionEncoderConfig
 from diptych.model.weights import reading
 
+CLASSES = ("LlavaForConditionalGeneration",)
+MODEL_TYPES = ("llava",)
+
 ARCHITECTURE = "vlm"
 NAME = "hf-llava"
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from diptych.convert.dual_layout import DualLayout
 
+CLASSES = ("SiglipModel",)
+MODEL_TYPES = ("siglip",)
+
 ARCHITECTURE = "dual_encoder"
 
 

@@ -19,6 +19,8 @@ from diptych.model.pickles import read_tensors
 from diptych.model.text_mixture import TextMixtureConfig, share
 from diptych.model.vision_encoder import VisionEncoderConfig
 
+PICKLED = True
+
 ARCHITECTURE = "captioner"
 HEAD_DIM = 64
 """Width of an attention head in every published BLIP."""

@@ -23,6 +23,8 @@ from diptych.model.pickles import read_tensors
 from diptych.model.query_former import QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoderConfig
 
+PICKLED = True
+
 ARCHITECTURE = "query_transformer"
 ENCODER_FILE = "eva_vit_g.pth"
 HEAD_DIMS = {1408: 88}

@@ -6,7 +6,7 @@ micro-batches and the fate of each of its samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -68,6 +68,7 @@ class TokenCollator:
         text_dim: width of the language model, which tells how dear attention is.
         seq2seq: the language model is an encoder-decoder; prompts and answers part ways.
         decoder_start: first decoder input then.
+        row_length: tokens that a row is filled up to, where so many are needed.
     """
 
     encoder: ChatEncoder
@@ -76,6 +77,7 @@ class TokenCollator:
     text_dim: int = 1024
     seq2seq: bool = False
     decoder_start: int = 0
+    row_length: Callable[[int], int] = common_size
 
     def __call__(self, items: Sequence[Item]) -> Prepared:
         prepared = Prepared()
@@ -194,7 +196,7 @@ class TokenCollator:
         ids: Sequence[str],
         pictures: dict[str, Shown],
     ) -> Batch:
-        length = common_size(max(row.num_tokens for row in rows))
+        length = self.row_length(max(row.num_tokens for row in rows))
         shape = (len(rows), length)
         tokens, positions, segments, prefixes = (np.zeros(shape, np.int64) for _ in range(4))
         targets: list[tuple[int, int, int]] = []

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from diptych.data import format as formats
 from diptych.data import source as sources
-from diptych.data.checking.examine import REPEATED_ID, Examined, Measure, Verify, examine, shown
+from diptych.data.checking.examine import REPEATED_ID, Examined, Measure, Verify, examine
 from diptych.data.reading import files
 from diptych.data.reading.disk_map import Table
 from diptych.data.reading.ledger import MAX_EXAMPLES, Ledger, RejectFile
@@ -23,6 +23,7 @@ from diptych.data.reading.rows import Reject
 from diptych.data.sample import Sample
 from diptych.data.source import Source, locate
 from diptych.errors import DataError
+from diptych.progress import Progress
 
 
 class Counts(Protocol):
@@ -271,7 +272,7 @@ def check(
     seen_images, seen_samples = Table(), Table()
     items = examine(source, verify=verify, measure=measure, context=context, workers=workers)
     label = f"reading {files.base_name(source.paths[0])}"
-    for number, item in enumerate(shown(items, label, progress)):
+    for number, item in enumerate(Progress(quiet=not progress).track(items, label)):
         report.ledger.read()
         if isinstance(item, Reject):
             report.ledger.reject(item)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from diptych.data import format as formats
 from diptych.data.pixels.image import decode
@@ -221,31 +219,3 @@ def _sized(sample: Sample, pictures: Sequence[Picture]) -> Sample:
         for turn in sample.turns
     )  # fmt: skip
     return replace(sample, turns=turns)
-
-
-def shown(items: Iterator[Any], what: str, progress: bool = True) -> Iterator[Any]:
-    """The items, counted on standard error when that is a terminal and it takes a while."""
-    if not (progress and sys.stderr.isatty()):
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.completed:,} rows"),
-        TimeElapsedColumn(),
-    )
-    start = time.monotonic()
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=None)
-    try:
-        for number, item in enumerate(items, 1):
-            if number % 64 == 0:
-                bar.update(task, completed=number)
-                if not bar.live.is_started and time.monotonic() - start > 2:
-                    bar.start()
-            yield item
-    finally:
-        bar.stop()

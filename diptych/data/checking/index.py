@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.checking.examine import Examined, Measure, Picture, Verify, examine, shown
+from diptych.data.checking.examine import Examined, Measure, Picture, Verify, examine
 from diptych.data.reading import files
 from diptych.data.reading.disk_map import Table
 from diptych.data.reading.ledger import Ledger, RejectFile
@@ -27,6 +27,7 @@ from diptych.data.reading.rows import Reject
 from diptych.data.sample import Image, Part, Sample, Text, Turn
 from diptych.data.source import locate, read_bytes
 from diptych.errors import DataError
+from diptych.progress import Progress
 from diptych.staging import put_in_place
 
 _VERSION = 2
@@ -200,7 +201,8 @@ class Index(Sequence[Sample]):
                 on_image_fault=note,
                 unique=unique,
             )
-            _store(shown(items, f"reading {stem}", progress), staged, source.passed_over)
+            bars = Progress(quiet=not progress)
+            _store(bars.track(items, f"reading {stem}"), staged, source.passed_over)
             about = {
                 "root": source.root,
                 "format": source.format,

@@ -29,20 +29,14 @@ _RESAMPLE: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
-# What each processor class of transformers takes for granted: (resize, resample, crops, mean, std).
-_PROCESSORS: dict[str, tuple[str, Resample, bool, tuple, tuple]] = {
-    "clip": ("shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
-    "bit": ("shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
-    "llava": ("shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
-    "siglip": ("exact", "bicubic", False, _HALF, _HALF),
-    "vit": ("exact", "bilinear", False, _HALF, _HALF),
-}
-_CLASSES = {
-    "clip": "CLIPImageProcessor",
-    "bit": "BitImageProcessor",
-    "llava": "LlavaImageProcessor",
-    "siglip": "SiglipImageProcessor",
-    "vit": "ViTImageProcessor",
+# Processor classes of transformers, and what each takes for granted: (class, resize, resample,
+# crops, mean, std).
+_PROCESSORS: dict[str, tuple[str, str, Resample, bool, tuple, tuple]] = {
+    "clip": ("CLIPImageProcessor", "shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
+    "bit": ("BitImageProcessor", "shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
+    "llava": ("LlavaImageProcessor", "shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
+    "siglip": ("SiglipImageProcessor", "exact", "bicubic", False, _HALF, _HALF),
+    "vit": ("ViTImageProcessor", "exact", "bilinear", False, _HALF, _HALF),
 }
 # Beyond this many pixels after resizing, only the part that the crop keeps is computed.
 _MAX_RESIZED_PIXELS = 1 << 24
@@ -226,7 +220,7 @@ class Preprocessing(Config):
             ConfigError: the processor does something that cannot be done here; names the key.
         """
         kind = _kind(values)
-        resize, resample, crops, mean, std = _PROCESSORS[kind]
+        _, resize, resample, crops, mean, std = _PROCESSORS[kind]
         size, crop = values.get("size"), values.get("crop_size")
         do_resize = values.get("do_resize", True)
         do_crop = values.get("do_center_crop", crops)
@@ -275,9 +269,9 @@ class Preprocessing(Config):
         Raises:
             ConfigError: that class cannot do it.
         """
-        if kind not in _CLASSES:
+        if kind not in _PROCESSORS:
             raise ConfigError(
-                f"there is no image processor '{kind}'", fix=f"known: {', '.join(_CLASSES)}"
+                f"there is no image processor '{kind}'", fix=f"known: {', '.join(_PROCESSORS)}"
             )
         if self.pad_to_square and kind != "llava":
             kind = "llava"  # the only class that pads with the mean colour
@@ -285,7 +279,7 @@ class Preprocessing(Config):
         height, width = self.size
         crop_height, crop_width = self.crop or self.size
         config: dict[str, Any] = {
-            "image_processor_type": _CLASSES[kind],
+            "image_processor_type": _PROCESSORS[kind][0],
             "do_convert_rgb": True,
             "do_resize": self.resize != "none",
             "size": {"shortest_edge": height} if edge else {"height": height, "width": width},

@@ -13,12 +13,13 @@ hash of the version.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 
+from diptych.data.batching.chunks import in_chunks
 from diptych.embed.index import Hit, Nearest, in_order
 from diptych.embed.sink import About, Shard, as_text, without_secrets
 from diptych.errors import ConfigError, DataError, MissingExtra, SinkAway
@@ -341,17 +342,6 @@ def entities(
 def escaped(text: str) -> str:
     """Text as a pattern of Redis that matches only itself."""
     return "".join(f"\\{c}" if c in "\\*?[]^-" else c for c in text)
-
-
-def in_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 class errors_named:

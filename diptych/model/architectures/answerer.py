@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from diptych.data.batching.batch import Batch
+from diptych.data.batching.chunks import in_chunks
 from diptych.data.sample import Image, Sample
 from diptych.data.text.plain_text import TextTokens
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
+from diptych.model.architecture import ArchitectureConfig, Model
 from diptych.model.precision import in_its_precision
 from diptych.model.question_text import QuestionText
 from diptych.model.text_mixture import TextMixtureConfig

@@ -12,15 +12,17 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.data.batching.batch import Batch
+from diptych.data.batching.chunks import in_chunks
 from diptych.data.sample import Image, Sample
 from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ModelError, SampleTooLong
 from diptych.model import text_mixture as text_mixtures
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
+from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.matching import Heads, match_logits
 from diptych.model.precision import in_its_precision
 from diptych.model.text_mixture import TextMixture, TextMixtureConfig
 from diptych.model.vision_encoder import VisionEncoder
@@ -45,21 +47,12 @@ class CaptionerConfig(ArchitectureConfig):
         encoder = vision_encoders.build(self.vision_encoder)
         text = text_mixtures.build(self.text, encoder.dim, tokenizer)
         config = self.model_copy(update={"vision_encoder": encoder.config})
-        return Captioner(config, encoder, text, Heads(encoder.dim, text.dim, self))
+        return Captioner(
+            config, encoder, text, Heads(encoder.dim, text.dim, self.dim, self.temperature)
+        )
 
 
 Config = CaptionerConfig
-
-
-class Heads(nn.Module):
-    """Projections to the shared space, the matching head, the temperature."""
-
-    def __init__(self, image_dim: int, text_dim: int, config: CaptionerConfig):
-        super().__init__()
-        self.image = nn.Linear(image_dim, config.dim)
-        self.text = nn.Linear(text_dim, config.dim)
-        self.matching = nn.Linear(text_dim, 2)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
 
 class Captioner(Model):

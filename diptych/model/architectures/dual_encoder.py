@@ -16,12 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych.data.batching.batch import Batch
+from diptych.data.batching.chunks import in_chunks
 from diptych.data.sample import Image, Sample
 from diptych.data.text.plain_text import TextTokens
 from diptych.errors import ConfigError, ModelError
 from diptych.model import text_encoder as text_encoders
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model, in_chunks
+from diptych.model.architecture import ArchitectureConfig, Model
 from diptych.model.precision import in_its_precision
 from diptych.model.text_encoder import TextEncoder, TextEncoderConfig
 from diptych.model.vision_encoder import VisionEncoder

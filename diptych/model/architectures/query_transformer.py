@@ -12,13 +12,15 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.data.batching.batch import Batch
+from diptych.data.batching.chunks import in_chunks
 from diptych.data.text.plain_text import TextTokens
 from diptych.model import query_former as query_formers
 from diptych.model import vision_encoder as vision_encoders
-from diptych.model.architecture import ArchitectureConfig, Model, in_chunks, match_logits
+from diptych.model.architecture import ArchitectureConfig, Model
+from diptych.model.matching import Heads, match_logits
 from diptych.model.precision import in_its_precision
 from diptych.model.query_former import QueryFormer, QueryFormerConfig
 from diptych.model.vision_encoder import VisionEncoder
@@ -43,21 +45,12 @@ class QueryTransformerConfig(ArchitectureConfig):
         encoder = vision_encoders.build(self.vision_encoder)
         former = query_formers.build(self.query_former, encoder.dim, tokenizer)
         config = self.model_copy(update={"vision_encoder": encoder.config})
-        return QueryTransformer(config, encoder, former, Heads(former.dim, self))
+        return QueryTransformer(
+            config, encoder, former, Heads(former.dim, former.dim, self.dim, self.temperature)
+        )
 
 
 Config = QueryTransformerConfig
-
-
-class Heads(nn.Module):
-    """Projections to the shared space, the matching head, the temperature."""
-
-    def __init__(self, width: int, config: QueryTransformerConfig):
-        super().__init__()
-        self.image = nn.Linear(width, config.dim)
-        self.text = nn.Linear(width, config.dim)
-        self.matching = nn.Linear(width, 2)
-        self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
 
 class QueryTransformer(Model):

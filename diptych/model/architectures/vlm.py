@@ -28,7 +28,6 @@ from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample
 from diptych.data.text.chat import ChatEncoder
 from diptych.errors import ConfigError, ImageTokenMismatch, ModelError
-from diptych.machine import common_size
 from diptych.model import generate as generation
 from diptych.model import language_model as language_models
 from diptych.model import likelihood
@@ -38,6 +37,7 @@ from diptych.model.arrangement import Arrangement
 from diptych.model.connector import Connector, ConnectorField
 from diptych.model.language_model import LanguageModel, LanguageModelConfig
 from diptych.model.session import ChatSession
+from diptych.model.tuning import Tuning, tuned
 from diptych.model.vision_encoder import VisionEncoder
 
 
@@ -57,9 +57,8 @@ class VlmConfig(ArchitectureConfig):
     def compose(self, tokenizer: Any = None) -> Vlm:
         encoder = vision_encoders.build(self.vision_encoder)
         language_model = language_models.build(self.language_model, tokenizer)
-        connector = self.connector.build(encoder.dim, language_model.dim)
-        if not language_model.embeddings.is_meta:
-            connector.start_at(float(language_model.embeddings.detach().float().std()))
+        words = language_model.module.get_input_embeddings()
+        connector = self.connector.build(encoder.dim, language_model.dim, words)
         config = self.model_copy(update={"vision_encoder": encoder.config})
         return Vlm(config, encoder, connector, language_model)
 
@@ -108,6 +107,15 @@ class Vlm(Model):
         return Arrangement(per_tile, self.preprocessing.tiles)
 
     @property
+    def answer_after(self) -> str | None:
+        """What stands between working and answer in what it says; None where all is answer."""
+        return self.config.language_model.answer_after
+
+    @property
+    def _tuning(self) -> Tuning:
+        return tuned(self.device)
+
+    @property
     def tokens_per_image(self) -> int:  # type: ignore[override]
         """Language-model tokens of a picture that is one tile."""
         return self.arrangement.tokens_per_tile
@@ -142,6 +150,7 @@ class Vlm(Model):
             text_dim=lm.dim,
             seq2seq=lm.is_encoder_decoder,
             decoder_start=getattr(lm.hf_config, "decoder_start_token_id", 0) or 0,
+            row_length=self._tuning.size,
         )
 
     # -- computing --------------------------------------------------------------------------
@@ -154,8 +163,7 @@ class Vlm(Model):
     def tile_tokens(self, features: Tensor) -> Tensor:
         """Encoder features [S, N, C] -> language-model tokens of each tile [S, K, D]."""
         weight = next(self.connector.parameters())
-        words = (self.language_model.embeddings,) if self.connector.tells_words else ()
-        return self.connector(features.to(weight.dtype), self.vision_encoder.grid, *words)
+        return self.connector(features.to(weight.dtype), self.vision_encoder.grid)
 
     def embed(
         self, ids: Tensor, image_tokens: Tensor | None, num_placeholders: int | None = None
@@ -335,7 +343,7 @@ class Vlm(Model):
         return torch.cat(chunks) if chunks else hidden.new_zeros(0, dtype=torch.float32)
 
     def _log_probs(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        rows = nn.functional.pad(hidden, (0, 0, 0, common_size(len(hidden)) - len(hidden)))
+        rows = nn.functional.pad(hidden, (0, 0, 0, self._tuning.size(len(hidden)) - len(hidden)))
         if self.precision in (None, "fp32") or torch.is_grad_enabled():
             logits = self.language_model.logits(rows)
         else:

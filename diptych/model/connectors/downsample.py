@@ -18,7 +18,9 @@ class Config(ConnectorConfig):
     factor: int = Field(default=2, ge=1, le=8)
     """Patches merged in each direction."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
         return Downsample(vision_dim, text_dim, self.factor)
 
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:

@@ -13,7 +13,9 @@ class Config(ConnectorConfig):
     name: str = "mlp"
     """File stem of the part."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
         return Mlp(vision_dim, text_dim)
 
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:

@@ -21,7 +21,9 @@ class Config(ConnectorConfig):
     order: Literal["v1", "v2"] = "v2"
     """Which of InternVL's two block orders; v1 has rows and columns swapped."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
         return PixelShuffle(vision_dim, text_dim, round(1 / self.scale), self.order)
 
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:

@@ -41,7 +41,15 @@ class Config(ConnectorConfig, FromHub):
     norm_eps: float = Field(default=1e-5, gt=0)
     """Epsilon of the norm of image features (LAVIS: 1e-5); taken from a stage-1 run."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
+        connector = self._built(vision_dim, text_dim)
+        if embeddings is not None and not connector.has_projection:
+            _as_large_as(connector.projection, embeddings.weight)
+        return connector
+
+    def _built(self, vision_dim: int, text_dim: int) -> QFormer:
         if self.weights is not None:
             if is_qformer(self.weights, self.revision):
                 return _from_qformer(self, vision_dim, text_dim)
@@ -86,23 +94,24 @@ class QFormer(Connector):
         self.projection = nn.Linear(hf_config.hidden_size, text_dim)
         self.has_projection = False
 
-    def start_at(self, deviation: float) -> None:
-        """Tokens as large as the language model's own, unless the layer to it was loaded.
-
-        Queries end in a norm; a new linear layer would make tokens several times as large as those
-        of a small language model, which then takes long to listen.
-        """
-        if not self.has_projection:
-            with torch.no_grad():
-                self.projection.weight.mul_(deviation * math.sqrt(3))
-                self.projection.bias.zero_()
-
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         states = self.module(
             query_embeds=self.queries.expand(len(features_BNC), -1, -1),
             encoder_hidden_states=self.image_norm(features_BNC),
         ).last_hidden_state
         return self.projection(states)
+
+
+@torch.no_grad()
+def _as_large_as(projection: nn.Linear, words: Any) -> None:
+    """Let a new layer make tokens as large as the language model's own.
+
+    Queries end in a norm; a new linear layer would make tokens several times as large as those
+    of a small language model, which then takes long to listen.
+    """
+    if not words.is_meta:
+        projection.weight.mul_(float(words.detach().float().std()) * math.sqrt(3))
+        projection.bias.zero_()
 
 
 def _from_stage_1(config: Config, vision_dim: int, text_dim: int) -> QFormer:

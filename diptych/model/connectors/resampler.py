@@ -25,7 +25,9 @@ class Config(ConnectorConfig):
     hidden_dim: int = Field(default=512, ge=1)
     """Width of the queries."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
         if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
             raise ConfigError(
                 f"hidden_dim {self.hidden_dim} must be divisible by num_heads {self.num_heads} "

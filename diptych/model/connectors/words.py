@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,8 +30,14 @@ class Config(ConnectorConfig):
     vocab_size: int = Field(default=2048, ge=1)
     """Words that can be told: as many as the language model has embeddings."""
 
-    def build(self, vision_dim: int, text_dim: int) -> Connector:
-        return Words(vision_dim, text_dim, self.num_kept, self.vocab_size)
+    def build(
+        self, vision_dim: int, text_dim: int, embeddings: nn.Module | None = None
+    ) -> Connector:
+        if embeddings is None:
+            raise ConfigError(
+                "the words connector needs a language model's embeddings", where="model.connector"
+            )
+        return Words(vision_dim, text_dim, self.num_kept, self.vocab_size, embeddings)
 
     def num_tokens(self, grid: Grid, num_prefix: int = 0) -> int:
         return 1 + min(self.num_kept, grid[0] * grid[1])
@@ -54,10 +62,11 @@ class Words(Connector):
     (arXiv:2405.20797, section 3.1), with a table of its own; here the table is the text's.
     """
 
-    tells_words = True
-
-    def __init__(self, vision_dim: int, text_dim: int, num_kept: int, vocab_size: int):
+    def __init__(
+        self, vision_dim: int, text_dim: int, num_kept: int, vocab_size: int, embeddings: nn.Module
+    ):
         super().__init__()
+        self._embeddings = (embeddings,)  # the language model's, and no part of this one
         self.num_kept = num_kept
         self.vocab_size = vocab_size
         self.projection = nn.Linear(vision_dim, text_dim)
@@ -70,13 +79,8 @@ class Words(Connector):
         self.score = nn.Linear(vision_dim, 1)
         self.overview = nn.Linear(vision_dim, text_dim)
 
-    def forward(  # type: ignore[override]
-        self,
-        features_BNC: Tensor,  # noqa: N803
-        grid: Grid,
-        words_WD: Tensor,  # noqa: N803
-    ) -> Tensor:
-        """Args: words_WD: the language model's embeddings."""
+    def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
+        words_WD: Any = self._embeddings[0].weight  # noqa: N806
         if len(words_WD) != self.vocab_size:
             raise ConfigError(
                 f"the connector tells {self.vocab_size} words, the language model has "

@@ -81,6 +81,7 @@ def _card(
         "question": text(row.get("question")),
         "truth": text(row.get("truth")),
         "after": text(row.get("output")),
+        "working": text(row.get("working")),
         "score": number(row.get("score")),
         "before": text(first.get("output")) if first else None,
         "blind": text(unseen.get("output")) if unseen else None,

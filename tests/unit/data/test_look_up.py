@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from diptych.errors import ConfigError
-from diptych.model.look_up import look_up
+from diptych.synthetic.charts.reading.look_up import initialise
 
 
 def new(num_layers=2, **more):
@@ -48,7 +48,7 @@ def looking_up(model) -> tuple[float, float]:
 
 def test_a_word_begins_by_looking_at_what_shows_it():
     plain, changed = new(), new()
-    look_up(changed)
+    initialise(changed)
     before, after = looking_up(plain), looking_up(changed)
     assert before[0] < 0.15 and after[0] > 0.5
     # What stands there begins likelier to be said next than other words (chance: 0.013).
@@ -59,7 +59,7 @@ def test_a_word_begins_by_looking_at_what_shows_it():
 def test_one_head_begins_at_the_word_before_and_one_goes_on_as_before():
     """The last heads of the first and second layer, in a text that repeats itself."""
     model = new()
-    look_up(model)
+    initialise(model)
     generator = torch.Generator().manual_seed(4)
     previous, repeated = [], []
     for _ in range(20):
@@ -77,7 +77,7 @@ def test_one_head_begins_at_the_word_before_and_one_goes_on_as_before():
 
 def test_what_words_share_changes_no_probability():
     plain, changed = new(), new()
-    look_up(changed)
+    initialise(changed)
     hidden = torch.randn(5, 96, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         before = plain.get_output_embeddings()(hidden).softmax(-1)
@@ -89,8 +89,8 @@ def test_what_words_share_changes_no_probability():
 
 def test_the_same_seed_begins_alike_and_other_heads_stay():
     one, two, plain = new(3), new(3), new(3)
-    look_up(one)
-    look_up(two)
+    initialise(one)
+    initialise(two)
     for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     fused, own = (
@@ -107,7 +107,7 @@ def test_other_architectures_are_refused():
         num_attention_heads=2,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="gpt_neox"):
-        look_up(AutoModelForCausalLM.from_config(config))
+        initialise(AutoModelForCausalLM.from_config(config))
     full = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
     with pytest.raises(ConfigError, match="rotary"):
-        look_up(new(rope_parameters=full))
+        initialise(new(rope_parameters=full))

@@ -39,7 +39,7 @@ COPY = 0.3
 
 
 @torch.no_grad()
-def look_up(module: Any, seed: int = 0) -> None:
+def initialise(module: Any, seed: int = 0) -> None:
     """Change a newly built GPT-NeoX: half of the heads of every layer, of three one, look up.
 
     Only dimensions without rotary positions take part: what is looked for stands anywhere. Few
@@ -54,8 +54,8 @@ def look_up(module: Any, seed: int = 0) -> None:
         raise ConfigError(
             f"heads that look up are written for gpt_neox with attention_bias, "
             f"not for {config.model_type}",
-            where="model.language_model.start",
-            fix="leave start out, or choose model_type: gpt_neox",
+            where="model.language_model.initialise",
+            fix="leave initialise out, or choose model_type: gpt_neox",
         )
     layers = module.gpt_neox.layers
     attention = layers[0].attention
