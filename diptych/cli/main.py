@@ -86,6 +86,7 @@ def quickstart(
         diptych quickstart
 
         diptych quickstart --minutes 40
+        diptych quickstart --minutes 3      # a smaller result, sooner
 
         diptych quickstart --data questions.json --images photos/
     """

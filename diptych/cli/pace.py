@@ -23,15 +23,18 @@ REFERENCE_SECONDS = 0.086
 AMX (bfloat16 in hardware)."""
 USUAL_MINUTES, FIXED_MINUTES = 12.0, 2.0
 """What the usual passes take there, and what of it goes into drawing and measuring."""
+LEAST_FIXED = 0.4
+"""However few the charts are, so much of that is left: the questions of the test."""
 STEP = 0.2
 BATCH, NUM_STEPS = 12, 40
 
 
-def effort(runs: Path, minutes: float) -> float:
+def effort(runs: Path, minutes: float, size: float = 1.0) -> float:
     """How many times the usual passes over the data fit into `minutes` on this machine.
 
     Args:
         runs: folder of the runs; `pace.json` is written there once.
+        size: of the data, in usual numbers of charts.
     """
     file = runs / "pace.json"
     if file.is_file():
@@ -41,8 +44,9 @@ def effort(runs: Path, minutes: float) -> float:
         write_json(file, {"step_seconds": round(seconds, 4)})
     # On slow cores drawing and measuring take longer too.
     pace = REFERENCE_SECONDS / seconds
-    share = (minutes - FIXED_MINUTES / pace) / (USUAL_MINUTES - FIXED_MINUTES)
-    found = min(2.0, pace) * share
+    fixed = FIXED_MINUTES * max(LEAST_FIXED, size)
+    share = (minutes - fixed / pace) / (USUAL_MINUTES - FIXED_MINUTES)
+    found = min(2.0, pace) * share / size
     # In steps, so that the machine's moods make no other recipe: 0.92 to 1.12 is 1.
     found = max(STEP / 2, STEP * int(found / STEP + 0.4))
     log.info("a step takes %.3f s here: %.1f of the usual passes", seconds, found)

@@ -4,7 +4,7 @@ Command: `diptych quickstart`.
 An image encoder and a language model from scratch, joined by a connector that passes on the places
 that show something: first every place learns which words stand there and what is to be told of
 it, on pages of words (`read`) and on charts (`align`), then connector and language model learn
-single look-ups (`practise`) and to answer (`instruct`). docs/quickstart.md has the compositions
+single look-ups (`practise`) and to answer (`instruct`). docs/log/quickstart.md has the compositions
 that were tried, with their scores and times.
 """
 
@@ -34,6 +34,8 @@ TOKENS_PER_ROW = 320
 between charts that must not see each other."""
 BLIND_SHARE = 0.04
 """Of the rows that are learned, without pictures: the blind control shall be able to guess."""
+QUESTIONS = 600
+"""That it is measured on: an interval of about eight points."""
 PAGE_EPOCHS, CHART_EPOCHS, EPOCHS = 3.5, 4.1, 2.15
 """Passes over pages, charts and questions: what twelve minutes allow on two quick cores (see
 `diptych/cli/pace.py`); more is better."""
@@ -151,6 +153,7 @@ def on_data(
     num_rows: int | None = None,
     seed: int = 0,
     effort: float = 1.0,
+    limit: int = QUESTIONS,
 ) -> Recipe:
     """The quickstart recipe on any data; without captions nothing is read before `instruct`.
 
@@ -159,6 +162,7 @@ def on_data(
 
     Args:
         effort: how many times the usual passes over charts and questions.
+        limit: most questions that the model is measured on.
     """
     many = num_rows is None or num_rows > 70_000
     epochs = effort * (EPOCHS if many else min(12.0, 100_000 / (num_rows or 1)))
@@ -234,6 +238,6 @@ def on_data(
     evaluation = None
     if test is not None:
         evaluation = EvaluationConfig(
-            data=test, metric="relaxed", max_new_tokens=56, batch_size=200, limit=600
+            data=test, metric="relaxed", max_new_tokens=56, batch_size=200, limit=limit
         )  # fmt: skip
     return Recipe(name=name, model=model, stages=tuple(stages), evaluation=evaluation, seed=seed)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from diptych import json_text
 from diptych.errors import InputError
 from diptych.report import evaluation, wording
+from diptych.report.font import chinese_font
 from diptych.report.run_folder import RunFolder, number, text
 from diptych.report.section import PAGE, Filled, fill_all
 from diptych.staging import write_text
@@ -57,20 +58,23 @@ def render(run: Path) -> str:
     sections = fill_all(folder)
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return (
-        _environment(evaluation.read(folder).names)
-        .get_template("page.html.j2")
-        .render(
-            name=text(folder.tree("recipe.json").get("name"), 120) or run.resolve().name,
-            policy=_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            hero=_hero(folder),
-            sections=[section for section in sections if section.view is not None],
-            left_out=[section for section in sections if section.view is None],
-            hover=_hover(sections),
-        )
-    )
+    template = _environment(evaluation.read(folder).names).get_template("page.html.j2")
+    about = {
+        "name": text(folder.tree("recipe.json").get("name"), 120) or run.resolve().name,
+        "script": Markup(script),
+        "hero": _hero(folder),
+        "sections": [section for section in sections if section.view is not None],
+        "left_out": [section for section in sections if section.view is None],
+        "hover": _hover(sections),
+    }
+
+    def page(style: str) -> str:
+        return template.render(policy=_policy(style, script), style=Markup(style), **about)
+
+    whole = page(style)
+    # A page that is opened elsewhere may find no Chinese font there.
+    font = chinese_font(whole)
+    return page(style + font) if font else whole
 
 
 def _hero(run: RunFolder) -> dict[str, Any]:
@@ -112,6 +116,7 @@ def _policy(style: str, script: str) -> str:
         (
             "default-src 'none'",
             "img-src data:",
+            "font-src data:",
             f"style-src {_hash(style)}",
             f"script-src {_hash(script)}",
             "base-uri 'none'",

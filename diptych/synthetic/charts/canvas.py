@@ -28,7 +28,7 @@ Align = Literal["left", "center", "right"]
 Vertical = Literal["bottom", "center", "top"]
 Dash = Literal["-", "--", ":", ""]
 DPI = 72  # one point is one pixel: font sizes are pixel sizes
-CHINESE_FONT = Path(__file__).parent / "fonts" / "NotoSansSC-subset.otf"
+CHINESE_FONT = Path(__file__).parents[2] / "fonts" / "NotoSansSC-subset.otf"
 _WORDS = re.compile(r"[\u2e80-\uffff]|[^\s\u2e80-\uffff]+")
 _BUNDLED = {
     "sans": "DejaVuSans.ttf",

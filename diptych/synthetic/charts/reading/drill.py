@@ -2,7 +2,7 @@
 
 "find Wed" - "Wed atC rankB Wed". Their answers are the steps that `working` writes on the way to
 the answers of questions. A new language model learns such look-ups in a minute of nothing else,
-and hardly ever among questions of all kinds (docs/quickstart.md).
+and hardly ever among questions of all kinds (docs/log/quickstart.md).
 """
 
 from __future__ import annotations

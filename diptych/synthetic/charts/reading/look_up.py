@@ -2,7 +2,7 @@
 
 To answer "what colour is Solar?" a head has to go from the word to the place in the picture
 that tells of it. A language model that begins with random weights finds this late
-(docs/quickstart.md).
+(docs/log/quickstart.md).
 
 A head whose queries and keys begin as one projection attends to what is alike. That alone
 does nothing, because a word is most like itself. So all words of the vocabulary share one
