@@ -1,4 +1,4 @@
-"""What this process takes of its machine: memory, kept and counted."""
+"""The machine under a process: its memory, cores and devices, counted and used well."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import psutil
 from diptych.errors import ConfigError
 
 PILE = 1.5
-"""How many times its usual memory a process may hold before what is free goes back."""
+"""Freed memory is given back to the system once a process holds this many times what a step
+needs."""
 
 
 def keep_freed_memory() -> bool:

@@ -215,7 +215,7 @@ def list_(json: Json = False, debug: Debug = False) -> dict[str, Any]:
         diptych list
     """
     from diptych import parts
-    from diptych.cli.show import parts_table
+    from diptych.cli.parts_list import parts_table
 
     recipes = parts.functions("families", "Recipe")
     found = {"recipes": {n.replace("_", "-"): line for n, (_, line) in sorted(recipes.items())}}

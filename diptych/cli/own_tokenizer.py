@@ -32,7 +32,7 @@ def with_tokenizer(recipe: Recipe, run: Path) -> ArchitectureConfig:
     if not (folder / "tokenizer.json").is_file():
         texts: list[str] = []
         kept: Any = None
-        if config.tokenizer_words is not None:
+        if getattr(config, "tokenizer_words", None) is not None:
             kept = parts.find("data", config.tokenizer_words).Words()
         every = [data for stage in recipe.stages for data in stage.data]
         for data in {(d.path, d.format, d.images): d for d in every}.values():

@@ -89,16 +89,3 @@ def plan_table(plan: dict[str, Any]) -> Group:
     if unknown:
         notes.insert(0, "?: depends on data that is not there yet.")
     return Group(parameters, Text(about), stages, *(Text(n, style="dim") for n in notes))
-
-
-def parts_table(found: dict[str, dict[str, str]]) -> Group:
-    """Lists of recipes and parts."""
-    tables = []
-    for title, entries in found.items():
-        table = Table(title=title, title_justify="left", show_header=False, expand=False)
-        table.add_column(style="bold")
-        table.add_column()
-        for name, meaning in entries.items():
-            table.add_row(name, meaning)
-        tables.append(table)
-    return Group(*tables)

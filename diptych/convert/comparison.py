@@ -157,7 +157,7 @@ def logits_of_probes(model: Vlm, cases: Sequence[Probe]) -> list[Tensor]:
     for case in cases:
         ids = torch.tensor([case.encoded.ids], device=model.device)
         pictures = generation.encode_images(model, [case.encoded], _bytes)
-        embeds = model.embed(ids, torch.stack(pictures) if pictures else None)
+        embeds = model.embed(ids, torch.cat(pictures) if pictures else None)
         hidden = model.language_model.body(inputs_embeds=embeds, use_cache=False)
         found.append(model.language_model.logits(hidden.last_hidden_state[0]).cpu())
     return found

@@ -119,16 +119,41 @@ def score(
     words = tokenize([*candidates.values(), *truth_texts], name)
     hypotheses, rest = words[: len(images)], iter(words[len(images) :])
     truths = [[next(rest) for _ in references[image]] for image in images]
-    corpus, per_image = score_words(hypotheses, truths)
+    scorer = package_scores if find_spec("pycocoevalcap") is not None else score_words
+    corpus, per_image = scorer(hypotheses, truths)
     if name == "ptb":
         corpus["METEOR"], per_image["METEOR"] = _meteor(hypotheses, truths)
     return CaptionScores(corpus, per_image, name, official=name == "ptb")
 
 
+def package_scores(
+    hypotheses: Sequence[Sequence[str]], truths: Sequence[Sequence[Sequence[str]]]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """As `score_words`, by the scorers of the COCO evaluation itself (pycocoevalcap)."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    said = {n: [" ".join(words)] for n, words in enumerate(hypotheses)}
+    wanted = {n: [" ".join(words) for words in own] for n, own in enumerate(truths)}
+    whole, each = Bleu(MAX_ORDER).compute_score(wanted, said, verbose=0)
+    corpus = {f"Bleu_{n}": float(value) for n, value in enumerate(whole, 1)}
+    per_image = {f"Bleu_{n}": [float(v) for v in values] for n, values in enumerate(each, 1)}
+    for name, scorer in (("ROUGE_L", Rouge()), ("CIDEr", Cider())):
+        mean, values = scorer.compute_score(wanted, said)
+        corpus[name] = float(mean)
+        per_image[name] = [float(value) for value in values]
+    return corpus, per_image
+
+
 def score_words(
     hypotheses: Sequence[Sequence[str]], truths: Sequence[Sequence[Sequence[str]]]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """(corpus figures, figures per image) of captions that are cut into words already."""
+    """(corpus figures, figures per image) of captions that are cut into words already.
+
+    Where the COCO evaluation's own scorers are not installed; equal to them:
+    tests/conformance/test_caption_metrics.py.
+    """
     corpus, per_image = _bleu(hypotheses, truths)
     rouge = [rouge_l(h, t) for h, t in zip(hypotheses, truths, strict=True)]
     cider = _cider(hypotheses, truths)

@@ -44,7 +44,8 @@ class QueryFormerConfig(FromHub):
     num_queries: int = Field(default=32, ge=1)
     """Learned queries: the tokens that a picture becomes."""
     cross_attention_every: int = Field(default=2, ge=1)
-    """Queries look at the picture in every so manyeth layer."""
+    """The queries look at the picture in every second layer with 2 (BLIP-2), in every layer with
+    1."""
     max_tokens: int = Field(default=32, ge=4)
     """Longest text, start and end tokens included."""
     dropout: float = Field(default=0.1, ge=0, lt=1)

@@ -30,8 +30,8 @@ class DataConfig(Config):
     weight: float | None = Field(default=None, gt=0)
     """Share of draws relative to the other sets; give it for all sets or for none."""
     pictures: Literal["shown", "withheld"] = "shown"
-    """`withheld` reads the same rows without their pictures: a language model learns how they are
-    worded before it is asked to look."""
+    """`withheld` reads the rows without their pictures. A few such rows teach a model to answer
+    without one too, so that the blind control is a fair opponent."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -97,8 +97,8 @@ class Stage(Config):
     """`muon` updates the matrices of hidden layers by Muon and the rest by AdamW; new language
     models learn in fewer steps with it, pretrained ones are best left to `adamw`."""
     embeddings_rate: float = Field(default=1.0, gt=0)
-    """Rate of embeddings, output layers and learned queries, in rates of their part. New words that
-    few samples show keep apart from each other at a lower one."""
+    """Learning rate of embeddings, output layers and learned queries, as a multiple of their part's
+    rate: 0.2 is a fifth of it. At a lower rate, words that few samples show stay apart."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay on matrices (never on norms and biases)."""
     betas: tuple[float, float] = (0.9, 0.999)

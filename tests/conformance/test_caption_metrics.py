@@ -6,7 +6,13 @@ import json
 
 import pytest
 
-from diptych.eval.captions import official_available, score, score_words, tokenize
+from diptych.eval.captions import (
+    official_available,
+    package_scores,
+    score,
+    score_words,
+    tokenize,
+)
 
 TOLERANCE = {"CIDEr": 1e-6, "METEOR": 1e-6}
 needs_java = pytest.mark.skipif(
@@ -44,6 +50,20 @@ def test_scores_of_given_words(golden, which, first):
     corpus, per_image = score_words(hypotheses, truths)
     assert {"Bleu_1", "Bleu_4", "ROUGE_L", "CIDEr"} <= set(corpus)
     check(corpus, per_image, told if first is None else told["subset_first7"], images)
+
+
+@pytest.mark.parametrize("which", ["A", "B"])
+def test_our_scores_are_those_of_the_package(golden, which):
+    pytest.importorskip("pycocoevalcap")
+    images = [str(i) for i in golden["image_order"]]
+    told = {**golden["candidates"][which]["tokenized"], images[3]: ""}
+    hypotheses = words_of(told[i] for i in images)
+    truths = [words_of(golden["references_tokenized"][i]) for i in images]
+    ours, theirs = score_words(hypotheses, truths), package_scores(hypotheses, truths)
+    for name, value in theirs[0].items():
+        assert ours[0][name] == pytest.approx(value, abs=1e-9), name
+        assert ours[1][name] == pytest.approx(theirs[1][name], abs=1e-9), name
+    assert ours[0].keys() == theirs[0].keys() and ours[1].keys() == theirs[1].keys()
 
 
 def test_a_caption_of_no_words_and_a_corpus_of_one_image(golden):

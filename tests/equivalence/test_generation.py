@@ -111,7 +111,7 @@ def test_cache_equals_recomputing(tiny_model):
     ids = torch.tensor([encoded.ids])
     tokens = []
     with torch.no_grad():
-        embeds = model.embed(ids, torch.stack(pictures))
+        embeds = model.embed(ids, torch.cat(pictures))
         stop = model.chat_encoder.stop_ids()
         for _ in range(12):
             hidden = model.language_model.body(inputs_embeds=embeds, use_cache=False)

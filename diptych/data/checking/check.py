@@ -17,7 +17,7 @@ from diptych.data import format as formats
 from diptych.data import source as sources
 from diptych.data.checking.examine import REPEATED_ID, Examined, Measure, Verify, examine
 from diptych.data.reading import files
-from diptych.data.reading.disk_map import Table
+from diptych.data.reading.disk_map import DiskMap
 from diptych.data.reading.ledger import MAX_EXAMPLES, Ledger, RejectFile
 from diptych.data.reading.rows import Reject
 from diptych.data.sample import Sample
@@ -269,7 +269,7 @@ def check(
     if counter is not None:
         measure = counter
         report.template_notes = counter.notes()
-    seen_images, seen_samples = Table(), Table()
+    seen_images, seen_samples = DiskMap(), DiskMap()
     items = examine(source, verify=verify, measure=measure, context=context, workers=workers)
     label = f"reading {files.base_name(source.paths[0])}"
     for number, item in enumerate(Progress(quiet=not progress).track(items, label)):
@@ -296,7 +296,7 @@ def check(
     return report
 
 
-def _count(report: Report, item: Examined, seen_images: Table, seen_samples: Table) -> None:
+def _count(report: Report, item: Examined, seen_images: DiskMap, seen_samples: DiskMap) -> None:
     sample = item.sample
     for what in item.notes:
         report.ledger.note(what)

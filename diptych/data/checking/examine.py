@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 from diptych.data import format as formats
 from diptych.data.pixels.image import decode
 from diptych.data.pixels.image import measure as measure_image
-from diptych.data.reading.disk_map import Table
+from diptych.data.reading.disk_map import DiskMap
 from diptych.data.reading.fields import unread
 from diptych.data.reading.rows import Reject
 from diptych.data.sample import Image, Sample
@@ -126,7 +126,7 @@ def examine(
     """
     workers = workers or os.cpu_count() or 1
     checks = _Checks(source.root, verify, workers)
-    places, repeats = Table(), Table()
+    places, repeats = DiskMap(), DiskMap()
     waiting: deque[_Waiting] = deque()
 
     def finish() -> Examined | Reject:
@@ -176,7 +176,7 @@ def examine(
 _Waiting = tuple[Sample | Reject, list[Future[Picture | DataError]], tuple[str, ...]]
 
 
-def _told_apart(sample: Sample, places: Table, repeats: Table) -> Sample:
+def _told_apart(sample: Sample, places: DiskMap, repeats: DiskMap) -> Sample:
     """The sample with a number behind its id: where `7` was used, `7#2`, or the next free one."""
     number = int(repeats.pop(sample.id) or 1)
     while True:

@@ -21,7 +21,7 @@ import numpy as np
 
 from diptych.data.checking.examine import Examined, Measure, Picture, Verify, examine
 from diptych.data.reading import files
-from diptych.data.reading.disk_map import Table
+from diptych.data.reading.disk_map import DiskMap
 from diptych.data.reading.ledger import Ledger, RejectFile
 from diptych.data.reading.rows import Reject
 from diptych.data.sample import Image, Part, Sample, Text, Turn
@@ -263,7 +263,7 @@ def _store(
     """Write an index's files."""
     ledger = Ledger()
     offsets, lengths, keys = array("Q", [0]), array("i"), array("Q")
-    places = Table()
+    places = DiskMap()
     with (
         RejectFile(folder / "rejects.jsonl") as rejects,
         open(folder / "samples.jsonl", "wb") as rows,
@@ -298,7 +298,7 @@ def _store(
     np.save(folder / "image_keys.npy", np.frombuffer(keys, np.uint64))
 
 
-def _stored(item: Examined, pictures: Any, places: Table) -> dict[str, Any]:
+def _stored(item: Examined, pictures: Any, places: DiskMap) -> dict[str, Any]:
     def part(part: Part) -> Any:
         if isinstance(part, Text):
             return part.text

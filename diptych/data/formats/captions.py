@@ -28,7 +28,7 @@ from diptych.data import format as contract
 from diptych.data.reading import fields, files, keys
 from diptych.data.reading import folder as folders
 from diptych.data.reading.cells import read_csv
-from diptych.data.reading.disk_map import Table
+from diptych.data.reading.disk_map import DiskMap
 from diptych.data.reading.rows import Reject, Row, layout, read_json, read_object
 from diptych.data.reading.strict_json import parse_json
 from diptych.data.sample import Image, Sample, Text, Turn
@@ -163,7 +163,7 @@ def _caption(sample: Sample) -> tuple[str, str]:
 
 
 def _read_coco(path: str) -> Iterator[Sample | Reject]:
-    images = Table()
+    images = DiskMap()
     header: dict[str, Any] = {}
     for key, item in read_object(path, rows_of=frozenset({"images"}), skip=_COCO):
         if isinstance(item, Reject):
@@ -229,7 +229,7 @@ def _of_splits(value: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _parse_annotation(row: Row, images: Table) -> Sample:
+def _parse_annotation(row: Row, images: DiskMap) -> Sample:
     note: dict[str, Any] = {}
     sample_id = keys.take_id(row, note)
     keys.require(row.value, "image_id", (int, str), "a number or text")
@@ -244,7 +244,7 @@ def _parse_annotation(row: Row, images: Table) -> Sample:
 
 
 def _write_coco(samples: Iterable[Sample], path: str, refuse: contract.Refuse | None) -> int:
-    images = Table()
+    images = DiskMap()
     header: dict[str, Any] = {}
     count = 0
     with replacing(path) as temporary:
@@ -356,7 +356,7 @@ def _quoted(cell: str) -> str:
 def _read_folder(folder: str) -> Iterator[Sample | Reject]:
     # Grouped by name without suffix; names arrive sorted, but `a.b.txt` may come between
     # `a.jpg` and `a.txt`, so groups are joined on disk rather than by neighbourhood.
-    groups = Table()
+    groups = DiskMap()
     for name, kind in folders.kinds(folder):
         if kind not in ("picture", "text"):
             continue
@@ -405,7 +405,7 @@ class _TextFiles:
 
     def __init__(self, folder: str):
         self._folder = folder
-        self._written = Table()
+        self._written = DiskMap()
 
     def __call__(self, sample: Sample) -> None:
         path, caption = _caption(sample)

@@ -27,7 +27,7 @@ from typing import Any
 
 from diptych.data import format as contract
 from diptych.data.reading import fields, files, keys
-from diptych.data.reading.disk_map import Table
+from diptych.data.reading.disk_map import DiskMap
 from diptych.data.reading.rows import Reject, Row, layout, object_keys, read_json, read_object
 from diptych.data.sample import Image, Part, Sample, Text, Turn
 from diptych.errors import DuplicateId, FormatError, OneSidedConversation
@@ -99,7 +99,7 @@ def _annotations_beside(questions: str) -> str:
 
 
 def _read_pair(questions: str, annotations: str) -> Iterator[Sample | Reject]:
-    answers = Table()
+    answers = DiskMap()
     about: dict[str, Any] = {"questions": {}, "annotations": {}}
     rows_of = frozenset({"annotations"})
     for key, item in read_object(annotations, rows_of):

@@ -1,4 +1,4 @@
-"""Table: a mapping that lives on disk, for what must be looked up while a file streams by.
+"""DiskMap: a mapping that lives on disk, for what must be looked up while a file streams by.
 
 Joining COCO's images to their annotations, or finding a repeated id, needs a mapping as
 long as the data set. SQLite's unnamed database spills to a temporary file that the system
@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 
 
-class Table:
+class DiskMap:
     """Text keys to text values, on disk, private to this object."""
 
     def __init__(self) -> None:

