@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 STAMPS := $(VENV)/.stamps
 
-.PHONY: quickstart install test check format docs clean
+.PHONY: quickstart install test quick-test check format docs clean
 
 quickstart: $(STAMPS)/core
 	$(BIN)/diptych quickstart
@@ -30,6 +30,10 @@ $(STAMPS)/dev: $(STAMPS)/core
 
 test: $(STAMPS)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The tests that take no more than four seconds each, while working.
+quick-test: $(STAMPS)/dev
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff format --check .

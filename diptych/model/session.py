@@ -66,7 +66,8 @@ class ChatSession:
         return "".join(self.stream(question))
 
     def stream(self, question: str) -> Iterator[str]:
-        """The answer piece by piece, as it is generated, without the working before it.
+        """The answer piece by piece, as it is generated; of a model that works something out before
+        it, in one piece at the end.
 
         Raises:
             SampleTooLong: the conversation fills the language model's context.
@@ -74,17 +75,17 @@ class ChatSession:
         mark = self.model.answer_after
         self.working = ""
         if mark is None:
-            yield from self._stream(question)
+            begun = False
+            for piece in self._stream(question):
+                piece = piece if begun else piece.lstrip()  # templates begin answers with a blank
+                begun = begun or bool(piece)
+                if piece:
+                    yield piece
             return
-        said, shown = "", 0
-        for piece in self._stream(question):
-            said += piece
-            self.working, answer = split_working(said, mark)
-            if mark in said and len(answer) > shown:
-                yield answer[shown:]
-                shown = len(answer)
-        if mark not in said:
-            yield said
+        # Only the end tells which mark is the last.
+        self.working, answer = split_working("".join(self._stream(question)), mark)
+        if answer.strip():
+            yield answer.strip()
 
     def _stream(self, question: str) -> Iterator[str]:
         model = self.model

@@ -88,6 +88,7 @@ def test_official_tokenizer(golden):
     assert [" ".join(words) for words in found] == [line["tokenized"] for line in lines]
 
 
+@pytest.mark.slow
 @needs_java
 @pytest.mark.parametrize("which", ["A", "B"])
 def test_official_scores_from_raw_captions(golden, which):

@@ -70,6 +70,7 @@ def test_aggregates_of_nothing_are_zero(name):
     assert set(aggregate([], []).values()) == {0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if metric.find(n).aggregate])
 def test_aggregates_of_right_answers_are_1(name):
     figures = metric.find(name).aggregate(["yes", "no"], [["yes"], ["no", "nope"]])

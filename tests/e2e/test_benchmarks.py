@@ -14,6 +14,8 @@ from diptych.cli.run import compose
 from diptych.model.folder import save_model
 from diptych.recipe import load
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

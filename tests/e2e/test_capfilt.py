@@ -16,6 +16,8 @@ from diptych.model.folder import save_model
 from diptych.progress import Progress
 from diptych.recipe import load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def corpus(squares, tmp_path_factory):

@@ -79,6 +79,7 @@ def test_mistakes_are_named_without_a_traceback(recipe_file, tmp_path):
         assert error in result.stderr and "Traceback" not in result.output, name
 
 
+@pytest.mark.slow
 def test_streams_of_a_real_process(recipe_file):
     done = run("show", recipe_file, "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["name"] == "tiny"
@@ -89,6 +90,7 @@ def test_streams_of_a_real_process(recipe_file):
     assert "--bogus" in json.loads(done.stdout)["message"]
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_network_and_no_weights(tmp_path):
     done = run(
         "show", "quickstart", "--plan", "--json", DIPTYCH_CACHE=str(tmp_path), DIPTYCH_OFFLINE="1"
@@ -121,6 +123,7 @@ def test_rejected_rows_exit_1_and_still_print_json(squares, tmp_path):
     assert [r["error"] for r in json.loads(result.stdout)["rejects"]] == ["MissingImage"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_resume_me(recipe_file, tmp_path):
     folder = tmp_path / "run"
     words = [

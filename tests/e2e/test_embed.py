@@ -385,6 +385,7 @@ tests.run(Path(sys.argv[1]), Path(sys.argv[2]), "killed.jsonl")
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(corpus, tmp_path):
     """Five kills; DIPTYCH_KILLS says how many others, over so many more rows."""
     kills, wanted = 0, int(os.environ.get("DIPTYCH_KILLS", "5"))

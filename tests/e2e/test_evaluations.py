@@ -208,6 +208,7 @@ def test_the_command_line_reaches_a_benchmark_by_name(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="counts processes without one")
 def test_one_of_two_processes_measures_on_schedule(tiny_config, squares, tmp_path):
     tree = values(tiny_config, squares, evaluations=[questions(squares, limit=3, every_steps=2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from diptych.cli.main import app
@@ -40,6 +41,7 @@ evaluation:
 """
 
 
+@pytest.mark.slow
 def test_a_short_recipe_learns_strange_data(tmp_path):
     shapes.write(tmp_path)
     (tmp_path / "mine.yaml").write_text(RECIPE)

@@ -17,6 +17,8 @@ from diptych.model.architecture import config_from_dict
 from diptych.model.folder import build, load_model, save_model
 from diptych.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pyarrow")
 ray = pytest.importorskip("ray")
 WHEN = 1_700_000_000_123_456_789

@@ -180,6 +180,7 @@ def test_one_string_where_the_group_has_no_collections():
     service.shutdown()
 
 
+@pytest.mark.slow
 def test_what_is_left_unprocessed_is_sent_again(service):
     service.unprocessed, service.failures = 0.4, 0.2
     sink = open_sink(service.target, about())

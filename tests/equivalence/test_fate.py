@@ -15,9 +15,12 @@ from diptych.errors import DiptychError, LossNotFinite, ProcessLost
 from diptych.train import together
 from tests.equivalence import several, tiny_run
 
-pytestmark = pytest.mark.skipif(
-    torch.accelerator.is_available(), reason="starts several processes without an accelerator"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        torch.accelerator.is_available(), reason="starts several processes without an accelerator"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

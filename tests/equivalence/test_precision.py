@@ -115,6 +115,7 @@ def test_a_tied_output_layer_stays_tied(tiny_config):
         assert module.get_output_embeddings().weight is module.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_float32(tiny_config, squares, tmp_path):
     """Checkpoints hold what is between bfloat16's numbers, moments too."""
     stages = [

@@ -23,6 +23,8 @@ from diptych.train import processes
 from diptych.train.pair_losses import clip_loss, sigmoid_loss
 from tests.equivalence import several, tiny_run
 
+pytestmark = pytest.mark.slow
+
 NUM, DIM = 7, 5
 
 

@@ -82,6 +82,7 @@ def test_packed_training_equals_unpacked(tiny_config, squares, tmp_path):
         assert a[2] == pytest.approx(b[2], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill_is_exact(tiny_config, squares, tmp_path, fresh):
     """Killed at random moments, the run ends in the weights of the undisturbed one.
 
@@ -175,6 +176,7 @@ def _wait_for_progress(process, folder: Path, rng: random.Random) -> bool:
     raise AssertionError("the run makes no progress")
 
 
+@pytest.mark.slow
 def test_resume_with_muon_is_exact(tiny_config, squares, tmp_path, fresh):
     """Both optimizers' moments come back: killed after a checkpoint, ends in the same weights."""
     stage = tiny_run.stage(squares, optimizer="muon", num_steps=60, checkpoint_every_steps=4)

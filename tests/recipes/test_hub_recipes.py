@@ -96,6 +96,7 @@ def test_the_mirror_has_every_name(hub):
         assert not [f for f in hub[name] if f.endswith(".safetensors")]
 
 
+@pytest.mark.slow
 def test_every_recipe_composes(hub, tmp_path, framing_tokenizer_folder):
     smollm2_package(tmp_path / "cache", framing_tokenizer_folder)
     # A snapshot that another library left: a config, and a list of shards without the shards.

@@ -14,6 +14,8 @@ import yaml
 from tests.hub_models import whole_models
 from tests.mirror import COMMIT, Mirror, environment
 
+pytestmark = pytest.mark.slow
+
 PARTS = {
     "dual_encoder": {"vision_encoder": {}, "text_encoder": {}, "space": {}},
     "captioner": {"vision_encoder": {}, "text": {}, "heads": {}},

@@ -41,6 +41,7 @@ def test_the_machine_is_measured_once(tmp_path, monkeypatch):
     assert pace.effort(tmp_path, 12) == first, "the same command makes the same recipe again"
 
 
+@pytest.mark.slow
 def test_a_step_takes_time():
     assert 0 < pace.step_seconds() < 60
 

@@ -116,6 +116,7 @@ def test_a_table_for_people():
         assert words in result.output
 
 
+@pytest.mark.slow
 def test_of_a_model_on_a_hub_only_its_description_is_fetched(tmp_path, tokenizer_folder):
     """Over a real mirror; and what a plan left in the cache is not taken for the weights."""
     import transformers

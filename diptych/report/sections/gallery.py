@@ -19,6 +19,8 @@ FILES = ("records_after.jsonl", "records_before.jsonl", "records_blind.jsonl")
 MAX_ITEMS = 120
 # Wrong answers teach most, but a gallery of nothing else would mislead.
 MAX_WRONG = 80
+MAX_ANSWER = 160
+"""Characters of an answer that are shown: an untrained model repeats itself for lines."""
 RIGHT_FROM = 0.5
 CHANGES = {
     "lost": "right before, wrong now",
@@ -80,11 +82,11 @@ def _card(
         "kind": text(row.get("kind"), 80),
         "question": text(row.get("question")),
         "truth": text(row.get("truth")),
-        "after": text(row.get("output")),
+        "after": text(row.get("output"), MAX_ANSWER),
         "working": text(row.get("working")),
         "score": number(row.get("score")),
-        "before": text(first.get("output")) if first else None,
-        "blind": text(unseen.get("output")) if unseen else None,
+        "before": text(first.get("output"), MAX_ANSWER) if first else None,
+        "blind": text(unseen.get("output"), MAX_ANSWER) if unseen else None,
         "is_right": is_right,
         "was_right": was_right,
         "blind_right": _is_right(unseen) if unseen else None,

@@ -112,6 +112,7 @@ def test_a_tokenizer_that_is_lacking_is_fetched(tmp_path):
         assert ask(mirror, tmp_path)[0] == WANTED and mirror.sent == ["tokenizer.json"]
 
 
+@pytest.mark.slow
 def test_a_download_that_breaks_off_goes_on_where_it_was(tmp_path):
     large = b"second" * 4_000_000  # the hub's library writes blocks of 10 MiB
     with Mirror({"some/model": {**FILES, SHARDS[1]: large}}) as mirror:
