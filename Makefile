@@ -31,7 +31,7 @@ $(STAMPS)/dev: $(STAMPS)/core
 test: $(STAMPS)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# The tests that take no more than four seconds each, while working.
+# The tests that take no more than three seconds each, while working.
 quick-test: $(STAMPS)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 

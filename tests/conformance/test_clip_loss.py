@@ -56,6 +56,7 @@ def rank_of_two(rank: int, port: int, source: Path, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks(conformance, tmp_path):
     """Our losses are sums over ranks, so gradients need no averaging: half of the raw ones."""
     source = conformance("clip_loss") / "tensors.safetensors"

@@ -232,6 +232,7 @@ def elsewhere():
         process.join()
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder_are_refused(file, tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr(claim, "WAIT_SECONDS", 0.2)
     run = tmp_path / "run"
@@ -285,6 +286,7 @@ def test_accepting_changed_data_on_the_command_line(file, tmp_path):
         assert torch.equal(tensor, second[name]), name
 
 
+@pytest.mark.slow
 def test_weights_of_a_recipe_that_was_trained_anew_since(file, squares, tmp_path):
     """The second recipe's stopped run began with others, though it learns all of them."""
     values = yaml.safe_load(file.read_text())

@@ -128,6 +128,7 @@ def test_what_is_still_the_same_goes_on_to_the_same_bits(data, tiny_config, tmp_
     assert_equal(train(tmp_path / "moved", tiny_config(), [stage(elsewhere)]), whole)
 
 
+@pytest.mark.slow
 def test_a_later_stage_starts_anew_from_what_the_one_before_it_learned(data, tiny_config, tmp_path):
     """The checkpoint that a stage begins with is kept while it runs."""
     shutil.copytree(data, tmp_path / "second")

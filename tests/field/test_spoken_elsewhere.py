@@ -25,6 +25,8 @@ from diptych.train.stage import Stage
 from diptych.train.trainer import Trainer
 from tests.field.test_chat_ids import MARKS, QWEN3, THINKING, TRIMS
 
+pytestmark = pytest.mark.slow
+
 TEMPLATES = {"vicuna": "vicuna", "qwen3": QWEN3, "trims": TRIMS}
 NEW_TOKENS = 8
 CLIP = {

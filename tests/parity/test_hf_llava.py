@@ -285,6 +285,7 @@ def test_reads_what_transformers_wrote(tokenizer_folder, tmp_path, vision, text)
     assert same.generate([ask]) == model.generate([ask])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [LLAMA, QWEN2], ids=["untied", "tied"])
 def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text):
     """One weight off, a wrong layer, a lost weight: nothing is written, the old stays."""

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from diptych.synthetic.charts import draw
@@ -200,6 +201,7 @@ def test_training_answers_show_their_working_and_pages_are_drawn(tmp_path):
     assert _files(tmp_path / "again") == _files(out)
 
 
+@pytest.mark.slow
 def test_drills_ask_for_what_can_be_looked_up_and_training_alone_has_them(tmp_path):
     asked = Counter()
     for index in range(60):

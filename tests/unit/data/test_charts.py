@@ -51,6 +51,7 @@ def _rows(out: Path, split: str) -> list[dict]:
     return json.loads((out / f"{split}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_with_any_number_of_workers(tmp_path, drawn):
     draw(tmp_path / "one", num=120, seed=3, workers=1)
     assert _files(tmp_path / "one") == _files(drawn[0])
@@ -231,6 +232,7 @@ def test_a_category_can_be_pointed_at(table, way, expected):
     assert [questions._refer(table, name, way) for name in table.categories] == expected
 
 
+@pytest.mark.slow
 def test_half_of_what_can_be_pointed_at_is():
     """Questions that name nothing of the chart are answered by looking, not by reading."""
     pointed = named = 0
