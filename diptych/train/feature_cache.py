@@ -9,6 +9,7 @@ ways.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -28,7 +29,7 @@ from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import Image
 from diptych.model.architecture import Model
 from diptych.model.tensors import unique_tensors
-from diptych.staging import flush, write_json
+from diptych.staging import flush, write_text
 
 log = logging.getLogger(__name__)
 _KEYS, _FEATURES = "keys.json", "features.bin"
@@ -113,13 +114,24 @@ def fingerprint(model: Model, precision: str) -> str:
 
 
 def _stored(tiles: Tiles) -> list[Any]:
-    """A plan as plain data."""
-    return [tiles.size, tiles.boxes, tiles.rows, tiles.columns, tiles.thumbnail]
+    """A plan as plain data; of one tile, as most are, the size alone."""
+    if tiles == _whole(*tiles.size):
+        return [*tiles.size]
+    return [*tiles.size, tiles.boxes, tiles.rows, tiles.columns, tiles.thumbnail]
 
 
-def _tiles(size: Any, boxes: Any, rows: int, columns: int, thumbnail: bool) -> Tiles:
+def _tiles(width: int, height: int, *cut: Any) -> Tiles:
     """A plan from plain data."""
-    return Tiles(tuple(size), tuple(map(tuple, boxes)), rows, columns, thumbnail)
+    if not cut:
+        return _whole(width, height)
+    boxes, rows, columns, thumbnail = cut
+    return Tiles((width, height), tuple(map(tuple, boxes)), rows, columns, thumbnail)
+
+
+@functools.lru_cache(None)
+def _whole(width: int, height: int) -> Tiles:
+    """One tile; the same object for all pictures of a size, of which there are few."""
+    return Tiles((width, height), ((0, 0, width, height),))
 
 
 Picture = tuple[Image, ReadImage, str | None]
@@ -197,7 +209,7 @@ def prepare(
         file.truncate()
     flush(folder / _FEATURES)
     meta = {"pictures": held, "shape": list(first.shape[1:]), "dtype": str(first.dtype)}
-    write_json(folder / _KEYS, meta)
+    write_text(folder / _KEYS, json.dumps(meta))  # of many pictures: no line for each number
     return FeatureCache(folder)
 
 
