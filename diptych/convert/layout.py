@@ -107,6 +107,14 @@ def export(model_or_path: Model | Path | str, name: str, out: Path | str) -> Exp
             f"{model.config.name}",
             fix="choose another layout, or keep the Diptych folder",
         )
+    arrangement = getattr(model, "arrangement", None)
+    if arrangement is not None and not arrangement.is_fixed:
+        raise ConfigError(
+            f"{name.replace('_', '-')} reads a picture as one tile, this model cuts it "
+            f"({arrangement.tiling.name})",
+            where="model.vision_encoder.image.tiling",
+            fix="keep the Diptych folder",
+        )
     model = model.float().eval().merge_adapters()
     rounding = _round(model, layout, getattr(torch, model.config.text_config.dtype))
     with staged_folder(out) as folder:

@@ -15,11 +15,13 @@ import torch
 from PIL import Image as Pillow
 
 import diptych
+from diptych.convert.layout import export
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.picture_loader import Pictures
 from diptych.data.checking.index import Index
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder
+from diptych.errors import ConfigError
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.folder import build, save_model
 from diptych.model.likelihood import log_likelihoods
@@ -172,3 +174,9 @@ def test_a_saved_model_cuts_as_before(model, tmp_path):
     assert again.generate(QUESTIONS, max_new_tokens=6, images=read) == model.generate(
         QUESTIONS, max_new_tokens=6, images=read
     )
+
+
+def test_a_layout_of_one_tile_a_picture_refuses_it(model, tmp_path):
+    with pytest.raises(ConfigError, match="reads a picture as one tile"):
+        export(model, "hf-llava", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
