@@ -11,6 +11,7 @@ from typing import Any
 from diptych import json_text
 from diptych.data.checking.index import Index
 from diptych.data.sample import Image, Sample
+from diptych.data.text.working import split_working
 from diptych.errors import ConfigError
 from diptych.eval import benchmark as benchmarks
 from diptych.eval.asking import inline_bytes
@@ -20,7 +21,6 @@ from diptych.eval.result import Result
 from diptych.eval.retriever import Found, retrieve
 from diptych.eval.runner import evaluate
 from diptych.eval.text import TextAbility, text_ability
-from diptych.model.session import split_working
 from diptych.recipe import EvaluationConfig
 from diptych.staging import write_json, write_text
 

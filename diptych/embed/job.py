@@ -299,10 +299,12 @@ class _Job:
                 rate = done / max(now - start, 1e-9)
                 task.advance(f"{rate:.1f} rows/s", count=rows)
                 left = total - done - self.counts.skipped
-                self.progress.line(
-                    f"embed {done:,} of {done + left:,}: {rate:.1f} rows/s, "
-                    f"{left / max(rate, 1e-9) / 60:.1f} minutes left"
-                )
+                if done:  # without a first row nobody knows how long it takes
+                    self.progress.line(
+                        f"embed {done:,} of {done + left:,}: {rate:.1f} rows/s, "
+                        f"{left / rate / 60:.1f} minutes left",
+                        last=not left,
+                    )
                 writer.check()
                 if self.stopping.is_set():
                     raise Interrupted(

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, Self
 
 from diptych import parts
 from diptych.data.sample import Sample
+from diptych.data.text.working import split_working
 from diptych.errors import DataError, PartNotFound
 from diptych.eval.metric import Metric
 
@@ -155,9 +156,7 @@ class Benchmark(ABC):
 
     def final(self, text: str) -> str:
         """The answer, without the working before it."""
-        if self.answer_after is None:
-            return text
-        return text.rsplit(self.answer_after, 1)[-1].strip()
+        return split_working(text, self.answer_after)[1]
 
 
 def is_name(text: str) -> bool:

@@ -37,7 +37,7 @@ class Arrangement:
         """Whether all pictures have as many tokens, whatever their size."""
         return isinstance(self.tiling, Single)
 
-    def plan(self, image: Image) -> Tiles:
+    def _plan(self, image: Image) -> Tiles:
         """The tiles of a picture.
 
         Raises:
@@ -59,12 +59,12 @@ class Arrangement:
         return len(tiles) * self.tokens_per_tile
 
     def tokens_of(self, image: Image) -> int:
-        """Language-model tokens of a picture; see `plan`."""
-        return self.num_tokens(self.plan(image))
+        """Language-model tokens of a picture; see `_plan`."""
+        return self.num_tokens(self._plan(image))
 
     def tiles_of(self, image: Image) -> int:
-        """Tiles of a picture; see `plan`."""
-        return len(self.plan(image))
+        """Tiles of a picture; see `_plan`."""
+        return len(self._plan(image))
 
     def laid_out(self, tokens_SKD: Tensor, tiles: Sequence[Tiles]) -> Tensor:  # noqa: N803
         """Tokens of all tiles [S, K, D] -> tokens of all pictures, one after the other [N, D]."""

@@ -12,7 +12,8 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -179,14 +180,29 @@ def _kept(name: str, revision: str | None) -> Path | None:
     return folder if commit and folder.is_dir() else None
 
 
+@contextmanager
+def _reachable() -> Iterator[None]:
+    """Says of a connection that fails that the hub is not reachable.
+
+    The hub's library speaks through httpx in some versions and through httpx2 in others, whose
+    errors are not each other's and no OSError (findings/hub-errors-are-of-httpx2.sh).
+
+    Raises:
+        OSError: there was no answer.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
+            raise
+        raise OSError(f"the hub is not reachable: {first_line(error)}") from error
+
+
 def _fetch(name: str, revision: str | None, notes: Path, described: bool) -> Path:
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
 
-    try:
+    with _reachable():
         about = HfApi().model_info(name, revision=revision, files_metadata=True)
-    except httpx.TransportError as error:
-        raise OSError(f"the hub is not reachable: {first_line(error)}") from error
     sizes = {s.rfilename: s.size for s in about.siblings or []}
     describing = [f for f in sizes if describes(f)]
     weights = chosen(sizes)
@@ -194,9 +210,9 @@ def _fetch(name: str, revision: str | None, notes: Path, described: bool) -> Pat
     if not wanted:
         raise OSError(f"the repository {name} holds no weights")
     # Patterns, so file names must stand for themselves.
-    folder = Path(
-        snapshot_download(name, revision=revision, allow_patterns=[glob.escape(f) for f in wanted])
-    )
+    patterns = [glob.escape(f) for f in wanted]
+    with _reachable():
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     if folder.name == about.sha:  # else the branch moved meanwhile, and the list is another's
         note = {
             "describing": {f: sizes[f] for f in describing},

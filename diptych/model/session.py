@@ -9,6 +9,7 @@ import torch
 
 from diptych.data.pixels.image import decode, given
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
+from diptych.data.text.working import split_working
 from diptych.errors import SampleTooLong
 from diptych.model import generate as generation
 from diptych.model.speaker import Speaker
@@ -162,14 +163,6 @@ class ChatSession:
                 drawn.append(step[0])
                 yield step[0]
         self._cached_ids = (ids + drawn)[: self._cache.get_seq_length()]
-
-
-def split_working(text: str, mark: str | None) -> tuple[str, str]:
-    """What a model wrote before its answer, and the answer: what follows the last mark."""
-    if mark is None or mark not in text:
-        return "", text
-    working, _, answer = text.rpartition(mark)
-    return working.strip(), answer.strip()
 
 
 def _whole_pictures(

@@ -45,7 +45,13 @@ def load_tokenizer(source: str | None, where: str, revision: str | None = None) 
 
 
 def resolved(
-    config: Any, where: str, part: str, tokenizer: Any = None, ids: Sequence[str] = ("bos", "eos")
+    config: Any,
+    where: str,
+    part: str,
+    tokenizer: Any = None,
+    *,
+    ids: Sequence[str] = ("bos", "eos"),
+    inner: str | None = None,
 ) -> tuple[Any, Any]:
     """(HF config, tokenizer) of a part's config, no weights read.
 
@@ -54,6 +60,7 @@ def resolved(
         where, part: what recipes and people call it, for errors.
         tokenizer: takes the place of the one that the config names.
         ids: special tokens whose ids a config from scratch takes from the tokenizer.
+        inner: name of the part's own config inside that of a model with more parts.
 
     Raises:
         ConfigError: neither weights nor config, no tokenizer, or one that is too large.
@@ -66,8 +73,7 @@ def resolved(
         folder = locate(config.weights, revision=config.revision, described=True)
         with reading(folder, f"{where}.weights"):
             hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if part == "text encoder":  # of a model that has a picture side, too
-            hf_config = getattr(hf_config, "text_config", hf_config)
+        hf_config = getattr(hf_config, inner, hf_config) if inner else hf_config
     elif config.config is not None:
         own = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ids}
         values = {"vocab_size": len(tokenizer), **own, **config.config}

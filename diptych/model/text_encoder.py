@@ -110,7 +110,7 @@ def resolve(config: TextEncoderConfig, tokenizer: Any = None) -> tuple[Any, Any]
         ConfigError: neither weights nor config, no tokenizer, or one that is too large.
     """
     hf_config, tokenizer = resolved(
-        config, WHERE, "text encoder", tokenizer, ids=("bos", "eos", "pad")
+        config, WHERE, "text encoder", tokenizer, ids=("bos", "eos", "pad"), inner="text_config"
     )
     old_way = hf_config.model_type == "clip_text_model" and hf_config.eos_token_id == 2
     if config.pool == "model" and old_way and tokenizer.eos_token_id != len(tokenizer) - 1:

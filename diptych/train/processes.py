@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from diptych.errors import ConfigError, ProcessesDisagree
-from diptych.machine import TRAINING_DEVICE, chosen_device, cpu_is_asked_for
+from diptych.machine import TRAINING_DEVICE, chosen_device, cpu_is_asked_for, widest
 from diptych.train import together
 
 T = TypeVar("T")
@@ -156,3 +156,12 @@ def _several() -> bool:
     """Whether there may be other processes; one alone need not load Accelerate to know."""
     told = os.environ.get("WORLD_SIZE", "")
     return told.isdecimal() and int(told) > 1
+
+
+def summed(accelerator: Any, *values: float) -> list[float]:
+    """The sum of each value over all processes; a GPU is asked only where there are several."""
+    if accelerator.num_processes == 1:
+        return [float(value) for value in values]
+    own = torch.tensor(values, dtype=widest(accelerator.device), device=accelerator.device)
+    found: list[float] = accelerator.reduce(own, "sum").tolist()
+    return found

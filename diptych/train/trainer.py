@@ -31,7 +31,7 @@ from diptych.errors import (
     Interrupted,
     StartChanged,
 )
-from diptych.machine import memory_bytes, widest
+from diptych.machine import memory_bytes
 from diptych.model import trainable
 from diptych.model.architecture import Model
 from diptych.model.tensors import save_tensors
@@ -396,8 +396,18 @@ class Trainer:
         objective: Any = state.learner.objective
         state.ledger.add(prepared)
         weights = [objective.weight(b) for b in prepared.batches]
-        total_weight, real_tokens, area, num_samples, num_rejected, num_idle = self._over_ranks(
+        (
+            total_weight,
+            num_targets,
+            real_tokens,
+            area,
+            num_samples,
+            num_rejected,
+            num_idle,
+        ) = processes.summed(
+            self.accelerator,
             sum(weights),
+            prepared.num_targets,
             sum(b.num_real_tokens for b in prepared.batches),
             sum(b.segment_ids.numel() for b in prepared.batches),
             len(prepared.used),
@@ -443,19 +453,10 @@ class Trainer:
             "gradient_norm": norm,
             "samples": int(num_samples),
             "real_tokens": int(real_tokens),
-            "supervised_tokens": int(total_weight) if objective.splits else 0,
+            "supervised_tokens": int(num_targets),
             "padding_share": 1 - real_tokens / area if area else 0.0,
             "memory_bytes": memory_bytes(),
         }
-
-    def _over_ranks(self, *values: float) -> list[float]:
-        """The sum of each over all processes; a GPU is asked only where there are several."""
-        if self.accelerator.num_processes == 1:
-            return [float(value) for value in values]
-        device = self.accelerator.device
-        own = torch.tensor(values, dtype=widest(device), device=device)
-        summed: list[float] = self.accelerator.reduce(own, "sum").tolist()
-        return summed
 
     def _refuse_idle(self, num_idle: float, when: str) -> None:
         """Raise where some processes have nothing to exchange and others do."""
@@ -482,7 +483,7 @@ class Trainer:
             for prepared in feed(validation, steps, 0):
                 self._validated.add(prepared)
                 if objective.gathers:
-                    (num_idle,) = self._over_ranks(float(not prepared.batches))
+                    (num_idle,) = processes.summed(self.accelerator, float(not prepared.batches))
                     self._refuse_idle(num_idle, f"in the validation data of {state.stage.name}")
                 for batch in prepared.batches:
                     with feature_cache.autocast(self.model.device, self.precision):
@@ -490,7 +491,7 @@ class Trainer:
                     found.add(batch, losses)
                     weight += objective.weight(batch)
             found.fetch()
-            total, weight = self._over_ranks(found.total, weight)
+            total, weight = processes.summed(self.accelerator, found.total, weight)
             loss = total / max(weight, 1.0)
             figures["validation_loss"] = loss
             if self.position.best_loss is None or loss < self.position.best_loss:
@@ -506,9 +507,7 @@ class Trainer:
             figures.update(self.evaluate(self.model, state.stage.name, step))
         self.model.train()
         if self.accelerator.is_main_process and figures:
-            self.journal.add({"stage": state.stage.name, "step": step, **figures})
-            self._track(figures, step)
-            log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
+            self._noted(state.stage, step, figures)
         return stop
 
     def _is_due(self, step: int) -> bool:
@@ -534,10 +533,14 @@ class Trainer:
         finally:
             self._reading = False
             self.model.train()
+        self._noted(stage, step, figures)
+        return True
+
+    def _noted(self, stage: Stage, step: int, figures: dict[str, float]) -> None:
+        """Write down what was measured after a step."""
         self.journal.add({"stage": stage.name, "step": step, **figures})
         self._track(figures, step)
         log.info("%s", " ".join(f"{k}={v:.4f}" for k, v in figures.items()))
-        return True
 
     def _track(self, figures: dict[str, Any], step: int) -> None:
         """Send the numbers among `figures` to the trackers."""
@@ -693,7 +696,7 @@ class Trainer:
         return Interrupted(f"stopped {where}; everything is saved", where=str(self.run), fix=fix)
 
     def _any_rank_stops(self) -> bool:
-        return bool(self._over_ranks(float(self._stopping))[0])
+        return bool(processes.summed(self.accelerator, float(self._stopping))[0])
 
 
 class _StoppedReading(BaseException):

@@ -410,3 +410,10 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(corpus, tmp_path):
     run(corpus, out, "killed.jsonl")
     assert contents(out) == contents(tmp_path / "whole")
     assert len(keys(out)) == len(set(keys(out))) == 24 * wanted
+
+
+def test_the_log_says_how_long_it_takes_once_something_is_done(corpus, tmp_path):
+    run(corpus, tmp_path / "out")
+    lines = [t for t in (tmp_path / "out" / "log").read_text().splitlines() if "rows/s" in t]
+    assert lines and not any(t.startswith("embed 0 of") for t in lines)
+    assert lines[-1].endswith("0.0 minutes left")

@@ -6,6 +6,7 @@ Each step is a process of its own, because the hub's library reads its settings 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -155,3 +156,17 @@ def test_revisions(tmp_path):
 )
 def test_one_kind_of_weights_is_chosen(files, weights):
     assert hub.chosen(files) == weights
+
+
+def test_a_hub_that_does_not_answer_is_a_named_error(tmp_path):
+    """In a process of its own: the hub's library reads its address when it is imported."""
+    code = "from diptych.model.weights import locate; locate('some/model')"
+    nowhere = {
+        "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
+        "DIPTYCH_OFFLINE": "0", "DIPTYCH_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **nowhere}, capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()
+    assert any("WeightsNotFound" in line and "hub is not reachable" in line for line in last), last

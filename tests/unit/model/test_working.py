@@ -7,8 +7,8 @@ import json
 import pytest
 
 from diptych.cli.evaluation import _write_records
+from diptych.data.text.working import split_working
 from diptych.eval.result import Record, Result, Score
-from diptych.model.session import split_working
 
 
 @pytest.fixture

@@ -325,3 +325,12 @@ def test_a_stop_does_not_wait_for_an_evaluation(tiny_config, squares, tmp_path):
     whole = trainer(tmp_path / "b", tiny_config(), [stage]).train()
     for name, tensor in whole.state_dict().items():
         assert tensor.equal(resumed.state_dict()[name]), name
+
+
+def test_supervised_tokens_are_counted_and_not_weighed(tiny_config, squares, tmp_path):
+    """`average: sqrt` weighs tokens; what is written down is their number, as in the ledger."""
+    objective = {"name": "next_token", "average": "sqrt"}
+    stage = tiny_run.stage(squares, objective=objective, tokens_per_row=64, num_steps=3)
+    trainer(tmp_path, tiny_config(), [stage]).train()
+    (counted,) = json.loads((tmp_path / "ledger.json").read_text())["stages"].values()
+    assert sum(x["supervised_tokens"] for x in metrics(tmp_path)) == counted["supervised_tokens"]
