@@ -137,7 +137,8 @@ def locate(
         images: folder that image paths are relative to; None takes the data file's own.
 
     Raises:
-        DataError: nothing is there, or a folder holds several things that could be meant.
+        DataError: nothing is there, a folder holds several things that could be meant, or there is
+            no such image folder.
         FormatError: the format cannot be told.
     """
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
@@ -150,6 +151,12 @@ def locate(
         formats.find(format)
     elif not is_shard(first):
         format = formats.detect(paths[0])
+    if images is not None and not files.is_url(images) and not files.is_folder(images):
+        raise DataError(
+            "there is no such image folder",
+            where=str(images),
+            fix="check the path (--images); rows name their pictures relative to it",
+        )
     root = images or (first if files.is_folder(first) else files.parent(first))
     return Source(tuple(paths), root, format)
 

@@ -272,3 +272,10 @@ def test_a_format_that_cannot_be_told_says_what_was_seen(name, data, says, tmp_p
     (tmp_path / name).write_bytes(data)
     with pytest.raises(FormatError, match=says):
         list(rows(str(tmp_path / name)))
+
+
+def test_an_image_folder_that_is_not_there_is_said_once(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png", "caption": "A."}\n')
+    with pytest.raises(DataError, match="no such image folder") as caught:
+        locate(str(tmp_path / "rows.jsonl"), images=str(tmp_path / "fotos"))
+    assert "fotos" in str(caught.value)
