@@ -93,7 +93,10 @@ def test_one_place_under_two_names_is_one_place(trained, tmp_path, rows, monkeyp
 
 
 def test_a_run_that_wrote_nothing_binds_nobody(trained, tmp_path, rows):
-    wrong = run(trained, tmp_path, images=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no such image folder"):
+        run(trained, tmp_path, images=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    wrong = run(trained, tmp_path, images=str(tmp_path / "empty"))
     assert (wrong["written"], wrong["rejected"]) == (0, 8)
     assert run(trained, tmp_path)["written"] == 8
     assert not list((tmp_path / "state" / "rejects").glob("*"))
