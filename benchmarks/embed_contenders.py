@@ -112,9 +112,9 @@ def diptych(s: dict[str, Any], auto: bool = False) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     assert summary["written"] == len(s["files"]), summary
     after = forward_seconds(embedder.in_precision("float32"), batches)
-    from diptych.embed.index import open_index
+    from diptych.embed.vector_index import open_vectors
 
-    stored = open_index(f"parquet:{out}")
+    stored = open_vectors(f"parquet:{out}")
     np.save(s["out"] + ".npy", stored.take([Path(f).stem for f in s["files"]])[0])
     return {
         "seconds": seconds, "bound_seconds": (before + after) / 2, "bounds": [before, after],

@@ -97,7 +97,7 @@ def measure(num: int, pixels: int, steps: int, pause: float) -> dict[str, Any]:
     """Prepare so many steps of `num` pictures as training would."""
     from diptych.data.batching.collate_pairs import PairCollator
     from diptych.data.batching.mixture import Mixture
-    from diptych.data.batching.picture_loader import Pictures
+    from diptych.data.batching.picture_loader import PictureLoader
     from diptych.data.pixels.preprocessing import Preprocessing
     from diptych.train.feed import StepData, ahead, cores, feed
     from diptych.train.stage import Stage
@@ -105,7 +105,7 @@ def measure(num: int, pixels: int, steps: int, pause: float) -> dict[str, Any]:
     budget = Stage.model_fields["ahead_bytes"].default
     with tempfile.TemporaryDirectory() as folder:
         source = Pairs(Path(folder), num)
-        collator = PairCollator(Pictures(Preprocessing(resize="exact", size=(pixels, pixels))))
+        collator = PairCollator(PictureLoader(Preprocessing(resize="exact", size=(pixels, pixels))))
         data = StepData([source], Mixture([[None] * num]), collator, num)  # type: ignore[list-item]
         data.step_bytes, data.ahead_bytes = num * 3 * pixels * pixels, budget
         start = time.perf_counter()

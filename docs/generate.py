@@ -1,4 +1,4 @@
-"""Writes the generated pages: commands.md, recipes.md, parts.md.
+"""Writes the generated pages: commands.md, configuration.md, recipes.md, parts.md.
 
 python docs/generate.py            writes them
 python docs/generate.py --check    exit 1 when one is stale
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fields
 import rooms
 import typer
 
@@ -159,6 +160,7 @@ def part_tables() -> str:
 
 PAGES = {
     "commands.md": commands,
+    "configuration.md": lambda: fields.page(NOTE),
     "recipes.md": recipes,
     "parts.md": part_tables,
     "images/rooms.svg": rooms.drawn,

@@ -8,8 +8,8 @@ from typing import Any
 from diptych.cli.run import compose, run_recipe
 from diptych.embed import atlas
 from diptych.embed.embedder import EmbedConfig, Embedder
-from diptych.embed.index import open_index
 from diptych.embed.job import JobConfig, embed
+from diptych.embed.vector_index import open_vectors
 from diptych.errors import ConfigError, InputError
 from diptych.eval.result import Result
 from diptych.model.folder import save_model
@@ -42,7 +42,7 @@ def compare_places(
     """
     if method not in ("tsne", "umap"):
         raise ConfigError(f"there is no map '{method}'", where="--method", fix="tsne or umap")
-    sides = [open_index(before), open_index(after)]
+    sides = [open_vectors(before), open_vectors(after)]
     try:
         ids = atlas.sample(sides[0].ids(), sides[1].ids(), num, seed)
         taken = [side.take(ids) for side in sides]

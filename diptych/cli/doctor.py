@@ -29,6 +29,7 @@ EXTRAS = {
     "lance": (["lancedb"], "vector search in a folder"),
     "sagemaker": (["boto3"], "vectors into SageMaker Feature Store"),
     "ray": (["ray"], "diptych embed over a cluster"),
+    "onnx": (["onnx"], "weights that a package carries as ONNX, such as package:rapidocr/..."),
     "wandb": (["wandb"], "Weights & Biases curves"),
     "mlflow": (["mlflow"], "MLflow curves"),
 }
@@ -136,9 +137,9 @@ def findings_table(found: dict[str, Any]) -> Group:
     for key, value in found.items():
         if key == "features":
             continue
-        shown = f"{value / 2**30:.1f} GiB" if key.endswith("_bytes") else value
+        shown = f"{value / 1e9:.1f} GB" if key.endswith("_bytes") else value
         if key == "gpu" and value:
-            shown = f"{value['name']}, {value['memory_bytes'] / 2**30:.0f} GiB"
+            shown = f"{value['name']}, {value['memory_bytes'] / 1e9:.0f} GB"
         machine.add_row(key.removesuffix("_bytes").replace("_", " "), str(shown or "none"))
     features = Table(title="features", title_justify="left")
     for title in ("extra", "for", "state"):

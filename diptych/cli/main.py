@@ -240,7 +240,10 @@ def eval_(
     data: Annotated[str | None, typer.Option(help="Data of the benchmark that is named.")] = None,
     images: Images = None,
     format: Format = None,
-    metric: Annotated[str, typer.Option(help="exact, relaxed, vqa_official ...")] = "exact",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="exact, relaxed, vqa_official ...; default: as the run was measured."),
+    ] = None,
     train: Annotated[
         str | None, typer.Option(help="Training data, for the majority answer and the look-up.")
     ] = None,
@@ -259,7 +262,9 @@ def eval_(
     text: Annotated[
         list[str] | None, typer.Option(help="A text to compare with --image; repeatable.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; default: as the run was measured.")
+    ] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1 is greedy.")] = 1,
     answer_after: Annotated[
         str | None, typer.Option(help='Score what follows this, such as " =" behind working.')

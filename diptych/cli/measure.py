@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -46,11 +47,11 @@ def measure(
     data: str | None = None,
     images: str | None,
     format: str | None,
-    metric: str,
+    metric: str | None,
     train: str | None,
     limit: int | None,
     how: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     batch_size: int,
     choices: str | None,
     save: Path | None,
@@ -65,14 +66,19 @@ def measure(
 ) -> Result:
     """Evaluate a model by a data set or a benchmark (see `named`); the index is temporary.
 
+    A metric or a longest answer of None is the one that the run's own recipe measures by, and the
+    recipe's default where `model` is no run or its recipe measures another benchmark.
+
     Raises:
         ConfigError: the settings contradict each other, or the model cannot be measured so.
         PartNotFound: there is no such benchmark.
     """
     if how not in ("generate", "likelihood", "retrieval"):
         raise ConfigError(f"--how is generate, likelihood or retrieval, not '{how}'")
-    metrics.find(metric)
     benchmark, path = named(what, data)
+    told = {"metric": metric, "max_new_tokens": max_new_tokens}
+    settings = {**as_run(model, benchmark), **{k: v for k, v in told.items() if v is not None}}
+    metrics.find(settings["metric"])
     if benchmarks.find(benchmark).needs_data and path is None:
         raise ConfigError(
             f"the benchmark '{benchmark}' needs data", where="--data", fix="name them: --data PATH"
@@ -81,7 +87,7 @@ def measure(
         {
             "benchmark": benchmark,
             "data": path and {"path": path, "images": images, "format": format},
-            "metric": metric, "how": how, "max_new_tokens": max_new_tokens,
+            "how": how, **settings,
             "num_beams": num_beams, "answer_after": answer_after, "batch_size": batch_size,
             "limit": limit, "templates": list(templates) or ["{}"], "rerank": rerank,
             "max_failure_share": max_failure_share,
@@ -95,6 +101,20 @@ def measure(
     if save is not None:
         result.save(save)
     return result
+
+
+def as_run(model: str, benchmark: str) -> dict[str, Any]:
+    """Metric and longest answer by which a run measures this benchmark, or the defaults."""
+    fields = EvaluationConfig.model_fields
+    settings = {key: fields[key].default for key in ("metric", "max_new_tokens")}
+    file = Path(model) / "recipe.json"
+    if not file.is_file():
+        return settings
+    recipe = json.loads(file.read_text(encoding="utf-8"))
+    for own in (recipe.get("evaluation"), *recipe.get("evaluations", ())):
+        if own and own.get("benchmark", fields["benchmark"].default) == benchmark:
+            return {key: own.get(key, default) for key, default in settings.items()}
+    return settings
 
 
 def compare_given(

@@ -79,7 +79,7 @@ def plan_table(plan: dict[str, Any]) -> Group:
             learns,
             "?" if stage["samples"] is None else f"{stage['samples']:,}",
             "?" if stage["steps"] is None else f"{stage['steps']:,}",
-            f"{stage['memory_bytes'] / 2**30:.1f} GiB",
+            f"{stage['memory_bytes'] / 1e9:.1f} GB",
             "?" if work is None else f"{work / 1e12:,.1f}",
         )
     notes = [

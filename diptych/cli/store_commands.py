@@ -65,10 +65,10 @@ def search(
         diptych search lance:vectors --recall 500
     """
     from diptych.data.pixels.image import given
-    from diptych.embed import index as indexes
+    from diptych.embed import vector_index as indexes
     from diptych.errors import ConfigError
 
-    opened = indexes.open_index(index, vectors)
+    opened = indexes.open_vectors(index, vectors)
     try:
         if recall is not None:
             measured = indexes.recall(opened, k, recall)

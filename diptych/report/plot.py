@@ -15,6 +15,8 @@ from typing import Any
 
 PATH_BOX = 1000
 MAX_POINTS = 240
+LETTER = 2.3
+"""Width of a letter, in percent of the plot of a phone (300 pixels)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Chart:
         summary: the chart in words, for those who do not see it.
         y_ticks, x_ticks: (percent, label).
         curves: (name, path of the measured values, path of the smoothed values or "").
-        boundaries: (percent, name).
+        boundaries: (percent, name, row): names of short stages stand in rows above each other.
         hover: columns for the script: `x` and, per curve, `y` in percent, and labels.
     """
 
@@ -53,7 +55,7 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     x_ticks: list[tuple[float, str]]
     curves: list[tuple[str, str, str]]
-    boundaries: list[tuple[float, str]] = field(default_factory=list)
+    boundaries: list[tuple[float, str, int]] = field(default_factory=list)
     hover: dict[str, Any] = field(default_factory=dict)
 
 
@@ -123,13 +125,24 @@ def line_chart(
         y_ticks=[(down(y), label(y)) for y in y_at],
         x_ticks=[(across(x), f"{x:.0f}") for x in ticks(x_low, x_high) if x_low <= x <= x_high],
         curves=curves,
-        boundaries=[(across(b.x), b.name) for b in boundaries],
+        boundaries=_in_rows([(across(b.x), b.name) for b in boundaries]),
         hover={
             "x": [across(v) for v in x],
             "step": [f"{v:.0f}" for v in x],
             "lines": hover_lines,
         },
     )
+
+
+def _in_rows(named: list[tuple[float, str]]) -> list[tuple[float, str, int]]:
+    """A row for each name, the lowest in which it does not run into the one before it."""
+    ends: list[float] = []
+    placed = []
+    for at, name in named:
+        row = next((k for k, end in enumerate(ends) if end <= at), len(ends))
+        ends[row : row + 1] = [at + LETTER * (len(name) + 1)]
+        placed.append((at, name, row))
+    return placed
 
 
 def _thin(values: Sequence[float]) -> list[float]:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diptych.data.batching.collate import Collator, Prepared
 from diptych.data.batching.mixture import Mixture
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.checking.index import Index
 from diptych.data.checking.token_counter import TokenCounter
 from diptych.data.sample import Image, Sample
@@ -140,7 +140,7 @@ def feed(data: StepData, steps: range, num_workers: int | None) -> Iterator[Prep
         chosen = within(chosen, data.step_bytes, shared_bytes())
     several = chosen.num_workers > 0
     pictures = getattr(data.collator, "pictures", None)
-    if isinstance(pictures, Pictures):
+    if isinstance(pictures, PictureLoader):
         # Without workers this process decodes; a recipe that asks for none wants no threads either.
         alone = 1 if num_workers == 0 else cores()
         pictures.num_threads = chosen.num_threads if several else alone

@@ -19,7 +19,7 @@ from diptych.config import PartConfig, part_field
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 
 
 class ObjectiveConfig(PartConfig):
@@ -70,7 +70,7 @@ class Objective(nn.Module):
             progress: progress display.
         """
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         """How samples of a step become micro-batches."""
         raise NotImplementedError
 

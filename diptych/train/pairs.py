@@ -13,7 +13,7 @@ from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.errors import ConfigError
 from diptych.model.trainable import normalises_over_batch
 from diptych.train.objective import Objective
@@ -42,7 +42,7 @@ class Pairs(Objective):
         self.loss = loss
         self.chunk_size = chunk_size
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return PairCollator(
             pictures, model.text_tokens, draws=True, long_samples=budget.long_samples
         )

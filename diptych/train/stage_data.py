@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.batching.mixture import Mixture
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.data.checking.index import Index
 from diptych.data.reading.ledger import Ledger
 from diptych.model.architecture import Model
@@ -21,6 +21,8 @@ from diptych.train.feed import StepData, known_pictures, open_index, sharing_key
 from diptych.train.stage import DataConfig, Stage
 
 log = logging.getLogger(__name__)
+FEW_STEPS = 20
+"""A stage counted in epochs that has fewer steps is warned of; `num_steps` is taken as meant."""
 
 
 class StageData:
@@ -89,6 +91,12 @@ class StageData:
             num_samples = round(mixture.epoch_length * (stage.num_epochs or 1.0))
             num_samples = self._for_every_rank(num_samples, stage.global_batch_size)
             num_steps = max(1, math.ceil(num_samples / stage.global_batch_size))
+            if num_steps < FEW_STEPS:
+                log.warning(
+                    "the stage '%s' has only %d optimizer steps (%d samples, %d a step); a model "
+                    "hardly learns from so few: raise num_epochs or lower global_batch_size",
+                    stage.name, num_steps, num_samples, stage.global_batch_size,
+                )  # fmt: skip
         distinct = len({k for ks in keys for k in ks if k is not None}) or 1
         epochs = num_steps * stage.global_batch_size / mixture.epoch_length
         pictures = sum(k is not None for ks in keys for k in ks)
@@ -101,7 +109,7 @@ class StageData:
         )
         share = self._share(stage, indexes, mixture, collator, num_samples)
         each = math.prod(self.model.preprocessing.image_size) * 3
-        each *= 4 if self.model.device.type == "cpu" else 1  # `Pictures.scaled`
+        each *= 4 if self.model.device.type == "cpu" else 1  # `PictureLoader.scaled`
         each = each if features is None else features.entry_bytes
         shown = sum(len(k) for ks in keys for k in ks if k is not None)
         own = math.ceil(stage.global_batch_size / self.accelerator.num_processes)
@@ -199,7 +207,7 @@ class StageData:
         return num_samples
 
 
-def pictures_of(stage: Stage, model: Model, features: FeatureCache | None) -> Pictures:
+def pictures_of(stage: Stage, model: Model, features: FeatureCache | None) -> PictureLoader:
     """How the pictures of a stage are read: from the cache, or decoded and varied."""
     is_cpu = model.device.type == "cpu"
-    return Pictures(model.preprocessing, features, stage.augment, scaled=is_cpu)
+    return PictureLoader(model.preprocessing, features, stage.augment, scaled=is_cpu)

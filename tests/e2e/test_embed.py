@@ -180,9 +180,9 @@ def test_a_vector_without_a_direction_is_a_named_reject(corpus, tmp_path, monkey
     assert [(r["id"], r["error"]) for r in reasons] == [
         ("row 1", "ZeroVector"), ("row 5", "ZeroVector"), ("row 6", "ZeroVector"),
     ]  # fmt: skip
-    from diptych.embed.index import open_index
+    from diptych.embed.vector_index import open_vectors
 
-    index = open_index(f"{kind}:{out}")
+    index = open_vectors(f"{kind}:{out}")
     assert len(index) == 57 and "row 1" not in index.ids()
     assert np.isfinite(index.some(57)).all()
     monkeypatch.setattr(module.Embedder, "embed", right)

@@ -10,10 +10,10 @@ import pytest
 
 from diptych.embed import job as module
 from diptych.embed.embedder import EmbedConfig, Embedder
-from diptych.embed.index import open_index
 from diptych.embed.job import JobConfig
 from diptych.embed.query import query
 from diptych.embed.state import State
+from diptych.embed.vector_index import open_vectors
 from diptych.errors import ConfigError, DataError
 from diptych.model.architecture import config_from_dict
 from diptych.model.folder import build, load_model, save_model
@@ -119,7 +119,7 @@ def test_a_row_changed_while_the_run_was_stopped_is_there_once_and_new(trained, 
     write(tmp_path / "rows.jsonl", rows)
     run(trained, tmp_path)
     assert texts(tmp_path)["red"] == "another red square"
-    stored = open_index(f"parquet:{tmp_path / 'out'}")
+    stored = open_vectors(f"parquet:{tmp_path / 'out'}")
     assert sorted(stored.ids()) == sorted(NAMES)  # each once
     assert stored.take(["red"])[1][0]["text"] == "another red square"
 
@@ -157,7 +157,7 @@ def test_a_file_that_has_an_end_and_cannot_be_read_is_written_again(trained, tmp
     holed = pa.array([None, *table["vector"].to_pylist()[1:]], kind)
     pq.write_table(table.set_column(place, "vector", holed), damaged)
     with pytest.raises(DataError, match="cannot be read") as caught:
-        open_index(f"parquet:{tmp_path / 'out'}").some(8)
+        open_vectors(f"parquet:{tmp_path / 'out'}").some(8)
     assert "--verify" in caught.value.fix
     assert run(trained, tmp_path, verify=True)["written"] == 3
     assert parts(tmp_path) == before
@@ -168,7 +168,7 @@ def test_everything_again_on_request(trained, tmp_path, rows):
     first = run(trained, tmp_path, event_time_ns=1_700_000_000_000_000_000)
     again = run(trained, tmp_path, again=True, event_time_ns=1_700_000_000_000_000_000)
     assert first["written"] == again["written"] == 8
-    assert len(open_index(f"parquet:{tmp_path / 'out'}")) == 8
+    assert len(open_vectors(f"parquet:{tmp_path / 'out'}")) == 8
 
 
 def test_rows_without_ids_of_two_data_sets_keep_apart(trained, tmp_path, rows):
@@ -212,7 +212,7 @@ def test_a_kept_field_that_changed_is_written_anew(trained, tmp_path, rows):
         assert (found["written"], found["skipped"]) == ((2, 6) if not verify else (0, 8))
     shelves = dict(query(tmp_path / "out", "select id, shelf from vectors")["rows"])
     assert shelves == {**dict(zip(NAMES, "abcdefgh", strict=True)), "blue": "z", "red 2": None}
-    stored = open_index(f"parquet:{tmp_path / 'out'}")
+    stored = open_vectors(f"parquet:{tmp_path / 'out'}")
     assert stored.take(["blue"])[1][0]["shelf"] == "z"
 
 
@@ -230,7 +230,7 @@ def test_a_table_that_was_removed_is_filled_again(trained, tmp_path, rows):
     run(trained, tmp_path, to=place)
     shutil.rmtree(tmp_path / "lance")
     assert run(trained, tmp_path, to=place)["written"] == 8
-    assert sorted(open_index(place).ids()) == sorted(NAMES)
+    assert sorted(open_vectors(place).ids()) == sorted(NAMES)
 
 
 def test_a_shard_of_rejects_alone_is_no_damage(trained, tmp_path, rows):

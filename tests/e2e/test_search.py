@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from diptych.cli.main import app
 from diptych.embed import consistency
-from diptych.embed import index as indexes
+from diptych.embed import vector_index as indexes
 from diptych.embed.embedder import EmbedConfig, Embedder
 from diptych.embed.job import JobConfig, embed
 from diptych.embed.query import query
@@ -122,7 +122,7 @@ def test_the_nearest_rows_of_a_text_and_of_a_picture(corpus, tmp_path, kind, req
         running = request.getfixturevalue("server_8" if kind == "redis 8" else "server")
         place = running.url + ("?search=yes" if kind == "redis 8" else "")
     write(corpus, place, state=tmp_path / "state")
-    index = indexes.open_index(place)
+    index = indexes.open_vectors(place)
     assert len(index) == 40 and index.about.what == "image"
     assert index.approximate == (kind == "redis 8")
     asked = Search(index)
@@ -159,7 +159,7 @@ def test_a_table_large_enough_has_an_approximate_index_with_its_recall(tmp_path,
     with warnings.catch_warnings():
         warnings.simplefilter("error", DeprecationWarning)
         sink.finish()
-        index = indexes.open_index(f"lance:{tmp_path}")
+        index = indexes.open_vectors(f"lance:{tmp_path}")
     assert len(index) == 2000 and index.approximate
     measured = indexes.recall(index, 10, 50)
     assert measured["recall"] > 0.8
@@ -184,7 +184,7 @@ def test_a_row_written_again_counts_with_its_newest_vector(corpus, tmp_path):
     summary = write(corpus, *places, state=tmp_path / "state", rows="changing.jsonl", when=WHEN + 1)
     assert (summary["written"], summary["skipped"]) == (2, 29)
     for place in places:
-        index = indexes.open_index(place)
+        index = indexes.open_vectors(place)
         assert len(index) == 31
         assert Search(index).image(corpus / "images/39.png", 1)[0].id == "row 3"
         old = Search(index).image(corpus / "images/3.png", 1)[0]
@@ -201,7 +201,7 @@ def test_two_data_sets_in_one_place_keep_apart(corpus, tmp_path):
     place = f"parquet:{tmp_path / 'store'}"
     write(corpus, place, state=tmp_path / "a")
     write(corpus, place, state=tmp_path / "b", rows="other.jsonl")
-    assert len(indexes.open_index(place)) == 60
+    assert len(indexes.open_vectors(place)) == 60
 
 
 def test_other_models_and_several_versions_are_named(corpus, tmp_path, tiny_dual):
@@ -209,17 +209,17 @@ def test_other_models_and_several_versions_are_named(corpus, tmp_path, tiny_dual
     write(corpus, place, state=tmp_path / "a")
     write(corpus, place, state=tmp_path / "b", what="text")
     with pytest.raises(ConfigError, match="several kinds"):
-        indexes.open_index(place)
+        indexes.open_vectors(place)
     version = next(p for p in (tmp_path / "store").glob("*/what=text")).parent.name.split("=")[1]
-    index = indexes.open_index(place, f"text-{version}")
+    index = indexes.open_vectors(place, f"text-{version}")
     assert Search(index).text("picture 11", 1)[0].id == "row 11"
     with pytest.raises(DataError, match="no version"):
-        indexes.open_index(place, "text-nothing")
+        indexes.open_vectors(place, "text-nothing")
     save_model(build(config_from_dict(tiny_dual("clip")), seed=2), tmp_path / "model")
     with pytest.raises(ConfigError, match="does not make these vectors"):
         Search(index, str(tmp_path / "model"))
     with pytest.raises(DataError, match="no vectors"):
-        indexes.open_index(f"parquet:{tmp_path / 'nothing'}")
+        indexes.open_vectors(f"parquet:{tmp_path / 'nothing'}")
     both = query(tmp_path / "store", "select what, count(*) from vectors group by what order by 1")
     assert both["rows"] == [["image", 40], ["text", 40]]
 
@@ -231,7 +231,7 @@ def test_a_vector_set_has_what_was_written_before_it_and_beside_it(corpus, tmp_p
     for part, (rows, place) in enumerate([(10, url), (20, f"{url}?search=yes"), (40, url)]):
         (corpus / f"part-{part}.jsonl").write_text("".join(lines[:rows]))
         write(corpus, place, state=tmp_path / str(part), rows=f"part-{part}.jsonl")
-    index = indexes.open_index(url)
+    index = indexes.open_vectors(url)
     assert index.approximate and len(index) == 40
     for n in (3, 15, 35):
         assert Search(index).image(corpus / f"images/{n}.png", 1)[0].id == f"row {n}"
@@ -358,7 +358,7 @@ def test_vectors_are_arrays_and_a_zero_one_is_never_the_nearest(corpus, tmp_path
 
 def test_a_question_that_is_cut_or_has_no_direction_says_so(corpus, tmp_path, caplog, monkeypatch):
     write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a")
-    asked = Search(indexes.open_index(f"parquet:{tmp_path / 'store'}"))
+    asked = Search(indexes.open_vectors(f"parquet:{tmp_path / 'store'}"))
     asked.text("picture 7")
     assert asked.cut_tokens == 0 and not caplog.records
     asked.text("a large blue square and " * 30)
@@ -376,7 +376,7 @@ def test_a_question_that_is_cut_or_has_no_direction_says_so(corpus, tmp_path, ca
 
 def test_a_picture_to_look_for_may_come_in_any_way(corpus, tmp_path):
     write(corpus, f"parquet:{tmp_path / 'store'}", state=tmp_path / "a")
-    asked = Search(indexes.open_index(f"parquet:{tmp_path / 'store'}"))
+    asked = Search(indexes.open_vectors(f"parquet:{tmp_path / 'store'}"))
     path = corpus / "images/9.png"
     for shown in (path, str(path), path.read_bytes(), Pillow.open(path)):
         hit = asked.image(shown, 1)[0]

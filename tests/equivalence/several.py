@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data.batching.collate import Prepared
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.errors import ImageError, MissingImage
 from tests.equivalence import tiny_run
 
@@ -73,7 +73,7 @@ def inject(fault: str) -> None:
 
         stage_data.StageData.validation = empty  # type: ignore[method-assign]
     elif fault == "rejects":
-        Pictures.load = rejecting  # type: ignore[method-assign]
+        PictureLoader.load = rejecting  # type: ignore[method-assign]
 
 
 def train(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ConfigError
 from diptych.model.architecture import config_from_dict
@@ -34,7 +34,7 @@ def batch(squares):
     ]
 
     def make(model):
-        prepared = PairCollator(Pictures(model.preprocessing), model.text_tokens)(items)
+        prepared = PairCollator(PictureLoader(model.preprocessing), model.text_tokens)(items)
         assert not prepared.rejected
         return prepared.batches[0]
 

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 import diptych
 from diptych.convert.layout import export
 from diptych.data.batching.budget import Budget
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.data.checking.index import Index
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder
@@ -143,7 +143,7 @@ def test_an_index_knows_sizes_and_the_cache_has_rows_of_tiles(model, values, tmp
     cache = feature_cache.prepare(model, pictures, tmp_path, **given)
     assert len(cache) == 4 and cache.num_rows == 8
     for kept in (None, cache):
-        prepared = model.collator(pictures=Pictures(model.preprocessing, kept))(
+        prepared = model.collator(pictures=PictureLoader(model.preprocessing, kept))(
             [replace(item, read=index.image_bytes) for item in items(list(index))]
         )
         [batch] = prepared.batches

@@ -7,7 +7,7 @@ import torch
 
 from diptych.convert import layout
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import ConfigError
 from diptych.model.architecture import config_from_dict
@@ -58,7 +58,7 @@ def samples():
 
 
 def batch_of(model):
-    collate = PairCollator(Pictures(model.preprocessing), model.text_tokens, questions=True)
+    collate = PairCollator(PictureLoader(model.preprocessing), model.text_tokens, questions=True)
     (batch,) = collate([Item(s, lambda i: i.data, n) for n, s in enumerate(samples())]).batches
     return batch
 

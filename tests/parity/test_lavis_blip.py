@@ -11,7 +11,7 @@ import torch
 
 from diptych.convert import layout
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile
 from diptych.model.architecture import config_from_dict
@@ -103,7 +103,7 @@ def losses_of(model):
         )
         for i, (data, t) in enumerate(zip(pictures(), TEXTS, strict=True))
     ]  # fmt: skip
-    batch = PairCollator(Pictures(model.preprocessing), model.text_tokens)(items).batches[0]
+    batch = PairCollator(PictureLoader(model.preprocessing), model.text_tokens)(items).batches[0]
     with torch.no_grad():
         return {k: v.item() for k, v in objective(model.eval(), batch).items()}
 

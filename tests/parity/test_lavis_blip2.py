@@ -11,7 +11,7 @@ import torch
 
 from diptych.convert import layout
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.errors import CheckpointError, ConfigError, UnsafeFile
 from diptych.model.architecture import config_from_dict
@@ -121,7 +121,7 @@ def losses(model):
                              Turn("assistant", (Text(text),)))), lambda i: i.data, n)
         for n, (data, text) in enumerate(zip(shown, TEXTS, strict=True))
     ]  # fmt: skip
-    collate = PairCollator(Pictures(model.preprocessing), model.text_tokens)
+    collate = PairCollator(PictureLoader(model.preprocessing), model.text_tokens)
     (batch,) = collate(items).batches
     objective = query_text.Config().build(model)
     with torch.no_grad():

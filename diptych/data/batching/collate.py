@@ -16,7 +16,7 @@ import torch
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.packing import Group, Row, pack
-from diptych.data.batching.picture_loader import Item, Pictures, Shown, attach
+from diptych.data.batching.picture_loader import Item, PictureLoader, Shown, attach
 from diptych.data.sample import Sample
 from diptych.data.text.chat import ChatEncoder, Encoded, Fate, truncate
 from diptych.errors import DiptychError, ModelError, SampleTooLong
@@ -72,7 +72,7 @@ class TokenCollator:
     """
 
     encoder: ChatEncoder
-    pictures: Pictures
+    pictures: PictureLoader
     budget: Budget
     text_dim: int = 1024
     seq2seq: bool = False

@@ -15,7 +15,7 @@ import torch
 
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.collate import Prepared
-from diptych.data.batching.picture_loader import Item, Pictures, attach
+from diptych.data.batching.picture_loader import Item, PictureLoader, attach
 from diptych.data.text.plain_text import TextTokens
 from diptych.errors import DiptychError, ModelError, SampleTooLong
 
@@ -35,7 +35,7 @@ class PairCollator:
         long_samples: what happens to a text that is longer than the text encoder reads.
     """
 
-    pictures: Pictures
+    pictures: PictureLoader
     texts: TextTokens | None = None
     questions: bool = False
     needs: tuple[str, ...] = ("image", "text")

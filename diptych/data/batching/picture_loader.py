@@ -58,7 +58,7 @@ class FeatureReader(Protocol):
 
 
 @dataclass
-class Pictures:
+class PictureLoader:
     """Decodes and preprocesses pictures; each distinct picture of a step once.
 
     With `features`, a cached picture is neither decoded nor preprocessed. With `augment`, a picture

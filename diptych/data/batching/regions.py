@@ -17,7 +17,7 @@ import torch
 
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.collate import Prepared
-from diptych.data.batching.picture_loader import Item, Pictures, Shown, attach
+from diptych.data.batching.picture_loader import Item, PictureLoader, Shown, attach
 from diptych.data.sample import Sample
 from diptych.errors import DataError, DiptychError, FormatError
 
@@ -157,7 +157,7 @@ class RegionCollator:
     tokenizer: Any
     grid: tuple[int, int]
     num_prefix: int
-    pictures: Pictures
+    pictures: PictureLoader
     pictures_per_batch: int = 64
     _known: dict[str, list[int]] = field(default_factory=dict)
     _blank: list[int] | None = None

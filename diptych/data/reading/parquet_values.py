@@ -21,7 +21,7 @@ Convert = Callable[[Any], Any]
 _PICTURE = frozenset({"bytes", "path"})
 
 
-class Pictures:
+class PictureCells:
     """The pictures of one row, taken out of its values one after the other."""
 
     def __init__(self, number: int):
@@ -136,7 +136,7 @@ def converter(type: Any, column: str, json_field: str | None = None) -> Convert 
     if _is_list(type):
         return _each(converter(type.value_type, column, json_field))
     if column in CONVERSATIONS and is_picture_type(type):
-        return None  # for `Pictures.take_parts`
+        return None  # for `PictureCells.take_parts`
     if types.is_struct(type):
         return _struct(type, column, json_field)
     if types.is_map(type):

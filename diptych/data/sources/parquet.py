@@ -24,7 +24,7 @@ from diptych.data.reading.magic import HEAD_BYTES, is_picture
 from diptych.data.reading.parquet_values import (
     CONVERSATIONS,
     Convert,
-    Pictures,
+    PictureCells,
     content_is_json,
     converter,
     has_text_content,
@@ -325,7 +325,7 @@ def _row(
             # Columns that a row leaves empty are null in Parquet; a JSON row would lack the key.
             elif value is not None:
                 row[name] = value
-        pictures = Pictures(number)
+        pictures = PictureCells(number)
         for name in columns.with_parts & row.keys():
             row[name] = pictures.take_parts(row[name], name)
         for name in columns.pictures:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from diptych.embed.index import Hit, chosen, in_order, merged
 from diptych.embed.sink import About, Shard, as_text, settled
+from diptych.embed.vector_index import Hit, chosen, in_order, merged
 from diptych.errors import ConfigError, DataError, MissingExtra
 from diptych.staging import replacing
 
@@ -138,7 +138,7 @@ class Lance:
 
 
 class Stored:
-    """A table for searching; see `diptych.embed.index.Index`."""
+    """A table for searching; see `diptych.embed.vector_index.VectorIndex`."""
 
     def __init__(self, folder: Path, about: About, roots: dict[str, str]):
         import lancedb
@@ -156,7 +156,7 @@ class Stored:
         return int(self.table.count_rows())
 
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> list[list[Hit]]:
-        """See `Index`."""
+        """See `VectorIndex`."""
         return [self._search(v, k, exact) for v in np.asarray(vectors, np.float32)]
 
     def _search(self, vector: np.ndarray, k: int, exact: bool) -> list[Hit]:
@@ -176,11 +176,11 @@ class Stored:
         ]
 
     def ids(self) -> list[str]:
-        """See `Index`."""
+        """See `VectorIndex`."""
         return self.table.search().select(["id"]).limit(len(self)).to_arrow()["id"].to_pylist()
 
     def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """See `Index`: reads the table once."""
+        """See `VectorIndex`: reads the table once."""
         wanted, found = set(ids), {}
         names = [n for n in self.table.schema.names if n not in ("vector", "event_time", "id")]
         for batch in self.table.search().limit(len(self)).to_batches():
@@ -194,7 +194,7 @@ class Stored:
         return in_order(ids, found)
 
     def some(self, count: int) -> np.ndarray:
-        """See `Index`."""
+        """See `VectorIndex`."""
         found = self.table.search().select(["vector"]).limit(count).to_arrow()["vector"]
         width = found.type.list_size
         return found.combine_chunks().flatten().to_numpy().reshape(-1, width)

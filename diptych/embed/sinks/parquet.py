@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from diptych.embed.index import Hit, Nearest, chosen, in_order, merged
 from diptych.embed.sink import About, Shard, as_text, settled
 from diptych.embed.state import remove_leftovers
+from diptych.embed.vector_index import Hit, Nearest, chosen, in_order, merged
 from diptych.errors import ConfigError, DataError, MissingExtra
 from diptych.staging import replacing
 
@@ -127,7 +127,7 @@ class Parquet:
 
 
 class Stored:
-    """The parts of one version, of all its data sets; see `diptych.embed.search.Index`."""
+    """The parts of one version, of all its data sets; see `VectorIndex`."""
 
     approximate = False
 
@@ -191,7 +191,7 @@ class Stored:
             yield ids, times, batch
 
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> list[list[Hit]]:
-        """See `Index`: every vector is compared; memory does not grow with their number."""
+        """See `VectorIndex`: every vector is compared; memory does not grow with their number."""
         del exact
         nearest = Nearest(vectors, k)
         for ids, _, batch in self.rows():
@@ -203,11 +203,11 @@ class Stored:
         return [[Hit(key, score, row) for score, (key, row) in found] for found in nearest.found()]
 
     def ids(self) -> list[str]:
-        """See `Index`."""
+        """See `VectorIndex`."""
         return [key for ids, _, _ in self.rows(vectors=False) for key in ids]
 
     def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """See `Index`: reads all files once."""
+        """See `VectorIndex`: reads all files once."""
         wanted, found = set(ids), {}
         for keys, _, batch in self.rows():
             values = None
@@ -218,7 +218,7 @@ class Stored:
         return in_order(ids, found)
 
     def some(self, count: int) -> np.ndarray:
-        """See `Index`: the first ones."""
+        """See `VectorIndex`: the first ones."""
         found, rows = [], 0
         for ids, _, batch in self.rows():
             found.append(numbers(batch))

@@ -20,8 +20,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import numpy as np
 
 from diptych.data.batching.chunks import in_chunks
-from diptych.embed.index import Hit, Nearest, in_order
 from diptych.embed.sink import About, Shard, as_text, without_secrets
+from diptych.embed.vector_index import Hit, Nearest, in_order
 from diptych.errors import ConfigError, DataError, MissingExtra, SinkAway
 
 PREFIX = "diptych"
@@ -237,7 +237,7 @@ class Redis:
 
 
 class Stored:
-    """One version of a group for searching; see `diptych.embed.index.Index`."""
+    """One version of a group for searching; see `diptych.embed.vector_index.VectorIndex`."""
 
     def __init__(self, client: Any, group: str, about: About, roots: dict[str, str]):
         self.client = client
@@ -255,7 +255,7 @@ class Stored:
         )
 
     def search(self, vectors: np.ndarray, k: int, *, exact: bool = False) -> list[list[Hit]]:
-        """See `Index`."""
+        """See `VectorIndex`."""
         vectors = np.asarray(vectors, np.float32)
         if self.approximate:
             with errors_named(self.client):
@@ -288,12 +288,12 @@ class Stored:
         return {k.decode(): v.decode() for k, v in found.items() if k not in left_out}
 
     def ids(self) -> list[str]:
-        """See `Index`."""
+        """See `VectorIndex`."""
         every = entities(self.client, self.group, self.about.version, [])
         return [key for keys, _ in every for key in keys]
 
     def take(self, ids: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """See `Index`."""
+        """See `VectorIndex`."""
         found = {}
         with errors_named(self.client):
             for chunk in in_chunks(ids, PIPELINE):
@@ -306,7 +306,7 @@ class Stored:
         return in_order(ids, found)
 
     def some(self, count: int) -> np.ndarray:
-        """See `Index`: the first ones of a scan."""
+        """See `VectorIndex`: the first ones of a scan."""
         rows: list[np.ndarray] = []
         for _, values in entities(self.client, self.group, self.about.version, ["vector"]):
             rows += [np.frombuffer(v[0], "<f4") for v in values if v[0]]

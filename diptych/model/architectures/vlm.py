@@ -23,7 +23,7 @@ from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import TokenCollator
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample
 from diptych.data.text.chat import ChatEncoder
@@ -133,7 +133,7 @@ class Vlm(Model):
         )
 
     def collator(
-        self, budget: Budget = Budget(), pictures: Pictures | None = None
+        self, budget: Budget = Budget(), pictures: PictureLoader | None = None
     ) -> TokenCollator:
         """What turns conversations into batches of this model.
 
@@ -145,7 +145,7 @@ class Vlm(Model):
         budget = replace(budget, context_tokens=min(budget.context_tokens or own, own))
         return TokenCollator(
             self.chat_encoder,
-            pictures or Pictures(self.preprocessing),
+            pictures or PictureLoader(self.preprocessing),
             budget,
             text_dim=lm.dim,
             seq2seq=lm.is_encoder_decoder,
@@ -200,7 +200,7 @@ class Vlm(Model):
     def representing(self, what: str) -> Any:
         """A collator that prepares samples for `represent`; one sample a row."""
         if what == "image":
-            return PairCollator(Pictures(self.preprocessing), needs=("image",))
+            return PairCollator(PictureLoader(self.preprocessing), needs=("image",))
         return Conversations(self.collator(Budget(packed=False)), with_images=what != "text")
 
     def represent(

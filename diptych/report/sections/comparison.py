@@ -9,7 +9,7 @@ from diptych.report.run_folder import RunFolder, number, text
 from diptych.report.wording import NO_BREAK, count, interval, percent, points, probability
 
 TITLE = "Before and after"
-LABEL = "Result"
+LABEL = "Before and after"
 ORDER = 10
 NEEDS = ("evaluation.json",)
 
@@ -39,13 +39,19 @@ def view(run: RunFolder) -> dict[str, Any] | None:
         "metric": text(found.fields.get("metric"), 80),
         "questions": evaluation.questions(found),
         "methods": [
-            (control, text(found.fields.get(key)))
+            (control, _method(text(found.fields.get(key))))
             for control in evaluation.CONTROLS
             if found.fields.get(key := f"{control}_method")
         ],
         "notes": evaluation.notes(found),
         "verdict": evaluation.verdict(found),
     }
+
+
+def _method(counted: str) -> str:
+    """How a control answers; of one that counts answers the evaluation says which."""
+    counts = counted.startswith(("training answers", "evaluated answers"))
+    return f"the most frequent of the {counted}" if counts else counted
 
 
 def _paired_detail(found: evaluation.Evaluation) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from diptych.report.run_folder import RunFolder, dicts, mapping, number, text
 from diptych.report.wording import NO_BREAK, count, percent, plain, short_count
 
-TITLE = "What was composed"
+TITLE = "The model"
 LABEL = "Model"
 ORDER = 50
 NEEDS = ("parameters.json",)
@@ -80,7 +80,7 @@ def _group(row: dict[str, Any]) -> dict[str, Any]:
         "ratio": ratio or 0.0,
         "ratio_label": "frozen" if frozen else percent(ratio),
         "learning_rate": "" if frozen else plain(learning_rate),
-        "share": percent(number(row.get("share"))).replace(NO_BREAK, " "),
+        "share": percent(number(row.get("share")), 1).replace(NO_BREAK, " "),
         "frozen": frozen,
     }
 

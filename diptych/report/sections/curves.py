@@ -11,7 +11,7 @@ from diptych.report.run_folder import RunFolder, mapping, number, text
 from diptych.report.wording import count, percent, plain, scientific, short_count
 
 TITLE = "How it learned"
-LABEL = "Curves"
+LABEL = "Learning"
 ORDER = 60
 NEEDS = ("metrics.jsonl",)
 

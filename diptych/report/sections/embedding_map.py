@@ -8,7 +8,7 @@ from diptych.report.run_folder import RunFolder, dicts, number, text
 from diptych.report.wording import count, percent
 
 TITLE = "The shared space"
-LABEL = "Map"
+LABEL = "Shared space"
 ORDER = 36
 NEEDS = ("map_after.json",)
 OPTIONAL = True

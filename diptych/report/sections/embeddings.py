@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from diptych.report.pictures import Thumbnail, sprite, thumbnail
 from diptych.report.run_folder import RunFolder, dicts, number, text
+from diptych.report.thumbnails import Thumbnail, sprite, thumbnail
 from diptych.report.wording import count, percent
 
 TITLE = "Before and after"
-LABEL = "Maps"
+LABEL = "Before and after"
 ORDER = 6
 NEEDS = ("embeddings.json",)
 OPTIONAL = True

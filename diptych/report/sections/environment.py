@@ -8,7 +8,7 @@ from typing import Any
 from diptych.report.run_folder import RunFolder, number, text
 from diptych.report.wording import size
 
-TITLE = "Where it ran"
+TITLE = "The machine"
 LABEL = "Machine"
 ORDER = 90
 NEEDS = ("environment.json",)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from diptych.report.pictures import Thumbnail, thumbnail
 from diptych.report.run_folder import RunFolder, number, text
+from diptych.report.thumbnails import Thumbnail, thumbnail
 from diptych.report.wording import count, percent
 
 TITLE = "What the filter decided"

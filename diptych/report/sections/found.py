@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from diptych.report.pictures import Thumbnail, thumbnail
 from diptych.report.run_folder import RunFolder, dicts, number, text
+from diptych.report.thumbnails import Thumbnail, thumbnail
 from diptych.report.wording import count
 
 TITLE = "What was found"

@@ -6,12 +6,12 @@ from collections import defaultdict
 from itertools import zip_longest
 from typing import Any
 
-from diptych.report.pictures import Thumbnail, thumbnail
 from diptych.report.run_folder import RunFolder, number, text
+from diptych.report.thumbnails import Thumbnail, thumbnail
 from diptych.report.wording import count
 
 TITLE = "Held-out questions"
-LABEL = "Gallery"
+LABEL = "Questions"
 ORDER = 40
 NEEDS = ("records_after.jsonl",)
 

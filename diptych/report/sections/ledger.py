@@ -8,7 +8,7 @@ from diptych.report.run_folder import RunFolder, dicts, mapping, number, text
 from diptych.report.wording import count, percent
 
 TITLE = "Every sample accounted for"
-LABEL = "Data"
+LABEL = "Samples"
 ORDER = 70
 NEEDS = ("ledger.json",)
 

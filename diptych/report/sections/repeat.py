@@ -9,7 +9,7 @@ from typing import Any
 from diptych.report.run_folder import RunFolder, text
 
 TITLE = "Do it again"
-LABEL = "Repeat"
+LABEL = "Again"
 ORDER = 100
 NEEDS = ()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.report.pictures import Thumbnail, thumbnail
 from diptych.report.run_folder import RunFolder, dicts, number, text
+from diptych.report.thumbnails import Thumbnail, thumbnail
 from diptych.report.wording import count
 
 TITLE = "What was found"
-LABEL = "Retrieval"
+LABEL = "Found"
 ORDER = 35
 NEEDS = ("retrieval_after.json",)
 OPTIONAL = True

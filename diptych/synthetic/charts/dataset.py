@@ -18,7 +18,7 @@ from typing import Any
 from diptych.errors import ConfigError, DataError
 from diptych.synthetic.charts import kind as kinds
 from diptych.synthetic.charts.chart import Chart, make
-from diptych.synthetic.charts.reading import page
+from diptych.synthetic.charts.reading import word_page
 from diptych.synthetic.charts.reading.drill import drills
 from diptych.synthetic.charts.reading.working import shown
 from diptych.synthetic.charts.reading.working import working as lookups
@@ -60,7 +60,7 @@ def draw(
         side_pixels: nominal side of a picture; each varies by about a quarter.
         working: training answers begin with what is looked up for them (see working.py); the
             answers to be tested on stay short.
-        pages: pictures full of words to draw besides, to learn reading by (see page.py).
+        pages: pictures full of words to draw besides, to learn reading by (see word_page.py).
         practice: training charts get drills besides (see drill.py): three rows of four among the
             questions, and every fourth chart five rows in `drills.json`, to begin with.
         writer: a language model that writes topics, descriptions and questions instead.
@@ -103,7 +103,7 @@ def draw(
         if progress:
             progress(index + 1, num + pages)
     page_rows = []
-    draw_page = partial(page.make, side_pixels=side_pixels, languages=tuple(languages))
+    draw_page = partial(word_page.make, side_pixels=side_pixels, languages=tuple(languages))
     for index, (png, regions) in enumerate(_drawn(draw_page, seed, pages, workers)):
         page_rows.append(_store_page(out, index, png, regions))
         if progress:

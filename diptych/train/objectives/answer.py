@@ -12,7 +12,7 @@ from diptych.data.batching.batch import IGNORE, Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.errors import ConfigError
 from diptych.model.architectures.answerer import Answerer
 from diptych.train.objective import PAIRS, Objective, ObjectiveConfig
@@ -52,7 +52,7 @@ class Answers(Objective):
         super().__init__()
         self.smoothing = config.smoothing
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return PairCollator(
             pictures, model.text_tokens, questions=True, long_samples=budget.long_samples
         )

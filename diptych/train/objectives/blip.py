@@ -15,7 +15,7 @@ from diptych.data.batching.batch import IGNORE, Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.errors import ConfigError
 from diptych.model.architectures.captioner import Captioner
 from diptych.train.chance import ChanceWatch
@@ -109,7 +109,7 @@ class Blip(Objective):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.watches = {name: ChanceWatch(name, config.chance_steps) for name in ("itc", "itm")}
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return PairCollator(
             pictures, model.text_tokens, draws=True, long_samples=budget.long_samples
         )

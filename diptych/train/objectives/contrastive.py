@@ -26,7 +26,7 @@ from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.model.architectures.dual_encoder import DualEncoder
 from diptych.model.weights import locate
 from diptych.staging import replacing
@@ -105,7 +105,7 @@ class Contrastive(Objective):
     def prepare(self, texts: Iterable[str], cache: Path, progress: Any) -> None:
         self.texts.prepare(texts, cache, progress)
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return PairCollator(pictures, draws=True)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:

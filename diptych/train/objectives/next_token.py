@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.machine import widest
 from diptych.train.objective import PACKS, Objective, ObjectiveConfig
 
@@ -39,7 +39,7 @@ class NextToken(Objective):
     Parity: tests/parity/test_language_model.py, against the loss of transformers.
     """
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return model.collator(budget, pictures)
 
     def __init__(self, config: Config):

@@ -14,7 +14,7 @@ from diptych.data.batching.batch import IGNORE, Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.errors import ConfigError
 from diptych.model.architectures.query_transformer import QueryTransformer
 from diptych.train.chance import ChanceWatch
@@ -81,7 +81,7 @@ class QueryText(Objective):
             "itm": ChanceWatch("itm", config.chance_steps),
         }
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return PairCollator(
             pictures, model.text_tokens, draws=True, long_samples=budget.long_samples
         )

@@ -19,7 +19,7 @@ from torch.nn import functional
 from diptych.data.batching.batch import Batch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import Collator
-from diptych.data.batching.picture_loader import Pictures
+from diptych.data.batching.picture_loader import PictureLoader
 from diptych.data.batching.regions import RegionCollator
 from diptych.errors import ConfigError
 from diptych.model.connectors.words import SCALE, Words
@@ -115,7 +115,7 @@ class Regions(Objective):
             widths = encoder.hf_config.hidden_sizes[-3:-1]
             self.spellers.extend(nn.Linear(width, CLASSES + 1) for width in widths)
 
-    def collator(self, model: Any, budget: Budget, pictures: Pictures) -> Collator:
+    def collator(self, model: Any, budget: Budget, pictures: PictureLoader) -> Collator:
         return RegionCollator(model.tokenizer, self.grid, self.num_prefix, pictures)
 
     def forward(self, model: Any, batch: Batch) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from diptych.data.batching.picture_loader import Item
 from diptych.data.sample import Image, Sample, Text, Turn
 from diptych.embed.embedder import EmbedConfig, Embedder, Vectors, pooled, stored
-from diptych.embed.index import Nearest
+from diptych.embed.vector_index import Nearest
 from diptych.errors import ConfigError
 from diptych.model.architecture import config_from_dict
 from diptych.model.folder import build

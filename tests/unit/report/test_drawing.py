@@ -76,3 +76,10 @@ def test_the_running_mean_does_not_mix_stages():
 )
 def test_too_few_points_draw_nothing(line):
     assert line_chart("x", [line], label=str) is None
+
+
+def test_names_of_short_stages_stand_in_rows_above_each_other():
+    line = Line("loss", range(101), range(101))
+    stages = [Boundary(0, "read"), Boundary(5, "practise"), Boundary(8, "align"), Boundary(60, "b")]
+    chart = line_chart("Loss", [line], label=str, boundaries=stages)
+    assert chart.boundaries == [(0, "read", 0), (5, "practise", 1), (8, "align", 2), (60, "b", 0)]

@@ -138,7 +138,10 @@ def test_the_look_up_is_a_control_like_the_others(tmp_path):
     run = folder(tmp_path, evaluation=fields)
     view = comparison.view(run)
     assert [row["name"] for row in view["rows"]] == ["after", "majority", "lookup"]
-    assert ("lookup", "training answers to the same question text") in view["methods"]
+    assert (
+        "lookup",
+        "the most frequent of the training answers to the same question text",
+    ) in view["methods"]
     assert view["notes"] == [
         "2 prompts are longer than the context and count as wrong: a/7, b<i>.",
         "3 ties between candidates count against the model.",
@@ -191,6 +194,7 @@ def test_curves_have_one_loss_chart_a_stage(built):
     assert view["charts"][2].boundaries[1] == (
         pytest.approx(100 * 400 / 1299, abs=0.01),
         "instruct",
+        0,
     )
 
 

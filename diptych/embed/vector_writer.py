@@ -44,7 +44,7 @@ class Counts:
     truncated_examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Writer:
+class VectorWriter:
     """Writes shards in a thread of its own; the manifest has each when all sinks have it."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Writer:
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> VectorWriter:
         self.thread.start()
         return self
 

@@ -1,7 +1,7 @@
 """Contract of an index: vectors that can be asked for their neighbours.
 
-A part in `sinks/` that can be searched has `index(target, version) -> Index`. Every score is a
-cosine.
+A part in `sinks/` that can be searched has `index(target, version) -> VectorIndex`. Every score
+is a cosine.
 
 Shapes: q questions, n vectors, D width.
 """
@@ -34,7 +34,7 @@ class Hit:
     row: dict[str, Any]
 
 
-class Index(Protocol):
+class VectorIndex(Protocol):
     """Vectors that can be asked for their neighbours.
 
     Attributes:
@@ -76,7 +76,7 @@ class Index(Protocol):
     def close(self) -> None: ...
 
 
-def open_index(target: str, version: str | None = None) -> Index:
+def open_vectors(target: str, version: str | None = None) -> VectorIndex:
     """The index of a place such as `parquet:vectors`, `lance:vectors` or `redis://HOST/GROUP`.
 
     Args:
@@ -96,7 +96,7 @@ def open_index(target: str, version: str | None = None) -> Index:
             where=without_secrets(target),
             fix="search parquet:, lance: or redis:",
         )
-    return cast(Index, found(target, version))
+    return cast(VectorIndex, found(target, version))
 
 
 def chosen(versions: Sequence[str], version: str | None, where: str) -> str:
@@ -176,7 +176,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def recall(index: Index, k: int, questions: int = 200) -> dict[str, Any]:
+def recall(index: VectorIndex, k: int, questions: int = 200) -> dict[str, Any]:
     """How many of the true k neighbours the quicker way finds, asked with its own vectors.
 
     Returns:
@@ -203,7 +203,7 @@ def recall(index: Index, k: int, questions: int = 200) -> dict[str, Any]:
 
 
 def in_order(ids: Sequence[str], found: dict[str, tuple[np.ndarray, dict[str, Any]]]) -> Any:
-    """What `Index.take` gives, from what was found in any order.
+    """What `VectorIndex.take` gives, from what was found in any order.
 
     Raises:
         DataError: an id is missing.

@@ -11,8 +11,8 @@ import zlib
 import pytest
 from PIL import Image
 
-from diptych.report import pictures
-from diptych.report.pictures import thumbnail
+from diptych.report import thumbnails
+from diptych.report.thumbnails import thumbnail
 
 
 def decoded(result) -> Image.Image:
@@ -31,7 +31,7 @@ def test_noise_is_squeezed_to_the_budget(tmp_path):
     noise = random.Random(0).randbytes(600 * 600 * 3)
     Image.frombytes("RGB", (600, 600), noise).save(tmp_path / "noise.png")
     result = thumbnail(tmp_path, "noise.png")
-    assert len(result.uri) <= pictures.TARGET_BYTES * 4 / 3 + 64
+    assert len(result.uri) <= thumbnails.TARGET_BYTES * 4 / 3 + 64
     assert decoded(result).format == "JPEG"
 
 
