@@ -11,8 +11,10 @@ Shapes: B images, N patches (= grid height x grid width, plus a class token wher
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diptych.config import PartConfig, part_field
@@ -45,7 +47,22 @@ class ConnectorConfig(PartConfig):
 
 
 class Connector(nn.Module):
-    """features [B, N, C] and their grid -> tokens [B, K, D]."""
+    """features [B, N, C] and their grid -> tokens [B, K, D].
+
+    Attributes:
+        row_end: token [D] that ends every row of a map that several tiles make up; None where no
+            tiling merges tiles.
+    """
+
+    row_end: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("row_end", None)
+
+    def add_row_end(self, text_dim: int) -> None:
+        """Give it a token that ends rows, newly initialised (as LLaVA-NeXT's `image_newline`)."""
+        self.row_end = nn.Parameter(torch.randn(text_dim) / math.sqrt(text_dim))
 
     def forward(self, features_BNC: Tensor, grid: Grid) -> Tensor:  # noqa: N803
         raise NotImplementedError

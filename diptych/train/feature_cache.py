@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,23 +115,24 @@ def fingerprint(model: Model, precision: str) -> str:
 
 def _stored(tiles: Tiles) -> list[Any]:
     """A plan as plain data; of one tile, as most are, the size alone."""
-    if tiles == _whole(*tiles.size):
-        return [*tiles.size]
-    return [*tiles.size, tiles.boxes, tiles.rows, tiles.columns, tiles.thumbnail]
+    if tiles == _whole(*tiles.of):
+        return [*tiles.of]
+    return [*tiles.of, {k: v for k, v in asdict(tiles).items() if k != "of"}]
 
 
-def _tiles(width: int, height: int, *cut: Any) -> Tiles:
+def _tiles(width: int, height: int, cut: dict[str, Any] | None = None) -> Tiles:
     """A plan from plain data."""
-    if not cut:
+    if cut is None:
         return _whole(width, height)
-    boxes, rows, columns, thumbnail = cut
-    return Tiles((width, height), tuple(map(tuple, boxes)), rows, columns, thumbnail)
+    pairs = {k: cut[k] and tuple(cut[k]) for k in ("size", "canvas")}
+    boxes = tuple(map(tuple, cut["boxes"]))
+    return Tiles((width, height), **{**cut, **pairs, "boxes": boxes})
 
 
 @functools.lru_cache(None)
 def _whole(width: int, height: int) -> Tiles:
     """One tile; the same object for all pictures of a size, of which there are few."""
-    return Tiles((width, height), ((0, 0, width, height),))
+    return Tiles((width, height), (width, height), ((0, 0, width, height),))
 
 
 Picture = tuple[Image, ReadImage, str | None]

@@ -8,9 +8,10 @@ from diptych.data.pixels.tiling import Tiles, TilingConfig
 class Config(TilingConfig):
     name: str = "tests.equivalence.halves"
 
-    def plan(self, width: int, height: int) -> Tiles:
+    def plan(self, width: int, height: int, most: int | None = None) -> Tiles:
+        size = (width, height)
         if height <= width:
-            return Tiles((width, height), ((0, 0, width, height),))
+            return Tiles(size, size, ((0, 0, width, height),))
         half = height // 2
         boxes = ((0, 0, width, half), (0, half, width, height))
-        return Tiles((width, height), boxes, rows=2, thumbnail=True)
+        return Tiles(size, size, boxes, rows=2, thumbnail="first")

@@ -1,14 +1,14 @@
 """Pictures of several tiles: everything that counts tokens asks the arrangement.
 
-No tiling of Diptych cuts pictures yet; `halves.py` does, and shows that nothing general assumes one
-array and one count a picture.
+Every tiling of Diptych, and one of the tests' own (`halves.py`), on a picture of 28 x 56 pixels and a
+square of 28, read by an encoder of 28 x 28 with 4 x 4 patches.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -30,7 +30,26 @@ from tests.conftest import square
 from tests.equivalence import tiny_run
 from tests.equivalence.test_packing import items, losses_by_sample
 
-TILING = {"name": "tests.equivalence.halves"}
+HALVES = {"name": "tests.equivalence.halves"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiling, and what it makes of the tall picture and of the square one."""
+
+    tiling: dict
+    tall: tuple[int, int]
+    """Tiles, tokens."""
+    flat: tuple[int, int]
+
+
+CASES = {
+    "halves": Case(HALVES, (3, 48), (1, 16)),
+    "dynamic": Case({"name": "dynamic", "tile": 28, "max_tiles": 4}, (3, 48), (1, 16)),
+    # 16 of the whole, and of the map 8 rows of 4 or, of a square in two tiles side by side, 4 of 4.
+    "anyres": Case({"name": "anyres", "tile": 28}, (3, 56), (3, 36)),
+    "split": Case({"name": "split", "tile": 28}, (3, 56), (2, 36)),
+}
 
 
 def tall(colour: str) -> bytes:
@@ -60,11 +79,16 @@ def read(image):
     return image.data
 
 
+@pytest.fixture(params=CASES, ids=str)
+def case(request):
+    return CASES[request.param]
+
+
 @pytest.fixture
-def values(tiny_config, monkeypatch):
+def values(tiny_config, monkeypatch, case):
     monkeypatch.setenv("DIPTYCH_PARTS", "tests")
     config = tiny_config()
-    config["vision_encoder"]["image"]["tiling"] = TILING
+    config["vision_encoder"]["image"]["tiling"] = case.tiling
     return config
 
 
@@ -73,13 +97,13 @@ def model(values):
     return build(VlmConfig.from_dict(values), seed=0)
 
 
-def test_tokens_follow_from_the_size(model):
-    per_tile = model.arrangement.tokens_per_tile
+def test_tokens_follow_from_the_size(model, case):
+    (tiles, many), (one, few) = case.tall, case.flat
     encode = model.chat_encoder.encode
     counts = [encode(s).tokens_of_images for s in SAMPLES]
-    assert counts == [(3 * per_tile,), (3 * per_tile,), (per_tile, 3 * per_tile), (), (per_tile,)]
+    assert counts == [(many,), (many,), (few, many), (), (few,)]
     assert [encode(s).ids.count(IMAGE_TOKEN) for s in SAMPLES] == [sum(c) for c in counts]
-    assert [encode(s).num_tiles for s in SAMPLES] == [3, 3, 4, 0, 1]
+    assert [encode(s).num_tiles for s in SAMPLES] == [tiles, tiles, one + tiles, 0, one]
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -93,12 +117,13 @@ def test_packed_equals_alone(model, share):
     assert len(batch.pixel_values) == sum(map(len, batch.tiles))
 
 
-def test_rows_hold_no_more_tiles_than_allowed(model):
-    prepared = model.collator(Budget(tokens_per_row=400, tiles_per_row=4, share_images=False))(
-        items(SAMPLES)
-    )
-    [batch] = prepared.batches
-    assert len(batch.input_ids) == 3 and sum(map(len, batch.tiles)) == 11
+def test_rows_hold_no_more_tiles_than_allowed(model, case):
+    most = case.tall[0] + case.flat[0]
+    budget = Budget(tokens_per_row=400, tiles_per_row=most, share_images=False)
+    [batch] = model.collator(budget)(items(SAMPLES)).batches
+    of_pictures = [len(t) for t in batch.tiles]
+    assert sum(of_pictures) == 3 * case.tall[0] + 2 * case.flat[0]
+    assert len(batch.input_ids) == 3
 
 
 def test_asking_together_equals_asking_alone(model):
@@ -126,7 +151,7 @@ def test_a_chat_goes_on_as_one_that_is_read_anew(model):
     assert second.strip() == fresh
 
 
-def test_an_index_knows_sizes_and_the_cache_has_rows_of_tiles(model, values, tmp_path):
+def test_an_index_knows_sizes_and_the_cache_has_rows_of_tiles(model, values, case, tmp_path):
     rows = []
     for number, data in enumerate([tall("red"), square("blue"), tall("green"), square("red")]):
         (tmp_path / f"{number}.png").write_bytes(data)
@@ -136,18 +161,21 @@ def test_an_index_knows_sizes_and_the_cache_has_rows_of_tiles(model, values, tmp
     index = Index.build(str(tmp_path / "rows.json"), tmp_path / "index")
     shown = [next(index[n].images()) for n in range(4)]
     assert [image.size for image in shown] == [(28, 56), (28, 28), (28, 56), (28, 28)]
-    assert [model.arrangement.tiles_of(image) for image in shown] == [3, 1, 3, 1]
+    tiles = [case.tall[0], case.flat[0]] * 2
+    assert [model.arrangement.tiles_of(image) for image in shown] == tiles
     pictures = [(image, index.image_bytes, None) for image in shown]
     given = {"num_visits": 9.0, "max_bytes": 2**30, "precision": "float32", "mode": "on"}
     feature_cache.prepare(model, pictures[:1], tmp_path, **given)
     cache = feature_cache.prepare(model, pictures, tmp_path, **given)
-    assert len(cache) == 4 and cache.num_rows == 8
+    assert len(cache) == 4 and cache.num_rows == sum(tiles)
     for kept in (None, cache):
         prepared = model.collator(pictures=PictureLoader(model.preprocessing, kept))(
             [replace(item, read=index.image_bytes) for item in items(list(index))]
         )
         [batch] = prepared.batches
-        assert (batch.features is None) == (kept is None) and sum(map(len, batch.tiles)) == 8
+        assert (batch.features is None) == (kept is None) and sum(map(len, batch.tiles)) == sum(
+            tiles
+        )
         losses = model.target_log_probs(batch)
         before = losses if kept is None else before  # noqa: F821
     assert torch.allclose(losses, before, atol=1e-5)
@@ -156,15 +184,12 @@ def test_an_index_knows_sizes_and_the_cache_has_rows_of_tiles(model, values, tmp
     tiny_run.run(tmp_path / "run", values, [stage])
 
 
-def test_vectors_of_pictures_are_padded_and_masked(model):
+def test_vectors_of_pictures_are_padded_and_masked(model, case):
     embedder = Embedder(model, EmbedConfig(what="image", space="states", pool="mean"))
     batch = embedder.prepare(items([SAMPLES[0], SAMPLES[4]])).batches[0]
     states, mask = model.represent("image", batch, space="states")
-    per_tile = model.arrangement.tokens_per_tile
-    assert states.shape[:2] == (2, 3 * per_tile) and mask.sum(1).tolist() == [
-        3 * per_tile,
-        per_tile,
-    ]
+    assert states.shape[:2] == (2, case.tall[1])
+    assert mask.sum(1).tolist() == [case.tall[1], case.flat[1]]
 
 
 def test_a_saved_model_cuts_as_before(model, tmp_path):
@@ -180,3 +205,35 @@ def test_a_layout_of_one_tile_a_picture_refuses_it(model, tmp_path):
     with pytest.raises(ConfigError, match="reads a picture as one tile"):
         export(model, "hf-llava", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_token_that_ends_rows_learns_with_the_connector(model, case):
+    ends = case.tiling["name"] in ("anyres", "split")
+    assert (model.connector.row_end is not None) == ends
+    if not ends:
+        return
+    prepared = model.collator(Budget(tokens_per_row=400))(items(SAMPLES))
+    model.target_log_probs(prepared.batches[0]).sum().backward()
+    assert model.connector.row_end.grad.abs().sum() > 0
+
+
+def test_a_neighbour_s_tiles_change_nothing(model):
+    """Other tiles in the row, and the same answers to the last."""
+    alone, _, _ = losses_by_sample(model, SAMPLES[:1], packed=False)
+    for others in (SAMPLES[2:3], SAMPLES[2:], [SAMPLES[4]] * 2):
+        among, _, _ = losses_by_sample(model, [SAMPLES[0], *others[:1]], tokens_per_row=400)
+        assert among["one"] == (pytest.approx(alone["one"][0], abs=1e-5), alone["one"][1])
+
+
+def test_a_connector_without_places_cannot_merge_tiles(tiny_config):
+    config = tiny_config({"name": "resampler", "num_queries": 4})
+    config["vision_encoder"]["image"]["tiling"] = CASES["anyres"].tiling
+    with pytest.raises(ConfigError, match="do not stand for places"):
+        build(VlmConfig.from_dict(config), seed=0)
+
+
+def test_tiles_of_another_size_than_the_encoder_reads_are_refused(tiny_config):
+    config = tiny_config()
+    config["vision_encoder"]["image"]["tiling"] = {"name": "dynamic"}
+    with pytest.raises(ConfigError, match="tiles of 448 pixels are read by an encoder of 28 x 28"):
+        VlmConfig.from_dict(config)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from diptych.config import ADDED, Config
+from diptych.config import ADDED, Config, inner_error
 from diptych.data.pixels.image import MAX_PIXELS, too_large
 from diptych.data.pixels.tiling import TilingConfig, TilingField
 from diptych.data.pixels.tilings.single import Config as Single
@@ -87,6 +87,18 @@ class Preprocessing(Config):
 
     tiling: TilingField | None = Field(default=None, json_schema_extra=ADDED)
     """How a picture is cut before each tile is treated so; null looks at the whole (`single`)."""
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Self:
+        side = getattr(self.tiling, "tile", None)
+        if side is not None and (self.resize == "none" or self.image_size != (side, side)):
+            given = "none" if self.resize == "none" else " x ".join(map(str, self.image_size))
+            raise inner_error(
+                f"tiles of {side} pixels are read by an encoder of {given}",
+                "tiling.tile",
+                f"set size (and crop) to [{side}, {side}], or another tile",
+            )
+        return self
 
     @property
     def tiles(self) -> TilingConfig:

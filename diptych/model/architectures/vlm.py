@@ -59,8 +59,12 @@ class VlmConfig(ArchitectureConfig):
         language_model = language_models.build(self.language_model, tokenizer)
         words = language_model.module.get_input_embeddings()
         connector = self.connector.build(encoder.dim, language_model.dim, words)
+        if encoder.preprocessing.tiles.merged:
+            connector.add_row_end(language_model.dim)
         config = self.model_copy(update={"vision_encoder": encoder.config})
-        return Vlm(config, encoder, connector, language_model)
+        model = Vlm(config, encoder, connector, language_model)
+        _ = model.arrangement  # which refuses parts that do not go together
+        return model
 
 
 Config = VlmConfig
@@ -103,8 +107,10 @@ class Vlm(Model):
     def arrangement(self) -> Arrangement:
         """How many tokens a picture has."""
         encoder = self.vision_encoder
-        per_tile = self.config.connector.num_tokens(encoder.grid, encoder.num_prefix)
-        return Arrangement(per_tile, self.preprocessing.tiles)
+        connector = self.config.connector
+        per_tile = connector.num_tokens(encoder.grid, encoder.num_prefix)
+        grid = None if encoder.num_prefix else connector.token_grid(encoder.grid)
+        return Arrangement(per_tile, self.preprocessing.tiles, grid)
 
     @property
     def answer_after(self) -> str | None:
@@ -158,7 +164,8 @@ class Vlm(Model):
     def image_tokens(self, features: Tensor, tiles: Sequence[Tiles]) -> Tensor:
         """Encoder features of all tiles [S, N, C] -> language-model tokens of all pictures, one
         after the other [I, D]."""
-        return self.arrangement.laid_out(self.tile_tokens(features), tiles)
+        row_end = self.connector.row_end
+        return self.arrangement.laid_out(self.tile_tokens(features), tiles, row_end)
 
     def tile_tokens(self, features: Tensor) -> Tensor:
         """Encoder features [S, N, C] -> language-model tokens of each tile [S, K, D]."""

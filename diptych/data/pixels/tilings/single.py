@@ -11,5 +11,5 @@ class Config(TilingConfig):
     name: str = "single"
     """File stem of the part."""
 
-    def plan(self, width: int, height: int) -> Tiles:
-        return Tiles((width, height), ((0, 0, width, height),))
+    def plan(self, width: int, height: int, most: int | None = None) -> Tiles:
+        return Tiles((width, height), (width, height), ((0, 0, width, height),))
