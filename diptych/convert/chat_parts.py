@@ -96,7 +96,9 @@ _TO_PARTS = (
 _BEGIN = "{{ bos_token }}"
 
 
-def for_parts(template: str, joint: str = "line", *, begin: bool = False) -> str:
+def for_parts(
+    template: str, joint: str = "line", *, begin: bool = False, mark: str = IMAGE_MARK
+) -> str:
     """A template for text content -> one that takes parts as well.
 
     Args:
@@ -104,11 +106,16 @@ def for_parts(template: str, joint: str = "line", *, begin: bool = False) -> str
         begin: write the beginning token, which the tokenizer itself puts before a text, where
             that gives the same ids. Servers tokenise a rendered chat without special tokens
             (vLLM), processors with them unless it begins with that token.
+        mark: what stands for a picture.
     """
-    return (_BEGIN if begin else "") + _PRELUDES[joint] + template
+    return (_BEGIN if begin else "") + _prelude(joint, mark) + template
 
 
-def for_text(template: str, tokenizer: Any) -> tuple[str, Joint]:
+def _prelude(joint: str, mark: str) -> str:
+    return _PRELUDES[joint].replace(IMAGE_MARK, mark)
+
+
+def for_text(template: str, tokenizer: Any, mark: str = IMAGE_MARK) -> tuple[str, Joint]:
     """A template of a processor -> one that takes text content, and its joint.
 
     The joint of a template from elsewhere is the one that renders pictures and text alike in most
@@ -120,9 +127,9 @@ def for_text(template: str, tokenizer: Any) -> tuple[str, Joint]:
     begin = template.startswith(_BEGIN)
     own = template.removeprefix(_BEGIN)
     for joint in JOINTS:
-        if own.startswith(_PRELUDES[joint]):
-            return (_BEGIN if begin else "") + own.removeprefix(_PRELUDES[joint]), joint
-    joint = _joint_of(template, tokenizer)
+        if own.startswith(prelude := _prelude(joint, mark)):
+            return (_BEGIN if begin else "") + own.removeprefix(prelude), joint
+    joint = _joint_of(template, tokenizer, mark)
     try:
         _try(template, tokenizer)
     except ConfigError:
@@ -131,8 +138,9 @@ def for_text(template: str, tokenizer: Any) -> tuple[str, Joint]:
     return template, joint
 
 
-def read_template(path: Path) -> tuple[str | None, Joint | None]:
-    """The template of a folder's tokenizer or processor for text content, and its joint.
+def read_template(path: Path, mark: str = IMAGE_MARK) -> tuple[str | None, Joint | None, Any]:
+    """The template of a folder's tokenizer or processor for text content, its joint, and the
+    tokenizer.
 
     Raises:
         CheckpointError: transformers cannot read the tokenizer, or the template is no JSON.
@@ -149,7 +157,9 @@ def read_template(path: Path) -> tuple[str | None, Joint | None]:
     template = tokenizer.chat_template
     if (path / "chat_template.json").is_file():
         template = read_json(path / "chat_template.json").get("chat_template")
-    return for_text(template, tokenizer) if isinstance(template, str) else (None, None)
+    if not isinstance(template, str):
+        return None, None, tokenizer
+    return *for_text(template, tokenizer, mark), tokenizer
 
 
 def _try(template: str, tokenizer: Any) -> None:
@@ -166,7 +176,7 @@ _PROBES = (
 )
 
 
-def _joint_of(template: str, tokenizer: Any) -> Joint:
+def _joint_of(template: str, tokenizer: Any, mark: str) -> Joint:
     """The joint by which a template for parts joins pictures and text."""
 
     def rendered(parts: list[dict[str, str]]) -> str:
@@ -179,7 +189,7 @@ def _joint_of(template: str, tokenizer: Any) -> Joint:
             theirs = rendered([_part(p) for p in parts])
         except Exception:  # Jinja raises what it likes: the template takes no parts
             return False
-        text = "".join(p.text if isinstance(p, Text) else IMAGE_MARK for p in joined(parts, joint))
+        text = "".join(p.text if isinstance(p, Text) else mark for p in joined(parts, joint))
         return text in theirs
 
     candidates: tuple[Joint, ...] = ("line", "front", "none")

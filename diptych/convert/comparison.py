@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.data.batching.picture_loader import shown
 from diptych.data.pixels.image import decode
+from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import IMAGE_TOKEN, Image, Sample, Text, Turn
 from diptych.data.text.chat import Encoded
 from diptych.errors import ModelError
@@ -67,6 +69,19 @@ class ExportReport:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as both sides look at them.
+
+    Attributes:
+        pixels: of all tiles, float32 [S, 3, H, W].
+        tiles: how each picture is cut.
+    """
+
+    pixels: Tensor
+    tiles: tuple[Tiles, ...]
+
+
 class Reference(Protocol):
     """A model as the ecosystem's own classes read it."""
 
@@ -79,18 +94,18 @@ class Reference(Protocol):
     """Its chat template was written for this model, so it must give the model's own ids."""
 
     def pixels(self, pictures: Sequence[Any]) -> Tensor:
-        """PIL pictures -> float32 [N, 3, H, W], by its own image processor."""
+        """PIL pictures -> float32 [S, 3, H, W], their tiles by its own image processor."""
         ...
 
     def chat_ids(self, messages: list[dict[str, Any]]) -> list[int] | None:
         """Ids of a conversation that awaits an answer; None where it has no template."""
         ...
 
-    def logits(self, ids: Tensor, mask: Tensor, pixels: Tensor | None) -> Tensor:
+    def logits(self, ids: Tensor, mask: Tensor, seen: Seen | None) -> Tensor:
         """ids and mask int64 [R, T] -> logits [R, T, V]."""
         ...
 
-    def greedy(self, ids: Tensor, mask: Tensor, pixels: Tensor | None, count: int) -> list:
+    def greedy(self, ids: Tensor, mask: Tensor, seen: Seen | None, count: int) -> list:
         """At most `count` new tokens of each row (a list of lists of ids)."""
         ...
 
@@ -169,7 +184,7 @@ def compare(model: Vlm, reference: Reference, layout: str) -> ExportReport:
     cases = probes(model)
     own = logits_of_probes(model, cases)
     report.tolerance = RELATIVE_TOLERANCE * max(float(o.abs().max()) for o in own)
-    pixels = [_compare_pixels(model, reference, case, report) for case in cases]
+    seen = [_compare_pixels(model, reference, case, report) for case in cases]
     for case in cases:
         _compare_chat(reference, case, report)
     runs = [(case.name, [i], "right") for i, case in enumerate(cases)]
@@ -177,10 +192,9 @@ def compare(model: Vlm, reference: Reference, layout: str) -> ExportReport:
     for name, members, side in runs:
         ids, mask = padded([cases[i].encoded.ids for i in members], side, reference.image_token)
         ids, mask = ids.to(model.device), mask.to(model.device)
-        shown = [p for i in members if (p := pixels[i]) is not None]
-        stacked = torch.cat(shown).to(model.device) if shown else None
+        together = _together([s for i in members if (s := seen[i]) is not None])
         try:
-            theirs = reference.logits(ids, mask, stacked).float().cpu()
+            theirs = reference.logits(ids, mask, together).float().cpu()
         except Exception as error:  # whatever its class raises, it cannot run what we can
             report.problems.append(f"{reference.class_name} fails on '{name}': {error}")
             continue
@@ -189,7 +203,7 @@ def compare(model: Vlm, reference: Reference, layout: str) -> ExportReport:
             _note_difference(report, f"{name}: {cases[i].name}", own[i], real)
         if side == "left" or len(members) == 1:
             _compare_tokens(
-                model, reference, [cases[i] for i in members], ids, mask, stacked, report
+                model, reference, [cases[i] for i in members], ids, mask, together, report
             )
         report.num_cases += 1
     if not report.max_logit_difference <= report.tolerance:  # NaN fails too
@@ -210,23 +224,30 @@ def _note_difference(report: ExportReport, name: str, own: Tensor, theirs: Tenso
         report.where = f"{name}, token {int(gaps.argmax())} of {len(gaps)}"
 
 
+def _together(seen: Sequence[Seen]) -> Seen | None:
+    if not seen:
+        return None
+    return Seen(torch.cat([s.pixels for s in seen]), tuple(t for s in seen for t in s.tiles))
+
+
 def _compare_pixels(
     model: Vlm, reference: Reference, case: Probe, report: ExportReport
-) -> Tensor | None:
+) -> Seen | None:
     """The reference's own pixels, which everything after is computed from."""
     if not case.encoded.images:
         return None
     pictures = [decode(_bytes(image)) for image in case.encoded.images]
-    own = np.stack([model.vision_encoder.preprocessing.apply(p) for p in pictures])
+    cut = [shown(p, model.preprocessing, scaled=True) for p in pictures]
+    own, tiles = np.concatenate([one.array for one in cut]), tuple(one.tiles for one in cut)
     theirs = reference.pixels(pictures)
     if tuple(theirs.shape) != own.shape:
         report.problems.append(f"pixels have the shape {tuple(theirs.shape)}, not {own.shape}")
-        return torch.from_numpy(own)
+        return Seen(torch.from_numpy(own), tiles)
     gap = float(np.abs(theirs.numpy() - own).max())
     report.max_pixel_difference = max(report.max_pixel_difference, gap)
     if gap > PIXEL_TOLERANCE:
         report.problems.append(f"preprocessed pixels differ by {gap:.3g} ({case.name})")
-    return theirs
+    return Seen(theirs, tiles)
 
 
 def _compare_chat(reference: Reference, case: Probe, report: ExportReport) -> None:
@@ -273,7 +294,7 @@ def _compare_tokens(
     cases: Sequence[Probe],
     ids: Tensor,
     mask: Tensor,
-    pixels: Tensor | None,
+    seen: Seen | None,
     report: ExportReport,
 ) -> None:
     encoded = [case.encoded for case in cases]
@@ -283,7 +304,7 @@ def _compare_tokens(
         for row, token in zip(own, tokens, strict=True):
             if token is not None:
                 row.append(token)
-    theirs = reference.greedy(ids, mask, pixels, NUM_NEW_TOKENS)
+    theirs = reference.greedy(ids, mask, seen, NUM_NEW_TOKENS)
     # An imported folder may stop at other marks; up to the first mark both must agree.
     stops = reference.stop_ids | model.chat_encoder.stop_ids()
     for case, a, b in zip(cases, own, theirs, strict=True):

@@ -23,13 +23,16 @@ from diptych.model.architecture import Model
 from diptych.model.folder import load_model
 from diptych.staging import HASHES, staged_folder
 
+ONE_TILE = ("single",)
+
 
 class Layout(Protocol):
     """What every file in `convert/layouts` offers.
 
     Where they apply, three literal constants besides: `CLASSES`, the classes named in a config.json
-    that it reads; `MODEL_TYPES`, the model types, where no class is named; `PICKLED`, true where
-    its weights are pickles, which only `model.pickles.read_tensors` opens.
+    that it reads; `MODEL_TYPES`, the model types, where no class is named; `TILINGS`, the tilings
+    that it holds, where that is not `single` alone; `PICKLED`, true where its weights are pickles,
+    which only `model.pickles.read_tensors` opens.
     """
 
     ARCHITECTURE: str
@@ -107,14 +110,7 @@ def export(model_or_path: Model | Path | str, name: str, out: Path | str) -> Exp
             f"{model.config.name}",
             fix="choose another layout, or keep the Diptych folder",
         )
-    arrangement = getattr(model, "arrangement", None)
-    if arrangement is not None and not arrangement.is_fixed:
-        raise ConfigError(
-            f"{name.replace('_', '-')} reads a picture as one tile, this model cuts it "
-            f"({arrangement.tiling.name})",
-            where="model.vision_encoder.image.tiling",
-            fix="keep the Diptych folder",
-        )
+    _refuse_tiles(model, layout, name)
     model = model.float().eval().merge_adapters()
     rounding = _round(model, layout, getattr(torch, model.config.text_config.dtype))
     with staged_folder(out) as folder:
@@ -128,6 +124,22 @@ def export(model_or_path: Model | Path | str, name: str, out: Path | str) -> Exp
             )
     report.rounding_difference = rounding
     return report
+
+
+def _refuse_tiles(model: Any, layout: Layout, name: str) -> None:
+    arrangement = getattr(model, "arrangement", None)
+    if arrangement is None:
+        return
+    own, wanted = arrangement.tiling.name, getattr(layout, "TILINGS", ONE_TILE)
+    if own not in wanted:
+        known = parts.declared("convert.layouts", "TILINGS").items()
+        holding = [n.replace("_", "-") for n, tilings in known if own in tilings]
+        raise ConfigError(
+            f"{name.replace('_', '-')} reads pictures cut by {' or '.join(wanted)}, this model "
+            f"cuts them by {own}",
+            where="model.vision_encoder.image.tiling",
+            fix=f"{' or '.join(holding)} cuts so" if holding else "keep the Diptych folder",
+        )
 
 
 def load(path: Path | str, name: str) -> tuple[Any, ExportReport]:

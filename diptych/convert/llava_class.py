@@ -1,4 +1,4 @@
-"""`LlavaForConditionalGeneration` and its processor, as transformers itself reads a folder."""
+"""A class of LLaVA's kind and its processor, as transformers itself reads a folder."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.convert.comparison import Seen
 from diptych.errors import CheckpointError, ModelError
 from diptych.model.folder import refuse_pickles
 
-CLASS_NAME = "transformers.LlavaForConditionalGeneration"
 
-
-def open_llava(path: Path, dtype: torch.dtype | str) -> Any:
+def open_class(name: str, path: Path, dtype: torch.dtype | str) -> Any:
     """The model of a folder; nothing may be missing, left over or of another shape.
+
+    Args:
+        name: of the class in transformers.
 
     Raises:
         UnsafeFile: the weights are a pickle.
         CheckpointError: transformers cannot read it, or fills in weights at random.
     """
-    from transformers import LlavaForConditionalGeneration
+    import transformers
 
     if not any(path.glob("*.safetensors")):
         refuse_pickles(path)
     try:
-        both: Any = LlavaForConditionalGeneration.from_pretrained(
+        both: Any = getattr(transformers, name).from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         module, found = both
@@ -48,29 +50,33 @@ def open_llava(path: Path, dtype: torch.dtype | str) -> Any:
 
 
 class LlavaReference:
-    """A folder in this layout, computed by transformers in float32.
+    """A folder in a layout of the kind, computed by transformers in float32.
 
     Args:
+        name: of the class in transformers.
         path: the folder.
         device: where to compute.
         settled: the chat template must give Diptych's token ids (an export); otherwise a
             difference is only noted (a folder from elsewhere).
+
+    Attributes:
+        notes: what a user of the folder should know.
     """
 
-    class_name = CLASS_NAME
+    def __init__(self, name: str, path: Path, device: torch.device, *, settled: bool):
+        from transformers import GenerationConfig
 
-    def __init__(self, path: Path, device: torch.device, *, settled: bool):
-        from transformers import AutoProcessor, GenerationConfig
-
-        self.module = open_llava(path, torch.float32).to(device)
+        self.class_name = f"transformers.{name}"
+        self.notes: list[str] = []
+        self.module = open_class(name, path, torch.float32).to(device)
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(path)
+            self.open_processor(path)
         except Exception as error:  # transformers raises many kinds
             raise CheckpointError(
                 f"transformers cannot read the processor: {error}", where=str(path)
             ) from error
         self.chat_settled = settled
-        self.image_token = int(self.module.config.image_token_index)
+        self.image_token = self.image_token_of(self.module.config)
         own = self.module.generation_config
         ends = own.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
@@ -81,6 +87,16 @@ class LlavaReference:
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
         )
+
+    def open_processor(self, path: Path) -> None:
+        """What makes pixels and ids of pictures and words."""
+        from transformers import AutoProcessor
+
+        self.processor: Any = AutoProcessor.from_pretrained(path)
+
+    def image_token_of(self, config: Any) -> int:
+        """Id that stands for an image position."""
+        return int(config.image_token_index)
 
     def pixels(self, pictures: Sequence[Any]) -> Tensor:
         """See `Reference`."""
@@ -103,23 +119,26 @@ class LlavaReference:
             raise ModelError(f"the processor refuses a conversation: {error}") from error
         return [int(i) for i in inputs["input_ids"][0]]
 
+    def inputs(self, seen: Seen | None) -> dict[str, Any]:
+        """What the class takes for pictures."""
+        return {} if seen is None else {"pixel_values": seen.pixels.to(self.module.device)}
+
     @torch.no_grad()
-    def logits(self, ids: Tensor, mask: Tensor, pixels: Tensor | None) -> Tensor:
+    def logits(self, ids: Tensor, mask: Tensor, seen: Seen | None) -> Tensor:
         """See `Reference`."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return self.module(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            pixel_values=pixels,
             use_cache=False,
+            **self.inputs(seen),
         ).logits
 
     @torch.no_grad()
-    def greedy(self, ids: Tensor, mask: Tensor, pixels: Tensor | None, count: int) -> list:
+    def greedy(self, ids: Tensor, mask: Tensor, seen: Seen | None, count: int) -> list:
         """See `Reference`."""
-        inputs = {} if pixels is None else {"pixel_values": pixels}
         output = self.module.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=count, **inputs
+            input_ids=ids, attention_mask=mask, max_new_tokens=count, **self.inputs(seen)
         )
         return output[:, ids.shape[1] :].tolist()

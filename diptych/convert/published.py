@@ -116,6 +116,7 @@ def _unreadable(name: str, folder: Path) -> ConfigError:
     return ConfigError(
         f"'{name}' is no whole model that Diptych reads (model_type {kind!r})",
         where="model.weights",
-        fix="CLIP, SigLIP, BLIP, BLIP-2 and LLaVA are read whole; of others name the parts: "
+        fix="CLIP, SigLIP, BLIP, BLIP-2, LLaVA, LLaVA-NeXT and InternVL are read whole; of others "
+        "name the parts: "
         "model.vision_encoder.weights and model.language_model.weights",
     )

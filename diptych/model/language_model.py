@@ -8,6 +8,7 @@ Shapes: P positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diptych import parts
+from diptych.config import ADDED
 from diptych.data.text.joints import Joint
 from diptych.errors import ConfigError
 from diptych.model import products
@@ -41,6 +43,9 @@ class LanguageModelConfig(FromHub):
     end of a turn and the text), front (a single picture moves to the front of its turn, as in
     LLaVA), none (as the row has it), begin (pictures before the tokenizer's beginning token, as in
     BLIP-2); null is the template's own way."""
+    picture_marks: tuple[str, str] | None = Field(default=None, json_schema_extra=ADDED)
+    """Tokens before and behind every picture, as InternVL has them (`["<img>", "</img>"]`); what
+    the tokenizer lacks is added to it, and the embeddings grow."""
     answer_tokens: tuple[str, ...] = ()
     """Words that stay single tokens in answers that are learned, such as `<think>` or `<loc*>`;
     in questions they are plain text. Words that the chat template looks for in answers need not
@@ -98,7 +103,10 @@ def build(config: LanguageModelConfig, tokenizer: Any = None) -> LanguageModel:
             config=hf_config,
             attn_implementation=config.attention,
         )
-    return LanguageModel(cast(module, getattr(torch, config.dtype)), tokenizer)
+    model = LanguageModel(cast(module, getattr(torch, config.dtype)), tokenizer)
+    if config.picture_marks is not None:
+        model.add_tokens(config.picture_marks)
+    return model
 
 
 class LanguageModel(nn.Module):
@@ -117,6 +125,27 @@ class LanguageModel(nn.Module):
         self.tokenizer = tokenizer
         self.hf_config = module.config
         self.is_encoder_decoder = bool(self.hf_config.is_encoder_decoder)
+
+    def add_tokens(self, words: Sequence[str]) -> None:
+        """Give the tokenizer special tokens that it lacks, and each a row of the embeddings.
+
+        A new row is the mean of the others, here and in the output layer.
+        """
+        from transformers import AddedToken
+
+        known = self.tokenizer.get_vocab()
+        new = [AddedToken(w, special=True, normalized=False) for w in words if w not in known]
+        if not new:
+            return
+        self.tokenizer.add_tokens(new, special_tokens=True)
+        rows = len(self.embeddings)
+        if len(self.tokenizer) <= rows:
+            return
+        self.module.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        tables = {id(t): t for t in (self.embeddings, self.module.get_output_embeddings().weight)}
+        with torch.no_grad():
+            for table in tables.values():
+                table[rows:] = table[:rows].mean(0)
 
     @property
     def dim(self) -> int:

@@ -9,50 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from diptych.convert import layout
 from diptych.convert.chat_parts import IMAGE_MARK
 from diptych.convert.layouts import hf_llava
 from diptych.convert.llava_projector import to_projector
-from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.data.sample import Sample, Text, Turn
 from diptych.data.text.chat import TEMPLATES
 from diptych.errors import CheckpointError, ConfigError, ExportMismatch, UnsafeFile
 from diptych.model.adapters import LoraConfig
-from diptych.model.architectures.vlm import Vlm, VlmConfig
-from diptych.model.folder import build, load_model, save_model
-from diptych.model.language_model import LanguageModelConfig
-from diptych.model.vision_encoder import VisionEncoderConfig
-
-CLIP = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-}
-SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "pad_token_id": None,
-}
-QWEN2 = {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": True, "rope_theta": 1e6}
-MISTRAL = {**LLAMA, "model_type": "mistral"}
-EDGE_CROP = Preprocessing(
-    resize="shortest_edge", size=(32, 32), crop=(32, 32), mean=(0.48, 0.46, 0.41)
+from diptych.model.folder import load_model, save_model
+from tests.parity.small_llava import (
+    CLIP,
+    EXACT,
+    LLAMA,
+    MISTRAL,
+    PADDED,
+    QWEN2,
+    SIGLIP,
+    compose,
+    save_tokenizer,
 )
-PADDED = EDGE_CROP.model_copy(update={"pad_to_square": True})
-EXACT = Preprocessing(size=(32, 32))
 
 
 @pytest.fixture(autouse=True)
@@ -66,55 +43,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    )
-    inner.train_from_iterator(["What is shown here? A small picture of three colours."], trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.chat_template = TEMPLATES["chatml"]
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def compose(
-    tokenizer: Path,
-    vision: dict = CLIP,
-    text: dict = LLAMA,
-    *,
-    connector: str = "mlp",
-    layer: int | None = -2,
-    image: Preprocessing = EDGE_CROP,
-    features: str = "patch",
-    dtype: str = "float32",
-    template: str | None = None,
-) -> Vlm:
-    model = build(
-        VlmConfig(
-            vision_encoder=VisionEncoderConfig(
-                config=vision, layer=layer, features=features, image=image
-            ),
-            connector={"name": connector},
-            language_model=LanguageModelConfig(
-                config=text, tokenizer=str(tokenizer), dtype=dtype, template=template
-            ),
-        ),
-        seed=3,
-    )
-    with torch.no_grad():
-        # Default initialisation is near zero: every weight shall matter to the logits.
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +224,7 @@ def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text
     out = tmp_path / "out"
     layout.export(model, "hf-llava", out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    whole = hf_llava.write
+    whole = hf_llava.HfLlava().write
 
     def with_weights(change):
         def damaged(model, folder):
@@ -337,7 +266,7 @@ def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text
         "chat template": with_config("processor_config.json", "num_additional_image_tokens", 0),
     }
     for message, damage in damages.items():
-        monkeypatch.setattr(hf_llava, "write", damage)
+        monkeypatch.setattr(hf_llava.HfLlava, "write", staticmethod(damage))
         with pytest.raises(ExportMismatch, match=message):
             layout.export(model, "hf-llava", out)
         with pytest.raises(ExportMismatch):

@@ -144,7 +144,7 @@ def described(path: Path) -> VlmConfig:
 
     config = read_config(Blip2ForConditionalGeneration, path, NAME)
     former, vision = config.qformer_config, config.vision_config
-    template, joint = read_template(path)
+    template, joint, _ = read_template(path)
     return VlmConfig(
         vision_encoder=VisionEncoderConfig(
             config={**plain_config(vision), "model_type": "blip_2_vision_model"},

@@ -8,6 +8,7 @@ where the model is: between them a picture is a quarter of its size.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,6 +22,8 @@ from torch import Tensor
 from diptych.config import ADDED, Config, inner_error
 from diptych.data.pixels.image import MAX_PIXELS, too_large
 from diptych.data.pixels.tiling import TilingConfig, TilingField
+from diptych.data.pixels.tilings.anyres import Config as Anyres
+from diptych.data.pixels.tilings.dynamic import Config as Dynamic
 from diptych.data.pixels.tilings.single import Config as Single
 from diptych.errors import CheckpointError, ConfigError
 
@@ -37,7 +40,12 @@ _PROCESSORS: dict[str, tuple[str, str, Resample, bool, tuple, tuple]] = {
     "llava": ("LlavaImageProcessor", "shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD),
     "siglip": ("SiglipImageProcessor", "exact", "bicubic", False, _HALF, _HALF),
     "vit": ("ViTImageProcessor", "exact", "bilinear", False, _HALF, _HALF),
-}
+    "llavanext": (
+        "LlavaNextImageProcessor", "shortest_edge", "bicubic", True, _OPENAI_MEAN, _OPENAI_STD,
+    ),
+    "gotocr2": ("GotOcr2ImageProcessor", "exact", "bicubic", False, _OPENAI_MEAN, _OPENAI_STD),
+}  # fmt: skip
+_NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 # Beyond this many pixels after resizing, only the part that the crop keeps is computed.
 _MAX_RESIZED_PIXELS = 1 << 24
 
@@ -258,6 +266,7 @@ class Preprocessing(Config):
         rescale = values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1.0
         return cls.from_dict(
             {
+                "tiling": _tiling(kind, values, [size, size] if isinstance(size, int) else size),
                 "resize": resize if do_resize else "none",
                 "size": [size, size] if isinstance(size, int) else list(size),
                 "crop": ([crop, crop] if isinstance(crop, int) else list(crop))
@@ -306,7 +315,54 @@ class Preprocessing(Config):
         }
         if kind == "llava":
             config["do_pad"] = self.pad_to_square
-        return config
+        return config | _written(self.tiles)
+
+
+def _written(tiling: TilingConfig) -> dict[str, Any]:
+    """Keys of a processor's config by which it cuts pictures like this tiling.
+
+    Raises:
+        ConfigError: none does.
+    """
+    if isinstance(tiling, Single):
+        return {}
+    if isinstance(tiling, Dynamic) and tiling.thumbnail:
+        return {
+            "image_processor_type": _PROCESSORS["gotocr2"][0],
+            "crop_to_patches": True,
+            "min_patches": tiling.min_tiles,
+            "max_patches": tiling.max_tiles,
+        }
+    if isinstance(tiling, Anyres) and tiling.rounded and tiling.max_map_tiles is None:
+        grids = [[tiling.tile * rows, tiling.tile * columns] for rows, columns in tiling.grids]
+        return {
+            "image_processor_type": _PROCESSORS["llavanext"][0],
+            "do_pad": True,
+            "image_grid_pinpoints": grids,
+        }
+    raise ConfigError(
+        f"no image processor of transformers cuts pictures by '{tiling.name}' with these settings",
+        where="model.vision_encoder.image.tiling",
+        fix="keep the Diptych folder",
+    )
+
+
+def _tiling(kind: str, values: dict[str, Any], size: Sequence[int]) -> dict[str, Any] | None:
+    """How a processor cuts pictures, as the tiling's config.
+
+    InternVL's own processor always cuts, whatever its image processor's `crop_to_patches` says.
+    """
+    side = size[0]
+    if kind == "gotocr2":
+        most, fewest = values.get("max_patches", 12), values.get("min_patches", 1)
+        return {"name": "dynamic", "tile": side, "min_tiles": fewest, "max_tiles": most}
+    if kind == "llavanext":
+        pinpoints = values.get("image_grid_pinpoints") or _NEXT_PINPOINTS
+        if any(length % side for pinpoint in pinpoints for length in pinpoint):
+            raise _cannot("image_grid_pinpoints", pinpoints, f"no multiples of {side}")
+        grids = [[height // side, width // side] for height, width in pinpoints]
+        return {"name": "anyres", "tile": side, "grids": grids}
+    return None
 
 
 def _kind(values: dict[str, Any]) -> str:

@@ -67,9 +67,10 @@ class Encoded:
         return sum(1 for f in self.fates[1:] if f is Fate.TARGET)
 
     def prefix_length(self) -> int:
-        """Number of tokens up to and including the last image token; 0 without a picture."""
+        """Number of tokens up to and including the last of a picture, marks around it too; 0
+        without a picture."""
         for index in range(len(self.ids) - 1, -1, -1):
-            if self.ids[index] == IMAGE_TOKEN:
+            if self.fates[index] is Fate.IMAGE:
                 return index + 1
         return 0
 
@@ -107,9 +108,10 @@ class ChatEncoder:
         answer_tokens: words that stay single tokens in what the assistant says, such as `<think>`
             or `<loc*>`, besides those that the template itself looks for in answers. In every other
             text they are plain characters.
+        picture_marks: tokens before and behind every picture.
 
     Raises:
-        ConfigError: the template is unknown, or `answer_tokens` names no token.
+        ConfigError: the template is unknown, or `answer_tokens` or `picture_marks` names no token.
     """
 
     tokenizer: Any
@@ -117,6 +119,7 @@ class ChatEncoder:
     arrangement: Arranged | None = None
     joint: str | None = None
     answer_tokens: Sequence[str] = ()
+    picture_marks: tuple[str, str] | None = None
     _settings: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,7 +129,9 @@ class ChatEncoder:
             "arrangement": self.arrangement,
             "joint": self.joint,
             "answer_tokens": tuple(self.answer_tokens),
+            "picture_marks": self.picture_marks,
         }
+        self._before, self._behind = self._marks_around()
         if self.template is None:
             own = getattr(self.tokenizer, "chat_template", None)
             self.template = own or TEMPLATES["plain"]
@@ -300,6 +305,20 @@ class ChatEncoder:
             pieces.append(CUT.join(text if armoured else cut_words(text, pattern)))
         return "".join(pieces)
 
+    def _marks_around(self) -> tuple[list[int], list[int]]:
+        """Ids before and behind every picture."""
+        found = []
+        for mark in self.picture_marks or ():
+            number = self.tokenizer.added_tokens_encoder.get(mark)
+            if number is None:
+                raise ConfigError(
+                    f"the tokenizer has no token '{mark}' to put beside a picture",
+                    where="model.language_model.picture_marks",
+                    fix="name two of its added tokens, such as <img> and </img>",
+                )
+            found.append([int(number)])
+        return (found[0], found[1]) if found else ([], [])
+
     def _region(self, number: int, turn: Turn, span: tuple[int, int], start: int) -> _Region:
         learned = turn.role == "assistant"
         fate = Fate.TARGET if learned and turn.learn else Fate.PROMPT
@@ -358,8 +377,9 @@ class ChatEncoder:
                 ids += tokens.ids[end:place]
                 kept += fates[end:place]
             if place < len(tokens.ids):
-                ids += [IMAGE_TOKEN] * counts[len(shown)]
-                kept += [Fate.IMAGE] * counts[len(shown)]
+                own = [*self._before, *[IMAGE_TOKEN] * counts[len(shown)], *self._behind]
+                ids += own
+                kept += [Fate.IMAGE] * len(own)
                 shown.append(place)
             end = place + 1
         ids += begin

@@ -136,6 +136,7 @@ class Vlm(Model):
             self.arrangement,
             config.picture_joint,
             config.answer_tokens,
+            config.picture_marks,
         )
 
     def collator(
