@@ -83,6 +83,7 @@ EXAMPLES: dict[tuple[str, str], str] = {
     ("Language model", "config"): "{model_type: llama, hidden_size: 256, num_hidden_layers: 4}",
     ("Language model", "tokenizer"): "data",
     ("Language model", "template"): "vicuna",
+    ("Language model", "picture_marks"): '["<img>", "</img>"]',
     ("Language model", "answer_tokens"): '["<answer>"]',
     ("Language model", "picture_joint"): "line",
     ("Language model", "answer_after"): "</think>",

@@ -17,7 +17,7 @@ LEVELS = (
     {"synthetic"},
     {"model"},
     {"train", "eval", "embed", "convert"},
-    {"recipe", "families", "report"},
+    {"recipe", "family", "families", "report"},
     {"cli"},
 )
 """Rooms from the ground up; rooms of one level are siblings."""
@@ -26,7 +26,7 @@ GROUND_FLOOR = {
     ("staging", "errors"), ("staging", "json_text"),
 }  # fmt: skip
 """The single files on the ground may use one another in this order."""
-NEIGHBOURS = {("families", "recipe")}
+NEIGHBOURS = {("families", "recipe"), ("families", "family"), ("family", "recipe")}
 """What a recipe is stands in one file; presets fill it in, and it finds them by file name."""
 DATA = (
     "sample", "reading", "pixels", "format", "formats", "shard_row", "sources", "source",
@@ -43,6 +43,7 @@ SAYS = {
     "embed": "vectors, places for them, search",
     "convert": "checkpoints of others",
     "recipe": "the whole tree of a run",
+    "family": "what presets share",
     "families": "presets",
     "report": "the page of a run",
     "cli": "commands: where all rooms meet",
@@ -106,7 +107,7 @@ WIDTH, ROW, BOX = 960, 88, 46
 def drawn() -> str:
     """The map as SVG: rooms from the ground up, a line for every use of one by another."""
     order = [["ground"], ["data"], ["synthetic"], ["model"], ["train", "eval", "embed", "convert"],
-             ["recipe", "families", "report"], ["cli"]]  # fmt: skip
+             ["recipe", "family", "families", "report"], ["cli"]]  # fmt: skip
     height = ROW * len(order) + 20
     boxes: dict[str, tuple[float, float, float]] = {}
     for level, rooms in enumerate(order):

@@ -59,6 +59,8 @@ def whole_models() -> dict[str, Repo]:
         "Salesforce/blip2-flan-t5-xl": _blip2("t5"),
         "Salesforce/blip2-itm-vit-g": _blip2("retrieval"),
         "llava-hf/llava-1.5-7b-hf": _llava(),
+        "llava-hf/llava-v1.6-mistral-7b-hf": _llava_next(),
+        "OpenGVLab/InternVL3-1B-hf": _internvl(),
     }
 
 
@@ -465,3 +467,65 @@ def _llava() -> Repo:
     )  # fmt: skip
     model = _spread(transformers.LlavaForConditionalGeneration(config)).half()
     return _saved(model, words, _pixels("CLIP"))
+
+
+def _llava_next() -> Repo:
+    import transformers
+
+    words = _words(transformers.PreTrainedTokenizerFast, _byte_level_json())
+    words.add_tokens(["<image>"], special_tokens=True)
+    words.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<image>\n{% else %}{{ p['text'] }}{% endif %}{% endfor %} "
+        "[/INST]{% else %} {% for p in m['content'] %}{{ p['text'] }}{% endfor %}</s>"
+        "{% endif %}{% endfor %}"
+    )
+    image = len(words) - 1
+    grids = [[28, 56], [56, 28], [56, 56]]
+    config = transformers.LlavaNextConfig(
+        vision_config={"model_type": "clip_vision_model", **SIZE, "image_size": 28, "patch_size": 7},
+        text_config={"model_type": "mistral", **SIZE, "num_key_value_heads": 2,
+                     "vocab_size": image + 7, "max_position_embeddings": 256, "bos_token_id": 2,
+                     "eos_token_id": 2, "pad_token_id": 1},
+        image_token_index=image, vision_feature_layer=-2, image_seq_length=16,
+        image_grid_pinpoints=grids,
+    )  # fmt: skip
+    model = _spread(transformers.LlavaNextForConditionalGeneration(config)).half()
+    pixels = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=grids,
+    )  # fmt: skip
+    return _saved(model, words, pixels)
+
+
+def _internvl() -> Repo:
+    import transformers
+
+    words = _words(transformers.PreTrainedTokenizerFast, _byte_level_json())
+    marks = {
+        "start_image_token": "<img>", "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
+    }  # fmt: skip
+    words.add_tokens(list(marks.values()), special_tokens=True)
+    words._set_model_specific_special_tokens(marks)
+    words.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<IMG_CONTEXT>\n{% else %}{{ p['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    size = {"height": 28, "width": 28}
+    config = transformers.InternVLConfig(
+        vision_config={**SIZE, "image_size": [28, 28], "patch_size": [7, 7], "attention_bias": True},
+        text_config={"model_type": "qwen2", **SIZE, "num_key_value_heads": 2,
+                     "vocab_size": len(words) + 7, "max_position_embeddings": 256,
+                     "bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1},
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=4,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = _spread(transformers.InternVLForConditionalGeneration(config)).bfloat16()
+    pixels = transformers.GotOcr2ImageProcessorPil(
+        size=size, max_patches=4, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
+    )
+    return _saved(model, words, pixels)

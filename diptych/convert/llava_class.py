@@ -68,6 +68,7 @@ class LlavaReference:
 
         self.class_name = f"transformers.{name}"
         self.notes: list[str] = []
+        self.chat_settled = settled
         self.module = open_class(name, path, torch.float32).to(device)
         try:
             self.open_processor(path)
@@ -75,7 +76,6 @@ class LlavaReference:
             raise CheckpointError(
                 f"transformers cannot read the processor: {error}", where=str(path)
             ) from error
-        self.chat_settled = settled
         self.image_token = self.image_token_of(self.module.config)
         own = self.module.generation_config
         ends = own.eos_token_id

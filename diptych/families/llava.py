@@ -14,6 +14,8 @@ and is trained by the tests.
 from __future__ import annotations
 
 from diptych.data.pixels.preprocessing import Preprocessing
+from diptych.data.pixels.tilings.split import Config as Split
+from diptych.family import small_stages, small_vlm
 from diptych.model.adapters import LoraConfig
 from diptych.model.architectures.vlm import VlmConfig
 from diptych.model.language_model import LanguageModelConfig
@@ -26,6 +28,65 @@ from diptych.train.stage import DataConfig, Schedule, Stage
 def llava15_7b() -> Recipe:
     """LLaVA 1.5 with Vicuna 7B: MLP connector, pictures padded to 336 squares."""
     return _llava15("llava15-7b", "lmsys/vicuna-7b-v1.5")
+
+
+def llava_7b() -> Recipe:
+    """The first LLaVA with Vicuna 7B: a linear connector, 224 pixels, 595k and 158k rows.
+
+    As its readme says: the connector at 2e-3 over 128 samples a step, one pass; then with the
+    language model at 2e-5 over 32, three passes over the 158k conversations.
+    """
+    recipe = _llava15("llava-7b", "lmsys/vicuna-7b-v1.5")
+    align, instruct = recipe.stages
+    encoder = VisionEncoderConfig(
+        weights="openai/clip-vit-large-patch14", layer=-2, image=_clip(224)
+    )
+    return recipe.model_copy(
+        update={
+            "model": VlmConfig(
+                vision_encoder=encoder,
+                connector={"name": "linear"},
+                language_model=recipe.model.language_model,
+            ),
+            "stages": (
+                align.model_copy(
+                    update={
+                        "data": (DataConfig(path="chat.json", images="images"),),
+                        "learning_rate": 2e-3, "global_batch_size": 128,
+                    }
+                ),
+                instruct.model_copy(
+                    update={
+                        "data": (DataConfig(path="llava_instruct_158k.json", images="images"),),
+                        "num_epochs": 3.0, "global_batch_size": 32,
+                    }
+                ),
+            ),
+        }
+    )  # fmt: skip
+
+
+def llava15_hd_7b() -> Recipe:
+    """LLaVA 1.5-HD with Vicuna 7B: up to six tiles of 224 pixels, merged, the whole picture behind.
+
+    Only the instruction stage sees tiles: the paper aligns on whole pictures and says that no more
+    pretraining is needed. So it goes on from a connector that was aligned at 224 pixels: `--set
+    model.weights=RUN`, or as it is, both stages with tiles.
+    """
+    recipe = _llava15("llava15-hd-7b", "lmsys/vicuna-7b-v1.5")
+    align, instruct = recipe.stages
+    encoder = VisionEncoderConfig(
+        weights="openai/clip-vit-large-patch14",
+        layer=-2,
+        image=_clip(224).model_copy(update={"tiling": Split()}),
+    )
+    longer = {"context_tokens": 4096, "tokens_per_row": 4096}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"vision_encoder": encoder}),
+            "stages": tuple(stage.model_copy(update=longer) for stage in (align, instruct)),
+        }
+    )
 
 
 def llava15_13b() -> Recipe:
@@ -53,54 +114,19 @@ def llava_debug() -> Recipe:
 
     Needs `--set model.language_model.tokenizer=FOLDER` and data, as in tests/recipes.
     """
-    model = VlmConfig(
-        vision_encoder=VisionEncoderConfig(
-            config={
-                "model_type": "clip_vision_model",
-                "hidden_size": 24,
-                "intermediate_size": 48,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "image_size": 28,
-                "patch_size": 7,
-            },
-            layer=-2,
-            image=Preprocessing(resize="exact", size=(28, 28), pad_to_square=True),
-        ),
-        connector="mlp",
-        language_model=LanguageModelConfig(
-            config={
-                "model_type": "llama",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "max_position_embeddings": 512,
-            },
-            tokenizer="tokenizer",
-            template="vicuna",
-        ),
-    )
-    data = (DataConfig(path="train.json", images="images"),)
-    align = Stage(
-        name="align",
-        data=data,
-        learn={"connector": Learn()},
-        num_steps=4,
-        global_batch_size=16,
-        learning_rate=1e-3,
-        num_workers=0,
-    )
-    instruct = Stage(
-        name="instruct",
-        data=data,
-        learn={"connector": Learn(), "language_model": Learn()},
-        num_steps=16,
-        global_batch_size=16,
-        learning_rate=5e-3,
-        num_workers=0,
-    )
-    return Recipe(name="llava-debug", model=model, stages=(align, instruct), trackers=())
+    image = Preprocessing(resize="exact", size=(28, 28), pad_to_square=True)
+    model = small_vlm("mlp", image, template="vicuna", layer=-2)
+    return Recipe(name="llava-debug", model=model, stages=small_stages(), trackers=())
+
+
+def llava15_hd_debug() -> Recipe:
+    """LLaVA 1.5-HD's tiles in miniature, from scratch; trained by the tests in seconds.
+
+    Needs `--set model.language_model.tokenizer=FOLDER` and data, as in tests/recipes.
+    """
+    image = Preprocessing(size=(28, 28), tiling=Split(tile=28))
+    model = small_vlm("mlp", image, template="vicuna", layer=-2)
+    return Recipe(name="llava15-hd-debug", model=model, stages=small_stages(), trackers=())
 
 
 def _llava15(name: str, language_model: str) -> Recipe:
@@ -108,15 +134,7 @@ def _llava15(name: str, language_model: str) -> Recipe:
         vision_encoder=VisionEncoderConfig(
             weights="openai/clip-vit-large-patch14-336",
             layer=-2,
-            image=Preprocessing.from_hf(
-                {
-                    "image_processor_type": "CLIPImageProcessor",
-                    "size": {"shortest_edge": 336},
-                    "crop_size": {"height": 336, "width": 336},
-                    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-                    "image_std": [0.26862954, 0.26130258, 0.27577711],
-                }
-            ).model_copy(update={"pad_to_square": True}),
+            image=_clip(336).model_copy(update={"pad_to_square": True}),
         ),
         connector="mlp",
         language_model=LanguageModelConfig(
@@ -150,3 +168,14 @@ def _llava15(name: str, language_model: str) -> Recipe:
         long_samples="truncate",
     )
     return Recipe(name=name, model=model, stages=(align, instruct))
+
+
+def _clip(side: int) -> Preprocessing:
+    """CLIP's own preprocessing for pictures of that side."""
+    return Preprocessing.from_hf(
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+        }
+    )

@@ -73,7 +73,8 @@ def save_model(model: Model, path: Path | str, beside: Mapping[str, str] | None 
         if model.origins:
             (folder / ORIGINS).write_text(json.dumps(model.origins, indent=2) + "\n")
         model.tokenizer.save_pretrained(folder)
-        processor = model.preprocessing.to_hf("clip")
+        # Of one tile: no processor knows every tiling, which config.json names.
+        processor = model.preprocessing.model_copy(update={"tiling": None}).to_hf("clip")
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
         (folder / "README.md").write_text(_card(model), encoding="utf-8")
         for name, text in (beside or {}).items():

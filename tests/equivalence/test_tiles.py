@@ -202,7 +202,7 @@ def test_a_saved_model_cuts_as_before(model, tmp_path):
 
 
 def test_a_layout_of_one_tile_a_picture_refuses_it(model, tmp_path):
-    with pytest.raises(ConfigError, match="reads a picture as one tile"):
+    with pytest.raises(ConfigError, match="reads pictures cut by single"):
         export(model, "hf-llava", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

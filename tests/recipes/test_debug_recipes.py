@@ -21,7 +21,8 @@ DEBUG = {name: function for name, function in named().items() if "-debug" in nam
 
 
 def test_there_is_one():
-    assert {"llava-debug", "clip-debug", "blip-debug", "blip2-debug-stage1"} <= DEBUG.keys()
+    some = {"llava-debug", "llava-next-debug", "internvl-debug", "clip-debug", "blip-debug"}
+    assert some | {"llava15-hd-debug", "blip2-debug-stage1"} <= DEBUG.keys()
 
 
 def test_every_curve_has_its_recipe():

@@ -38,6 +38,8 @@ KINDS = {
     "Salesforce/blip2-flan-t5-xl": "vlm",
     "Salesforce/blip2-itm-vit-g": "query_transformer",
     "llava-hf/llava-1.5-7b-hf": "vlm",
+    "llava-hf/llava-v1.6-mistral-7b-hf": "vlm",
+    "OpenGVLab/InternVL3-1B-hf": "vlm",
 }
 
 

@@ -52,7 +52,7 @@ class InternVlReference(LlavaReference):
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.image_processor: Any = GotOcr2ImageProcessorPil.from_pretrained(path)
         missing = [name for name in _SPECIAL if getattr(self.tokenizer, name, None) is None]
-        if missing:
+        if missing and self.chat_settled:
             raise ModelError(f"the tokenizer has no {missing[0]}")
 
     def image_token_of(self, config: Any) -> int:

@@ -9,7 +9,7 @@ import torch
 from diptych.data.batching.budget import Budget
 from diptych.data.batching.collate import TokenCollator, split_answer
 from diptych.data.batching.collate_pairs import PairCollator
-from diptych.data.batching.picture_loader import Item, Pictures, Shown
+from diptych.data.batching.picture_loader import Item, PictureLoader, Shown
 from diptych.data.pixels.augment import Augment
 from diptych.data.pixels.image import decode
 from diptych.data.pixels.preprocessing import Preprocessing, _levels_on
@@ -45,7 +45,7 @@ def make(tokenizer_folder):
 
     def collator(**settings) -> TokenCollator:
         given = {"context_tokens": 200, "tokens_per_row": 200, "tiles_per_row": 8}
-        pictures = Pictures(Preprocessing(size=(8, 8)))
+        pictures = PictureLoader(Preprocessing(size=(8, 8)))
         others = {
             k: v for k, v in settings.items() if k in ("seq2seq", "decoder_start", "text_dim")
         }
@@ -153,7 +153,7 @@ def test_of_a_list_of_captions_training_draws_one_a_visit(make):
     turns = (Turn("user", ()), Turn("assistant", (Text("one"),)))
     sample = Sample("1", turns, meta={"answers": texts})
     items = [Item(sample, lambda image: b"", visit) for visit in range(40)]
-    pictures = Pictures(Preprocessing(resize="exact", size=(8, 8)))
+    pictures = PictureLoader(Preprocessing(resize="exact", size=(8, 8)))
     drawn = PairCollator(pictures, needs=("text",), draws=True)
     first = drawn(items).batches[0].texts
     assert set(first) == set(texts) and drawn(items).batches[0].texts == first
@@ -202,7 +202,7 @@ def test_threads_decode_the_same_pictures(make):
     items = [Item(i.sample, i.read, visit) for visit, i in enumerate(items)]
     settings = Preprocessing(resize="exact", size=(8, 8))
     found = [
-        Pictures(settings, augment=Augment(flip=0.5, min_area=0.5), num_threads=n).load(items)
+        PictureLoader(settings, augment=Augment(flip=0.5, min_area=0.5), num_threads=n).load(items)
         for n in (1, 3)
     ]
     del FILES["broken.png"]
@@ -231,7 +231,7 @@ def test_levels_are_scaled_where_the_model_is(vision, dtype, tiny_model):
     # As the loader does it where a CPU trains.
     item = Item(Sample("a", [Turn("user", [Image("red.png")])]), read)
     for scaled, expected in ((True, pixels), (False, levels)):
-        (array,) = Pictures(settings, scaled=scaled).load([item])[1].values()
+        (array,) = PictureLoader(settings, scaled=scaled).load([item])[1].values()
         assert np.array_equal(array.array, expected[:1].numpy())
     # As another device would look them up.
     flat = _levels_on(levels.device, settings.rescale, settings.mean, settings.std)

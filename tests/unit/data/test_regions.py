@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diptych.data.batching.picture_loader import Item, Pictures
+from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.batching.regions import Region, RegionCollator, cells, centre, letters, regions_of
 from diptych.data.pixels.preprocessing import Preprocessing
 from diptych.data.sample import Image, Sample, Text, Turn
@@ -70,7 +70,7 @@ class Words:
 
 
 def collator(**more):
-    pictures = Pictures(Preprocessing(resize="exact", size=(28, 28)))
+    pictures = PictureLoader(Preprocessing(resize="exact", size=(28, 28)))
     return RegionCollator(Words(), (2, 2), 1, pictures, **more)
 
 
