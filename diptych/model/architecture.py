@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 DEFAULT = "vlm"
 
 
+TILES_AT_ONCE = 64
+"""An encoder that rests looks at no more pictures or tiles in one pass."""
 Ability = Literal["answer", "chat", "compare", "match", "predict_text"]
 """What a model can do, and by which methods: write answers (`generate`); hold a conversation
 (`chat`); compare pictures and texts by vectors in one space (`encode_images`, `encode_texts`,
@@ -142,7 +144,10 @@ class Model(nn.Module):
             pixel_values = pixel_values.to(weight.dtype)
         learns = any(p.requires_grad for p in self.vision_encoder.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            return self._features(pixel_values)
+            if torch.is_grad_enabled() or len(pixel_values) <= TILES_AT_ONCE:
+                return self._features(pixel_values)
+            # Nothing is kept for a way back, so memory need not grow with the number of tiles.
+            return torch.cat([self._features(c) for c in pixel_values.split(TILES_AT_ONCE)])
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         return self.vision_encoder(pixel_values)

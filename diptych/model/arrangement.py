@@ -90,13 +90,21 @@ class Arrangement:
         """Whether a learned token ends every row."""
         return self.tiling.merged
 
-    def _plan(self, image: Image) -> Tiles:
-        """The tiles of a picture.
+    def plans(self, images: Sequence[Image]) -> list[Tiles]:
+        """The tiles of each of a sample's pictures, which share its budget.
 
         Raises:
-            ModelError: its size is not known, and its bytes are not at hand.
+            ModelError: a size is not known, and the bytes are not at hand.
             ImageError: they are no picture.
         """
+        most = self.tiling.share(len(images))
+        return [self._plan(image, most) for image in images]
+
+    def is_coarser(self, tiles: Tiles) -> bool:
+        """Whether a budget made the picture coarser than it would be alone."""
+        return tiles != self.tiling.plan(*tiles.of)
+
+    def _plan(self, image: Image, most: int | None = None) -> Tiles:
         if self.is_fixed:  # nothing is read for a size that changes nothing
             return self.tiling.plan(1, 1)
         if image.size is None and image.data is None:
@@ -105,7 +113,8 @@ class Arrangement:
                 where=image.path,
                 fix="let pictures be checked before training (verify_images: header or full)",
             )
-        return self.tiling.plan(*image.size or measure(image.data or b"", where=image.path))
+        size = image.size or measure(image.data or b"", where=image.path)
+        return self.tiling.plan(*size, most)
 
     def num_tokens(self, tiles: Tiles) -> int:
         """Language-model tokens of a picture with these tiles."""
@@ -114,12 +123,12 @@ class Arrangement:
         return self.tokens_per_tile + self._map(tiles).num_tokens
 
     def tokens_of(self, image: Image) -> int:
-        """Language-model tokens of a picture; see `_plan`."""
-        return self.num_tokens(self._plan(image))
+        """Language-model tokens of a picture that is alone in its sample; see `plans`."""
+        return self.num_tokens(self._plan(image, self.tiling.share(1)))
 
     def tiles_of(self, image: Image) -> int:
-        """Tiles of a picture; see `_plan`."""
-        return len(self._plan(image))
+        """Tiles of a picture that is alone in its sample; see `plans`."""
+        return len(self._plan(image, self.tiling.share(1)))
 
     def _map(self, tiles: Tiles) -> MapPart:
         """What of the merged map of these tiles is kept.

@@ -9,20 +9,23 @@ Shapes: B samples, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.batching.picture_loader import Shown, shown
+from diptych.data.batching.picture_loader import Shown, picture_key, shown
 from diptych.data.pixels.image import decode, no_images
 from diptych.data.sample import Image, Sample
 from diptych.data.text.chat import Encoded
 from diptych.errors import ConfigError, EmptyConversation, ModelError, SampleTooLong
 from diptych.model.precision import computing, in_its_precision
 from diptych.model.speaker import Speaker
+
+TILES = 16
+"""Of pictures that an encoder looks at in one pass, when it is asked."""
 
 
 def generate(
@@ -72,21 +75,37 @@ def encode_images(
     pictures: dict[str, Shown] = {}
     keys: list[str] = []
     for one in encoded:
+        most = model.preprocessing.tiles.share(len(one.images))
         for image in one.images:
             data = read(image)
-            key = hashlib.sha256(data).hexdigest()
+            key = picture_key(hashlib.sha256(data).hexdigest(), most)
             if key not in pictures:
-                pictures[key] = shown(decode(data, where=image.path), model.preprocessing)
+                decoded = decode(data, where=image.path)
+                pictures[key] = shown(decoded, model.preprocessing, most=most)
             keys.append(key)
     tokens: dict[str, Tensor] = {}
     names = list(pictures)
-    for start in range(0, len(names), 16):
-        chunk = names[start : start + 16]
+    for chunk in _few_tiles(names, pictures):
         pixels = torch.from_numpy(np.concatenate([pictures[k].array for k in chunk]))
         tiles = [pictures[k].tiles for k in chunk]
         out = model.image_tokens(model.encode_pixels(pixels.to(model.device)), tiles)
         tokens.update(zip(chunk, model.arrangement.by_picture(out, tiles), strict=True))
     return [tokens[k] for k in keys]
+
+
+def _few_tiles(names: Sequence[str], pictures: Mapping[str, Shown]) -> Iterator[list[str]]:
+    """Pictures of no more than `TILES` tiles together, or one of more."""
+    chunk: list[str] = []
+    tiles = 0
+    for name in names:
+        own = len(pictures[name].tiles)
+        if chunk and tiles + own > TILES:
+            yield chunk
+            chunk, tiles = [], 0
+        chunk.append(name)
+        tiles += own
+    if chunk:
+        yield chunk
 
 
 @torch.no_grad()

@@ -111,6 +111,10 @@ class ChatSession:
 
     def _encode_new(self, encoded: Any) -> None:
         new = encoded.images[len(self._picture_tokens) :]
+        if new and self.model.preprocessing.tiles.share(len(encoded.images)) is not None:
+            # One more shares the tiles of those before, which are cut anew.
+            self._picture_tokens, new = [], encoded.images
+            self._cache, self._cached_ids = None, []
         if new:
             from dataclasses import replace
 

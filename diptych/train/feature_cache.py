@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.batching.picture_loader import ReadImage, Shown, shown
+from diptych.data.batching.picture_loader import ReadImage, Shown, picture_key, shown
 from diptych.data.pixels.image import decode
 from diptych.data.pixels.tiling import Tiles
 from diptych.data.sample import Image
@@ -135,8 +135,11 @@ def _whole(width: int, height: int) -> Tiles:
     return Tiles((width, height), (width, height), ((0, 0, width, height),))
 
 
-Picture = tuple[Image, ReadImage, str | None]
-"""A picture, how its bytes are read, and their SHA-256 where an index knows it."""
+Picture = tuple[Image, ReadImage, str | None, int | None]
+"""A picture, how its bytes are read, their SHA-256 where an index knows it, and the tiles that it
+may have (`TilingConfig.share`)."""
+Read = tuple[Image, ReadImage, int | None]
+"""A picture, how its bytes are read, and the tiles that it may have."""
 
 
 def prepare(
@@ -214,16 +217,17 @@ def prepare(
     return FeatureCache(folder)
 
 
-def _distinct(pictures: Iterable[Picture]) -> dict[str, tuple[Image, ReadImage]]:
-    """Each picture once, by the SHA-256 of its bytes."""
-    distinct: dict[str, tuple[Image, ReadImage]] = {}
+def _distinct(pictures: Iterable[Picture]) -> dict[str, Read]:
+    """Each picture once, by the SHA-256 of its bytes and how finely it may be cut."""
+    distinct: dict[str, Read] = {}
     # Many rows show one picture: its bytes are read once, and not at all where the hash is known.
-    for read, image, known in dict.fromkeys((read, image, key) for image, read, key in pictures):
-        distinct.setdefault(known or hashlib.sha256(read(image)).hexdigest(), (image, read))
+    for image, read, known, most in dict.fromkeys(pictures):
+        own = known or hashlib.sha256(read(image)).hexdigest()
+        distinct.setdefault(picture_key(own, most), (image, read, most))
     return distinct
 
 
-def encode_seconds(model: Model, picture: tuple[Image, ReadImage], precision: str) -> float:
+def encode_seconds(model: Model, picture: Read, precision: str) -> float:
     """What `auto` reckons one picture to cost: decoding it, and the encoder's operations.
 
     Source: `torch.utils.flop_counter` (products and convolutions, a multiplication and an addition
@@ -239,14 +243,14 @@ def encode_seconds(model: Model, picture: tuple[Image, ReadImage], precision: st
 
 
 @torch.no_grad()
-def _encode(
-    model: Model, pictures: list[tuple[Image, ReadImage]], precision: str
-) -> tuple[np.ndarray, list[Tiles]]:
+def _encode(model: Model, pictures: list[Read], precision: str) -> tuple[np.ndarray, list[Tiles]]:
     """Features [S, N, C] of all tiles, and how each picture is cut."""
     was_training = model.vision_encoder.training
     model.vision_encoder.eval()
     preprocessing = model.vision_encoder.preprocessing
-    found = [shown(decode(read(i), where=i.path), preprocessing) for i, read in pictures]
+    found = [
+        shown(decode(read(i), where=i.path), preprocessing, most=most) for i, read, most in pictures
+    ]
     pixels = torch.from_numpy(np.concatenate([one.array for one in found]))
     with autocast(model.device, precision):
         features = model.encode_pixels(pixels.to(model.device))

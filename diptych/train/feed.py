@@ -27,6 +27,7 @@ from diptych.data.batching.mixture import Mixture
 from diptych.data.batching.picture_loader import Item, PictureLoader
 from diptych.data.checking.index import Index
 from diptych.data.checking.token_counter import TokenCounter
+from diptych.data.pixels.tiling import TilingConfig
 from diptych.data.sample import Image, Sample
 from diptych.errors import ModelError
 from diptych.machine import cores, cpu_is_asked_for, processes_here
@@ -213,11 +214,16 @@ class Withheld(Sequence[Sample]):
         raise ModelError("pictures are withheld here", where=image.path)
 
 
-def known_pictures(index: Any, row: int) -> Iterator[tuple[Image, str | None]]:
-    """A row's pictures and the SHA-256 of their bytes, None where they were not looked at."""
+def known_pictures(
+    index: Any, row: int, tiling: TilingConfig
+) -> Iterator[tuple[Image, Any, str | None, int | None]]:
+    """A row's pictures as the feature cache takes them: how each is read, the SHA-256 of its bytes,
+    None where they were not looked at, and the tiles that it may have."""
     images = list(index[row].images())
     known = index.image_sha256(row) if isinstance(index, Index) else ()
-    return zip(images, known or [None] * len(images), strict=True)
+    most = tiling.share(len(images))
+    for image, sha256 in zip(images, known or [None] * len(images), strict=True):
+        yield image, index.image_bytes, sha256, most
 
 
 def sharing_keys(index: Index) -> list[Any]:

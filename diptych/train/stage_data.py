@@ -137,10 +137,10 @@ class StageData:
             return feature_cache.prepare(
                 self.model,
                 (
-                    (image, index.image_bytes, sha256)
+                    picture
                     for index in indexes
                     for row in range(len(index))
-                    for image, sha256 in known_pictures(index, row)
+                    for picture in known_pictures(index, row, self.model.preprocessing.tiles)
                 ),
                 self.cache / "features",
                 mode=mode,

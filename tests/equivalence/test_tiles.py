@@ -88,7 +88,7 @@ def case(request):
 def values(tiny_config, monkeypatch, case):
     monkeypatch.setenv("DIPTYCH_PARTS", "tests")
     config = tiny_config()
-    config["vision_encoder"]["image"]["tiling"] = case.tiling
+    config["vision_encoder"]["image"]["tiling"] = dict(case.tiling)
     return config
 
 
@@ -163,7 +163,7 @@ def test_an_index_knows_sizes_and_the_cache_has_rows_of_tiles(model, values, cas
     assert [image.size for image in shown] == [(28, 56), (28, 28), (28, 56), (28, 28)]
     tiles = [case.tall[0], case.flat[0]] * 2
     assert [model.arrangement.tiles_of(image) for image in shown] == tiles
-    pictures = [(image, index.image_bytes, None) for image in shown]
+    pictures = [(image, index.image_bytes, None, None) for image in shown]
     given = {"num_visits": 9.0, "max_bytes": 2**30, "precision": "float32", "mode": "on"}
     feature_cache.prepare(model, pictures[:1], tmp_path, **given)
     cache = feature_cache.prepare(model, pictures, tmp_path, **given)
@@ -237,3 +237,83 @@ def test_tiles_of_another_size_than_the_encoder_reads_are_refused(tiny_config):
     config["vision_encoder"]["image"]["tiling"] = {"name": "dynamic"}
     with pytest.raises(ConfigError, match="tiles of 448 pixels are read by an encoder of 28 x 28"):
         VlmConfig.from_dict(config)
+
+
+SHARED = [
+    sample("six", "two", tall("red"), tall("green")),
+    sample("seven", "red", tall("red")),
+    sample("eight", "four", *(tall(c) for c in ("red", "blue", "green", "red"))),
+]
+
+
+@pytest.fixture
+def sharing(values, case):
+    if case.tiling["name"] == "tests.equivalence.halves":
+        pytest.skip("the tests' own tiling obeys no budget")
+    values["vision_encoder"]["image"]["tiling"]["tiles_per_sample"] = 4
+    return build(VlmConfig.from_dict(values), seed=0)
+
+
+def test_pictures_of_a_sample_share_its_tiles(sharing):
+    collate = sharing.collator(Budget(tokens_per_row=400, share_images=False))
+    tiles = [sharing.chat_encoder.encode(s).num_tiles for s in SHARED]
+    assert max(tiles) <= 4 and tiles[2] == 4
+    prepared = collate(items(SHARED))
+    [batch] = prepared.batches
+    assert sum(map(len, batch.tiles)) == sum(tiles) == len(batch.pixel_values)
+    assert list(prepared.notes.values()) == [6]  # of two and four; the one alone is as it was
+    sharing.target_log_probs(batch)
+
+
+def test_sharing_tiles_packed_equals_alone_and_cached(sharing, tmp_path):
+    alone, _, _ = losses_by_sample(sharing, SHARED, packed=False)
+    packed, _, _ = losses_by_sample(sharing, SHARED, tokens_per_row=400)
+    for name, (loss, count) in alone.items():
+        assert packed[name] == (pytest.approx(loss, abs=1e-5), count)
+    share = sharing.preprocessing.tiles.share
+    pictures = [
+        (image, read, None, share(len(list(s.images())))) for s in SHARED for image in s.images()
+    ]
+    cache = feature_cache.prepare(
+        sharing, pictures, tmp_path, num_visits=9.0, max_bytes=2**30, precision="float32", mode="on"
+    )
+    assert len(cache) == 6  # two, one, and three different ones of four
+    kept = sharing.collator(Budget(tokens_per_row=400), PictureLoader(sharing.preprocessing, cache))
+    [batch] = kept(items(SHARED)).batches
+    assert batch.features is not None
+    [fresh] = sharing.collator(Budget(tokens_per_row=400))(items(SHARED)).batches
+    assert torch.allclose(
+        sharing.target_log_probs(batch), sharing.target_log_probs(fresh), atol=1e-5
+    )
+
+
+def test_a_chat_shares_tiles_anew_with_every_picture(sharing):
+    chat = sharing.chat(tall("red"), max_new_tokens=4)
+    first = chat.ask("one")
+    chat.show(tall("green"))
+    second = chat.ask("two")
+    turns = (
+        Turn("user", (Image("a", tall("red")), Text("one"))),
+        Turn("assistant", (Text(first),)),
+        Turn("user", (Image("b", tall("green")), Text("two"))),
+    )
+    [fresh] = sharing.generate([Sample("", turns)], max_new_tokens=4, images=read)
+    assert second.strip() == fresh
+
+
+def test_an_encoder_that_rests_looks_at_few_tiles_at_once(model, monkeypatch):
+    from diptych.model import architecture
+
+    [batch] = model.collator(Budget(tokens_per_row=400))(items(SAMPLES)).batches
+    whole = model.encode_pixels(batch.pixel_values).detach()
+    seen = []
+    features = type(model)._features
+    monkeypatch.setattr(
+        type(model), "_features", lambda self, p: seen.append(len(p)) or features(self, p)
+    )
+    monkeypatch.setattr(architecture, "TILES_AT_ONCE", 2)
+    for parameter in model.vision_encoder.parameters():
+        parameter.requires_grad_(False)
+    few = model.encode_pixels(batch.pixel_values)
+    assert max(seen) == 2 and sum(seen) == len(batch.pixel_values)
+    assert torch.allclose(few, whole, atol=1e-6)

@@ -35,12 +35,14 @@ class Prepared:
         used: ids of the samples that are in `batches`.
         rejected: (sample id, error as plain data) of those that are not.
         truncated: (sample id, number of tokens cut).
+        notes: what happened to samples that are used -> how often.
     """
 
     batches: list[Batch] = field(default_factory=list)
     used: list[str] = field(default_factory=list)
     rejected: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     truncated: list[tuple[str, int]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_targets(self) -> int:
@@ -55,6 +57,9 @@ class Collator(Protocol):
     """Turns the samples of one step into micro-batches."""
 
     def __call__(self, items: Sequence[Item]) -> Prepared: ...
+
+
+COARSER = "pictures seen more coarsely, to share tiles_per_sample"
 
 
 @dataclass
@@ -180,6 +185,8 @@ class TokenCollator:
                 raise problem
             if prepared is not None:
                 prepared.truncated.append((sample.id, encoded.num_cut_tokens))
+        if encoded.num_coarser and prepared is not None:
+            prepared.notes[COARSER] = prepared.notes.get(COARSER, 0) + encoded.num_coarser
         return encoded
 
     def batch_of(self, encoded: Sequence[Encoded]) -> Batch:

@@ -80,18 +80,22 @@ class PictureLoader:
         """Keys per item, pictures by key, and errors by item number."""
         keys: list[list[str]] = []
         errors: dict[int, DiptychError] = {}
-        read: dict[tuple[ReadImage, Image], str] = {}
+        read: dict[tuple[ReadImage, Image, int | None], str] = {}
         with _Decoding(self.num_threads) as decoding:
             for number, item in enumerate(items):
                 own: list[str] = []
                 try:
-                    for image in item.sample.images():
-                        key = read.get((item.read, image))
+                    images = list(item.sample.images())
+                    most = self.preprocessing.tiles.share(len(images))
+                    for image in images:
+                        key = read.get((item.read, image, most))
                         if key is None:
                             data = item.read(image)
-                            key = hashlib.sha256(data).hexdigest()
-                            decoding.start(key, self._shown, key, data, image.path, item.visit)
-                            read[item.read, image] = key
+                            key = picture_key(hashlib.sha256(data).hexdigest(), most)
+                            decoding.start(
+                                key, self._shown, key, data, image.path, item.visit, most
+                            )
+                            read[item.read, image, most] = key
                         own.append(key)
                 except DiptychError as error:
                     errors[number] = error
@@ -102,22 +106,34 @@ class PictureLoader:
                 errors[number] = failed[wrong[0]]
         return keys, pictures, errors
 
-    def _shown(self, key: str, data: bytes, where: str, visit: int) -> Shown:
+    def _shown(self, key: str, data: bytes, where: str, visit: int, most: int | None) -> Shown:
         if self.features is not None and (cached := self.features.get(key)) is not None:
             return cached
         picture = decode(data, where=where)
         if self.augment is not None:
             picture = self.augment.apply(picture, visit)
-        return shown(picture, self.preprocessing, scaled=self.scaled)
+        return shown(picture, self.preprocessing, scaled=self.scaled, most=most)
 
 
-def shown(picture: Pillow.Image, preprocessing: Preprocessing, *, scaled: bool = False) -> Shown:
+def picture_key(sha256: str, most: int | None) -> str:
+    """What a picture is known by: its bytes, and the tiles that it may have where they are few."""
+    return sha256 if most is None else f"{sha256}/{most}"
+
+
+def shown(
+    picture: Pillow.Image,
+    preprocessing: Preprocessing,
+    *,
+    scaled: bool = False,
+    most: int | None = None,
+) -> Shown:
     """A decoded picture, cut into tiles and each preprocessed.
 
     Args:
         scaled: normalised, float32; else uint8.
+        most: tiles that it may have (`TilingConfig.share`).
     """
-    tiles = preprocessing.tiles.plan(*picture.size)
+    tiles = preprocessing.tiles.plan(*picture.size, most)
     one = preprocessing.apply if scaled else preprocessing.pixels
     arrays = [one(tile) for tile in tiles.cut(picture)]
     # Most pictures are one tile, whose memory is taken as it is.

@@ -326,6 +326,13 @@ def _written(tiling: TilingConfig) -> dict[str, Any]:
     """
     if isinstance(tiling, Single):
         return {}
+    if tiling.tiles_per_sample is not None:
+        raise ConfigError(
+            "no image processor of transformers shares tiles among the pictures of a conversation",
+            where="model.vision_encoder.image.tiling.tiles_per_sample",
+            fix="set it to null, where conversations have one picture each; or keep the Diptych "
+            "folder",
+        )
     if isinstance(tiling, Dynamic) and tiling.thumbnail:
         return {
             "image_processor_type": _PROCESSORS["gotocr2"][0],

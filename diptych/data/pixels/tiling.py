@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from PIL import Image as Pillow
+from pydantic import Field
 
 from diptych.config import PartConfig, part_field
 
@@ -90,6 +91,16 @@ class TilingConfig(PartConfig):
     """
 
     merged: ClassVar[bool] = False
+
+    tiles_per_sample: int | None = Field(default=None, ge=1)
+    """Most tiles of all pictures of a sample together; several pictures share them evenly and are
+    seen more coarsely, none is left out. Null: each picture has its own."""
+
+    def share(self, num_pictures: int) -> int | None:
+        """Most tiles of each of a sample's pictures; None where nothing limits them."""
+        if self.tiles_per_sample is None or not num_pictures:
+            return None
+        return max(1, self.tiles_per_sample // num_pictures)
 
     def plan(self, width: int, height: int, most: int | None = None) -> Tiles:
         """The tiles of a picture of that size in pixels.

@@ -42,6 +42,7 @@ class Step(Protocol):
     used: list[str]
     rejected: list[tuple[str, dict[str, str | None]]]
     truncated: list[tuple[str, int]]
+    notes: dict[str, int]
 
     @property
     def num_targets(self) -> int: ...
@@ -156,6 +157,8 @@ class Ledger:
         for _, num_cut_tokens in step.truncated:
             self.truncate(num_cut_tokens)
         self.num_supervised_tokens += step.num_targets
+        for what, count in step.notes.items():
+            self.note(what, count)
         for id, error in step.rejected:
             reject = Reject(
                 error.get("where") or "", id, error["error"] or "", error["message"] or ""

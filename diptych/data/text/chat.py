@@ -49,6 +49,7 @@ class Encoded:
         num_cut_tokens: tokens that truncation removed.
         tokens_of_images: how many of them each picture has.
         num_tiles: tiles of all pictures, which an encoder looks at.
+        num_coarser: pictures that a budget of tiles made coarser.
     """
 
     ids: tuple[int, ...]
@@ -57,6 +58,7 @@ class Encoded:
     num_cut_tokens: int = 0
     tokens_of_images: tuple[int, ...] = ()
     num_tiles: int = 0
+    num_coarser: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,11 +90,13 @@ class _Region:
 
 
 class Arranged(Protocol):
-    """Tokens and tiles of a picture, by its size alone (`model/arrangement.py`)."""
+    """Tiles and tokens of a sample's pictures, by their sizes alone (`model/arrangement.py`)."""
 
-    def tokens_of(self, image: Image) -> int: ...
+    def plans(self, images: Sequence[Image]) -> Sequence[Any]: ...
 
-    def tiles_of(self, image: Image) -> int: ...
+    def num_tokens(self, tiles: Any) -> int: ...
+
+    def is_coarser(self, tiles: Any) -> bool: ...
 
 
 @dataclass
@@ -366,7 +370,8 @@ class ChatEncoder:
             kept = [Fate.TEMPLATE] * len(ids)
         end = 0
         arranged = self.arrangement
-        counts = [arranged.tokens_of(image) if arranged else 0 for image in images]
+        plans = arranged.plans(images) if arranged else []
+        counts = [arranged.num_tokens(p) for p in plans] if arranged else [0] * len(images)
         shown: list[int] = []
         marks = [n for n, token in enumerate(tokens.ids) if token == picture]
         for place in (*marks, len(tokens.ids)):
@@ -384,8 +389,15 @@ class ChatEncoder:
             end = place + 1
         ids += begin
         kept += [Fate.TEMPLATE] * len(begin)
-        num_tiles = sum(arranged.tiles_of(image) for image in images) if arranged else 0
-        return Encoded(tuple(ids), tuple(kept), tuple(images), 0, tuple(counts), num_tiles)
+        coarser = sum(arranged.is_coarser(p) for p in plans) if arranged else 0
+        return Encoded(
+            tuple(ids),
+            tuple(kept),
+            tuple(images),
+            tokens_of_images=tuple(counts),
+            num_tiles=sum(map(len, plans)),
+            num_coarser=coarser,
+        )
 
     @cached_property
     def _end_mark(self) -> int | None:

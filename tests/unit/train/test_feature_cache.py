@@ -11,9 +11,9 @@ from diptych.train import feature_cache
 
 @pytest.fixture
 def pictures(squares):
-    """(picture, how it is read, no hash) of the squares, in order."""
+    """(picture, how it is read, no hash, no budget) of the squares, in order."""
     found = sorted((squares / "images").iterdir())
-    return [(Image(p.name), lambda image: (squares / "images" / image.path).read_bytes(), None)
+    return [(Image(p.name), lambda image: (squares / "images" / image.path).read_bytes(), None, None)
             for p in found]  # fmt: skip
 
 
@@ -94,6 +94,6 @@ def test_auto_reckons_and_takes_no_time(tiny_model, pictures):
     # 16 patches and a class token, 24 wide, 48 within; three layers; attention is not counted.
     patches = 2 * 16 * 24 * 3 * 7 * 7
     layer = 2 * 17 * (4 * 24 * 24 + 2 * 24 * 48)
-    counted = feature_cache.encode_seconds(model, pictures[0][:2], "float32")
+    counted = feature_cache.encode_seconds(model, (*pictures[0][:2], None), "float32")
     assert counted == pytest.approx(5e-3 + (patches + 3 * layer) / 5e10, rel=1e-9)
-    assert counted == feature_cache.encode_seconds(model, pictures[5][:2], "float32")
+    assert counted == feature_cache.encode_seconds(model, (*pictures[5][:2], None), "float32")
