@@ -379,7 +379,10 @@ def chat(
 def convert(
     model: Annotated[str, typer.Argument(help="Model to convert.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    to: Annotated[str | None, typer.Option(help="Layout to write, such as hf-llava.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Layout to write, such as hf-llava; same: the one in which it came."),
+    ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Layout to read, such as hf-llava.")
     ] = None,
@@ -391,6 +394,8 @@ def convert(
     Examples:
 
         diptych convert runs/mine/model exported --to hf-llava
+
+        diptych convert runs/internvl3-1b-finetune-0123 exported --to same
 
         diptych convert exported imported --from hf-llava
     """

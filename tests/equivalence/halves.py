@@ -10,7 +10,7 @@ class Config(TilingConfig):
 
     def plan(self, width: int, height: int, most: int | None = None) -> Tiles:
         size = (width, height)
-        if height <= width:
+        if height <= width or (most is not None and most < 3):
             return Tiles(size, size, ((0, 0, width, height),))
         half = height // 2
         boxes = ((0, 0, width, half), (0, half, width, height))

@@ -247,9 +247,7 @@ SHARED = [
 
 
 @pytest.fixture
-def sharing(values, case):
-    if case.tiling["name"] == "tests.equivalence.halves":
-        pytest.skip("the tests' own tiling obeys no budget")
+def sharing(values):
     values["vision_encoder"]["image"]["tiling"]["tiles_per_sample"] = 4
     return build(VlmConfig.from_dict(values), seed=0)
 

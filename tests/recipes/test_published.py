@@ -43,10 +43,10 @@ KINDS = {
 }
 
 
-def diptych(settings, *words, code=0):
+def diptych(settings, *words, code=0, cwd=None):
     """A command, and the object that it prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "diptych", *map(str, words), "--json"],
+        [sys.executable, "-m", "diptych", *map(str, words), "--json"], cwd=cwd,
         env={**settings, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == code, done.stderr[-3000:]
@@ -207,6 +207,28 @@ def test_the_recipe_that_fine_tunes_blip2(hub, squares, tmp_path):
     parameters = json.loads((tmp_path / "run" / "parameters.json").read_text())
     assert "connector" in json.dumps(parameters)
     assert json.loads(done.stdout)["after"]["n"] == 6
+
+
+def test_a_published_model_is_tuned_and_leaves_as_it_came(hub, squares, tmp_path):
+    """As shipped, with data of one's own: tuned with LoRA, asked before and after, exported."""
+    name, layout = "internvl3-1b-finetune", "hf-internvl"
+    shutil.copytree(squares / "images", tmp_path / "images")
+    for split in ("train", "test"):
+        rows = json.loads((squares / "train.json").read_text())[:8]
+        (tmp_path / f"{split}.json").write_text(json.dumps(rows))
+    changes = ("num_steps=2", "num_epochs=null", "global_batch_size=4", "num_workers=0")
+    words = [word for c in changes for word in ("--set", f"stages.instruct.{c}")]
+    with Mirror(hub) as mirror:
+        env = {**environment(mirror, tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = ["train", name, "--run", "run", *words, "--set", "evaluation.max_new_tokens=4"]
+        trained = diptych(env, *command, cwd=tmp_path)
+        left = diptych(env, "convert", "run", "exported", "--to", "same", cwd=tmp_path)
+    assert trained["after"]["n"] == 8
+    assert left["layout"] == layout and left["tokens_equal"] and not left["problems"]
+    again = diptych(env, "convert", "exported", "imported", "--from", layout, cwd=tmp_path)
+    assert again["layout"] == layout
+    same = diptych(env, "convert", "imported", "once-more", "--to", "same", cwd=tmp_path)
+    assert same["layout"] == layout
 
 
 if __name__ == "__main__":
