@@ -363,6 +363,20 @@ def _(folder: Path) -> Path:
     return as_json(folder, rows, "llava_train_QCM-LEA.json")
 
 
+@published("foodieqa", rows=2, good=2, images=2, notes=("column 'question_en' is not followed",))
+def _(folder: Path) -> Path:
+    rows = [
+        {"question": "图片中的食物通常属于哪个菜系?", "choices": ["京菜", "徽菜", "新疆菜", "桂菜"],
+         "answer": answer, "question_type": "cuisine_type", "food_name": "大盘鸡",
+         "question_id": f"vqa-{number}", "question_en": "Which cuisine is this?",
+         "food_meta": {"id": number, "food_name": "大盘鸡", "food_location": "餐馆",
+                       "main_ingredient": ["肉"],
+                       "food_file": put(folder, f"images/{number}.jpg", colour)}}
+        for number, (answer, colour) in enumerate((("2", "red"), ("0", "blue")))
+    ]  # fmt: skip
+    return as_json(folder, rows, "sivqa_tidy.json")
+
+
 @published("chartqa", rows=2, good=2, images=2, notes=("column 'human_or_machine'",))
 def _(folder: Path) -> Path:
     rows = [

@@ -8,7 +8,8 @@ JSON array, Parquet) hold the keys of both, and `image`.
 
 ChartQA's names (`query`, `label`, `imgname`), TextVQA's file (`{"dataset_name", "data": [rows]}`)
 and ScienceQA's rows (`choices` and the number of the right one as `answer`; some without a
-picture) are read as well.
+picture) are read as well, and FoodieQA's (the number as text, the picture in
+`food_meta["food_file"]`).
 
 The assistant says the most common answer; all stand in `meta["answers"]`, and the answer
 type (else the question type) in `meta["kind"]`. Without a key `image` the picture is
@@ -192,7 +193,10 @@ def parse(row: Row) -> Sample:
     if "kind" in value:
         note["kind"] = value["kind"]
     shown: tuple[Image, ...] = ()
-    if value.get(image_key) is None and note.get("answers") == "number":
+    if image_key not in value and (path := _of_a_dish(value)) is not None:
+        note["dish"] = True
+        shown = (Image(path),)
+    elif value.get(image_key) is None and note.get("answers") == "number":
         # Multiple-choice sets have questions without a picture.
         note["no_image"] = {image_key: None} if image_key in value else {}
     else:
@@ -211,6 +215,13 @@ def parse(row: Row) -> Sample:
     return contract.checked(Sample(sample_id, turns, row.where, meta))
 
 
+def _of_a_dish(value: dict[str, Any]) -> str | None:
+    """The picture of a row of FoodieQA's, which stands among what is said of the dish."""
+    about = value.get("food_meta")
+    path = about.get("food_file") if isinstance(about, dict) else None
+    return path if isinstance(path, str) and path else None
+
+
 def _first(value: dict[str, Any], keys: tuple[str, ...]) -> str:
     return next((key for key in keys if key in value), keys[0])
 
@@ -219,10 +230,14 @@ def _answers(value: dict[str, Any], note: dict[str, Any]) -> list[str]:
     key = "answers" if "answers" in value else "answer" if "answer" in value else "label"
     given = value.get(key)
     choices = value.get("choices")
+    as_text = False
+    if isinstance(choices, list) and isinstance(given, str) and given not in choices:
+        as_text = given.isascii() and given.isdecimal()
+        given = int(given) if as_text else given
     if choices is not None and type(given) is int and isinstance(choices, list):
         if not 0 <= given < len(choices) or not isinstance(choices[given], str):
             raise FormatError(f"'{key}' is {given}, and there are {len(choices)} choices")
-        note["answers"] = "number"
+        note["answers"] = "number as text" if as_text else "number"
         note["answers_key"] = key
         return [choices[given]]
     if given is None and "multiple_choice_answer" in value:
@@ -279,7 +294,8 @@ def render(sample: Sample) -> dict[str, Any]:
     if "question_id" not in meta and not generated:
         row["id"] = meta.pop("id", sample.id)
     question_key, image_key = note.get("keys", ("question", "image"))
-    row |= note["no_image"] if shown is None else {image_key: shown}
+    if not note.get("dish"):  # else it stands where it stood
+        row |= note["no_image"] if shown is None else {image_key: shown}
     row[question_key] = question
     answers = sample.meta.get("answers") or [answer]
     row.update(_answers_row(answers, note, sample.meta.get("choices")))
@@ -292,8 +308,9 @@ def render(sample: Sample) -> dict[str, Any]:
 def _answers_row(answers: list[str], note: dict[str, Any], choices: Any) -> dict[str, Any]:
     key = note.get("answers_key", "answers")
     how = note.get("answers")
-    if how == "number" and isinstance(choices, list) and answers[0] in choices:
-        return {key: choices.index(answers[0])}
+    if how in ("number", "number as text") and isinstance(choices, list) and answers[0] in choices:
+        number = choices.index(answers[0])
+        return {key: number if how == "number" else str(number)}
     if how == "none":
         return {}
     if how == "text" and len(answers) == 1:
