@@ -315,3 +315,30 @@ def test_an_encoder_that_rests_looks_at_few_tiles_at_once(model, monkeypatch):
     few = model.encode_pixels(batch.pixel_values)
     assert max(seen) == 2 and sum(seen) == len(batch.pixel_values)
     assert torch.allclose(few, whole, atol=1e-6)
+
+
+def sliver(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.new("RGB", (width, height), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (20000, 1), (1, 1)])
+def test_pictures_of_extreme_proportions_are_read(model, size):
+    """Few tiles of the encoder's size, however long a picture is; as many tokens as announced."""
+    [batch] = model.collator(Budget())(items([sample("long", "red", sliver(*size))])).batches
+    assert len(batch.pixel_values) == len(batch.tiles[0]) <= 13
+    assert batch.pixel_values.shape[2:] == (28, 28)
+    assert torch.isfinite(model.target_log_probs(batch)).all()
+
+
+def test_pictures_that_alone_exceed_the_context_are_rejected_with_numbers(model):
+    many = sample("many", "red", *[tall("red")] * 12)
+    counts = model.chat_encoder.encode(many).tokens_of_images
+    for how in ("reject", "truncate"):
+        budget = Budget(context_tokens=128, long_samples=how)
+        prepared = model.collator(budget)(items([many, SAMPLES[3]]))
+        [(name, error)] = prepared.rejected
+        assert (name, error["error"]) == ("many", "SampleTooLong")
+        assert str(len(model.chat_encoder.encode(many))) in error["message"] and sum(counts) > 128
+        assert prepared.used == ["four"] and not prepared.truncated
