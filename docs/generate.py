@@ -107,7 +107,7 @@ def recipes() -> str:
             length = (
                 f"{stage.num_steps} steps"
                 if stage.num_steps
-                else f"{stage.num_epochs or 1:g} epochs"
+                else f"{stage.num_epochs or 1:g} epoch{'' if (stage.num_epochs or 1) == 1 else 's'}"
             )
             lines.append(
                 f"| {stage.name} | {stage.objective.name} | {learns} | {stage.learning_rate:g} "
@@ -122,13 +122,18 @@ def _source(part: Any) -> str:
         return part.name
     if part.weights:
         return f"`{part.weights}`"
-    return f"{(part.config or {}).get('model_type')}, from scratch"
+    kind = (part.config or {}).get("model_type")
+    return f"{kind}, from scratch" if kind else "from scratch"
 
 
 def part_tables() -> str:
     """Every part by folder; a connector or objective also with its settings."""
     lines = [NOTE, "# Parts", ""]
-    lines += ["One file is one part; its stem is its name. Adding the file adds the part.", ""]
+    lines += [
+        "One file is one part; its stem is its name (commands take `hf-llava` for `hf_llava`). "
+        "Adding the file adds the part.",
+        "",
+    ]
     for folder, title in PARTS.items():
         lines += [
             f"## {title} (`{folder.replace('.', '/')}`)",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.cli.sketch import meta_model
+from diptych.data.sample import Image
 from diptych.errors import DiptychError
 from diptych.model import trainable
 from diptych.model.architecture import Model
@@ -23,6 +24,9 @@ from diptych.train.stage import Stage
 _BYTES = {"float32": 4, "bfloat16": 2}
 _QUESTION = 64
 """Tokens of text that a sample of a vision-language model is taken to have beside its picture."""
+
+TYPICAL = (1000, 800)
+"""Width and height of the picture that is planned with, where pictures are cut by their size."""
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
@@ -45,10 +49,12 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     work_of_picture, kept_of_picture = _one_picture(model)
     reader: Any = model.part(recipe.model.text_part)
     text = reader.hf_config.get_text_config()
-    if model.tokens_per_image is not None:
-        tokens = model.tokens_per_image + _QUESTION
-    else:
-        tokens = model.context_tokens
+    tiles, picture_tokens = 1, model.tokens_per_image
+    arrangement = getattr(model, "arrangement", None)
+    if arrangement is not None and not arrangement.is_fixed:
+        typical = arrangement.plans([Image("", size=TYPICAL)])[0]
+        tiles, picture_tokens = len(typical), arrangement.num_tokens(typical)
+    tokens = model.context_tokens if picture_tokens is None else picture_tokens + _QUESTION
     stages = []
     for stage in recipe.stages:
         groups = trainable.apply(model, stage.learn, stage.learning_rate)
@@ -67,13 +73,13 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         texts = at_once * tokens * passes * text.hidden_size * text.num_hidden_layers
         kept = texts * (4 if stage.gradient_checkpointing else 64)
         if "vision_encoder" in learning:
-            kept += at_once * kept_of_picture // (16 if stage.gradient_checkpointing else 1)
+            kept += at_once * tiles * kept_of_picture // (16 if stage.gradient_checkpointing else 1)
         kept = kept // 2 if stage.precision == "bf16" else kept
         logits = 3 * 2048 * text.vocab_size * 4 if hasattr(reader, "logits") else 0
         optimizer = sum(learning.values()) * (4 + 8)
         work = None
         if steps is not None:
-            pictures = work_of_picture * (3 if "vision_encoder" in learning else 1)
+            pictures = tiles * work_of_picture * (3 if "vision_encoder" in learning else 1)
             others = sum(n for name, n in parts.items() if name != "vision_encoder")
             read = 6 * others * tokens * passes
             work = steps * stage.global_batch_size * (pictures + read)
@@ -92,7 +98,10 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "recipe": recipe.name,
         "fingerprint": recipe.fingerprint(),
         "parameters": {**parts, "total": sum(parts.values())},
-        "tokens_per_image": model.tokens_per_image,
+        "tokens_per_image": picture_tokens,
+        "tokens_per_tile": model.tokens_per_image,
+        "tiles_per_image": tiles,
+        "picture": list(TYPICAL),
         "tokens_per_text": model.context_tokens if model.tokens_per_image is None else None,
         "image_grid": list(model.vision_encoder.grid),
         "stages": stages,

@@ -60,8 +60,15 @@ def plan_table(plan: dict[str, Any]) -> Group:
     for name, count in plan["parameters"].items():
         parameters.add_row(name, f"{count:,}")
     rows, columns = plan["image_grid"]
-    about = f"One picture: {rows} x {columns} patches"
-    if plan["tokens_per_image"] is not None:
+    cut = plan["tiles_per_image"] > 1
+    about = f"One {'tile' if cut else 'picture'}: {rows} x {columns} patches"
+    if cut:
+        width, height = plan["picture"]
+        about += (
+            f", {plan['tokens_per_tile']} tokens; a picture of {width} x {height} pixels: "
+            f"{plan['tiles_per_image']} tiles, {plan['tokens_per_image']} tokens."
+        )
+    elif plan["tokens_per_image"] is not None:
         about += f", {plan['tokens_per_image']} tokens."
     else:
         about += f"; one text: up to {plan['tokens_per_text']} tokens."

@@ -69,9 +69,9 @@ def llava_7b() -> Recipe:
 def llava15_hd_7b() -> Recipe:
     """LLaVA 1.5-HD with Vicuna 7B: up to six tiles of 224 pixels, merged, the whole picture behind.
 
-    Only the instruction stage sees tiles: the paper aligns on whole pictures and says that no more
-    pretraining is needed. So it goes on from a connector that was aligned at 224 pixels: `--set
-    model.weights=RUN`, or as it is, both stages with tiles.
+    As it stands, both stages see tiles. The paper aligns on whole pictures and says that no more
+    pretraining is needed: a recipe file with this tiling and the instruct stage alone, going on
+    from the aligned model (`model: {weights: RUN}`), does that.
     """
     recipe = _llava15("llava15-hd-7b", "lmsys/vicuna-7b-v1.5")
     align, instruct = recipe.stages

@@ -61,7 +61,7 @@ class ArchitectureConfig(PartConfig):
     """The image panel."""
     weights: str | None = None
     """Model that training goes on from, whole, its adapters merged: a model or run folder, or a
-    published model by its hub name (CLIP, SigLIP, BLIP, BLIP-2, LLaVA), which is converted once. A
+    published model by its hub name (docs/weights.md lists the kinds), which is converted once. A
     recipe file gives nothing else of the model, `model: {weights: NAME}`: what it is composed of is
     filled in. Null begins each part as it says itself."""
     revision: str | None = Field(default=None, json_schema_extra=ADDED)

@@ -26,7 +26,8 @@ class DataConfig(Config):
     images: str | None = None
     """Folder that image paths are relative to; null takes the data file's own folder."""
     format: str | None = None
-    """Name of a format (llava, messages, captions, vqa); null detects it."""
+    """Name of a format (llava, messages, captions, vqa; not pictures, which has no text); null
+    detects it."""
     weight: float | None = Field(default=None, gt=0)
     """Share of draws relative to the other sets; give it for all sets or for none."""
     pictures: Literal["shown", "withheld"] = "shown"

@@ -342,3 +342,20 @@ def test_pictures_that_alone_exceed_the_context_are_rejected_with_numbers(model)
         assert (name, error["error"]) == ("many", "SampleTooLong")
         assert str(len(model.chat_encoder.encode(many))) in error["message"] and sum(counts) > 128
         assert prepared.used == ["four"] and not prepared.truncated
+
+
+@pytest.mark.parametrize("name", ["llava-next-debug", "internvl-debug", "llava15-hd-debug"])
+def test_a_plan_says_what_a_picture_of_usual_size_takes(name, tokenizer_folder):
+    from diptych.cli.plan import TYPICAL, plan
+    from diptych.cli.show import plan_table
+    from diptych.recipe import load
+
+    recipe = load(name).override([f"model.language_model.tokenizer={tokenizer_folder}"])
+    model = build(recipe.model, seed=0)
+    planned = plan(recipe)
+    picture = Image("a", size=TYPICAL)
+    assert planned["tiles_per_image"] == model.arrangement.tiles_of(picture) > 1
+    assert planned["tokens_per_image"] == model.arrangement.tokens_of(picture)
+    assert planned["tokens_per_tile"] == model.tokens_per_image
+    about = str(plan_table(planned).renderables[1])
+    assert f"{planned['tiles_per_image']} tiles, {planned['tokens_per_image']} tokens" in about
