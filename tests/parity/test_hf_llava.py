@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diptych.convert import layout
+from diptych.convert import layout, llava_hf
 from diptych.convert.chat_parts import IMAGE_MARK
-from diptych.convert.layouts import hf_llava
 from diptych.convert.llava_projector import to_projector
 from diptych.data.sample import Sample, Text, Turn
 from diptych.data.text.chat import TEMPLATES
@@ -224,7 +223,7 @@ def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text
     out = tmp_path / "out"
     layout.export(model, "hf-llava", out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    whole = hf_llava.HfLlava().write
+    whole = llava_hf.HfLlava().write
 
     def with_weights(change):
         def damaged(model, folder):
@@ -266,7 +265,7 @@ def test_damaged_export_is_refused(tokenizer_folder, tmp_path, monkeypatch, text
         "chat template": with_config("processor_config.json", "num_additional_image_tokens", 0),
     }
     for message, damage in damages.items():
-        monkeypatch.setattr(hf_llava.HfLlava, "write", staticmethod(damage))
+        monkeypatch.setattr(llava_hf.HfLlava, "write", staticmethod(damage))
         with pytest.raises(ExportMismatch, match=message):
             layout.export(model, "hf-llava", out)
         with pytest.raises(ExportMismatch):

@@ -182,9 +182,10 @@ def test_what_a_layout_cannot_hold_is_refused(tokenizer, model, name, says, tmp_
 def test_the_gate_stays_shut_when_something_else_is_computed(
     tokenizer, what, tmp_path, monkeypatch
 ):
-    from diptych.convert.layouts import hf_internvl, hf_llava_next
+    from diptych.convert.internvl_layout import HfInternVl
+    from diptych.convert.llava_hf import HfLlavaNext
 
-    kind = hf_llava_next.HfLlavaNext if what == "row_end" else hf_internvl.HfInternVl
+    kind = HfLlavaNext if what == "row_end" else HfInternVl
     true = kind.projector
 
     def wrong(self, model):
