@@ -249,3 +249,62 @@ def test_counts_that_differ_are_an_error(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     with pytest.raises(ProcessesDisagree, match=r"torch\.distributed says 3"):
         processes.start()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="starts processes without one")
+@pytest.mark.parametrize("learns", [True, False], ids=["encoder learns", "encoder rests"])
+def test_a_rank_of_words_and_one_of_twelve_tiles(learns, tiny_config, tmp_path):
+    """A sample each: in most steps one rank has thirteen tiles and the other none. No rank waits
+    for ever, and the losses are those of one process."""
+    from PIL import Image
+
+    Image.new("RGB", (112, 84), "red").save(tmp_path / "red.png")
+    says = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "red"}]
+    shown = [{"from": "human", "value": "<image>\nwhat?"}, says[1]]
+    rows = [
+        {"id": str(n), "conversations": says} if n % 2 else
+        {"id": str(n), "image": "red.png", "conversations": shown}
+        for n in range(20)
+    ]  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    config = tiny_config()
+    tiling = {"name": "dynamic", "tile": 28}
+    config["vision_encoder"]["image"]["tiling"] = tiling
+    learn = {"connector": {}, "language_model": {}, **({"vision_encoder": {}} if learns else {})}
+    stage = {
+        "name": "instruct", "data": [{"path": str(tmp_path / "train.json")}], "learn": learn,
+        "num_steps": 50, "global_batch_size": 2, "learning_rate": 1e-4, "num_workers": 0,
+        "cache_features": "off",
+    }  # fmt: skip
+    fresh = several.preloaded(multiprocessing.get_context("forkserver"))
+    losses = {}
+    for num in (1, 2):
+        run = tmp_path / str(num)
+        ends = several.together(fresh, num, run, config, [stage])
+        assert [end["error"] for end in ends] == [None] * num
+        lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
+        losses[num] = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses[1]) == len(losses[2]) == 50
+    assert losses[1] == pytest.approx(losses[2], abs=1e-4)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="starts processes without one")
+@pytest.mark.parametrize("cached", ["on", "off"])
+def test_killed_and_resumed_with_tiles_ends_in_the_same_weights(
+    cached, tiny_config, squares, tmp_path
+):
+    fresh = several.preloaded(multiprocessing.get_context("forkserver"))
+    config = tiny_config()
+    config["vision_encoder"]["image"]["tiling"] = {"name": "anyres", "tile": 28}
+    learn = {"connector": {}, "language_model": {}}
+    stage = tiny_run.stage(
+        squares, num_steps=8, checkpoint_every_steps=3, learn=learn, cache_features=cached,
+        tokens_per_row=256,
+    )  # fmt: skip
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    assert [e["error"] for e in several.together(fresh, 1, whole, config, [stage])] == [None]
+    assert several.together(fresh, 1, broken, config, [stage], faults={0: "killed 5"}) == [None]
+    assert [e["error"] for e in several.together(fresh, 1, broken, config, [stage])] == [None]
+    assert "resuming from checkpoint 00-00000003" in (broken / "0.log").read_text()
+    ends = [load_file(run / "model" / "model.safetensors") for run in (whole, broken)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
