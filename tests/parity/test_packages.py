@@ -42,13 +42,12 @@ def wheels(tmp_path_factory):
         yield {name: zipfile.ZipFile(file) for name, file in found.items()}
 
 
-@pytest.mark.parametrize("width", [200, 320])
-def test_the_recogniser_gives_the_probabilities_of_onnxruntime(width, wheels):
+def test_the_recogniser_gives_the_probabilities_of_onnxruntime(wheels):
     onnxruntime = pytest.importorskip("onnxruntime")
     import transformers
 
     graph = wheels["rapidocr"].read("rapidocr/models/PP-OCRv6_rec_small.onnx")
-    line = np.random.default_rng(width).uniform(-1, 1, (2, 3, 48, width)).astype(np.float32)
+    line = np.random.default_rng(0).uniform(-1, 1, (2, 3, 48, 200)).astype(np.float32)
     theirs = onnxruntime.InferenceSession(graph).run(None, {"x": line})[0]
     model = transformers.PPOCRV6SmallRecForTextRecognition.from_pretrained(locate(READER)).eval()
     with torch.no_grad():  # theirs has blue first

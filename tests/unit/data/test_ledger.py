@@ -74,12 +74,14 @@ def test_training_steps():
     ledger = Ledger()
     error = {"error": "TruncatedImage", "message": "cut", "where": None, "fix": None}
     step = SimpleNamespace(
-        used=["a", "b"], truncated=[("b", 4)], rejected=[("c", error)], num_targets=30
-    )
+        used=["a", "b"], truncated=[("b", 4)], rejected=[("c", error)], num_targets=30,
+        notes={"pictures seen more coarsely": 2},
+    )  # fmt: skip
     ledger.add(step)
     ledger.check()
     assert (ledger.num_read, ledger.num_used, ledger.num_truncated) == (3, 1, 1)
     assert (ledger.num_rejected, ledger.num_cut_tokens, ledger.num_supervised_tokens) == (1, 4, 30)
+    assert ledger.notes == {"pictures seen more coarsely": 2}
     assert Ledger.from_dict(ledger.to_dict()) == ledger
 
 
