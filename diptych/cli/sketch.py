@@ -145,7 +145,7 @@ def _tokenizer(sized: Any, named: Any) -> Any:
         return _Counted(size or VOCAB_SIZE, True)
     known = packages.find(source or "")
     if known is not None and known.config:
-        size = known.config["vocab_size"]
+        size = known.config.get("vocab_size", size)
     if size is None or Path(source).expanduser().is_dir():
         return load_tokenizer(source, "model.tokenizer")
     return _Counted(size, False)

@@ -225,3 +225,15 @@ def test_marks_around_pictures_are_never_cut_off(tokenizer):
     plain = replace(Sample("", turns), turns=(Turn("user", (Text("<img> and </img>"),)),))
     typed = model.chat_encoder.encode(plain, generation=True)
     assert behind not in typed.ids  # what a person typed binds to nothing
+
+
+def test_the_command_reads_a_folder_and_writes_it_as_it_came(tokenizer, tmp_path):
+    from diptych.cli.leave import convert_model
+
+    layout.export(internvl(tokenizer), "hf-internvl", tmp_path / "theirs")
+    ours, again = tmp_path / "ours", tmp_path / "again"
+    assert convert_model(str(tmp_path / "theirs"), ours, None, "hf-internvl")["tokens_equal"]
+    assert convert_model(str(ours), again, "same", None)["layout"] == "hf-internvl"
+    save_model(internvl(tokenizer), tmp_path / "new")
+    with pytest.raises(ConfigError, match="did not come in a layout"):
+        convert_model(str(tmp_path / "new"), tmp_path / "out", "same", None)
